@@ -1,0 +1,87 @@
+# The front door. `make demo` and `make test` need nothing but Python 3.11 and this folder.
+# On Windows, README.md has the same as plain pip lines.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+RUN    ?= runs/demo
+
+# Pytest's -m for what everyone runs: quick, without a GPU, without other frameworks.
+QUICK := not slow and not gpu and not oracle
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check rest lint types slow bounds simulator doctest docs oracle format clean
+
+help:  ## say what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# --- for users ------------------------------------------------------------------------------
+
+demo: $(VENV)/ready-run  ## train a dilated network on handwriting and draw what it learnt
+	$(BIN)/tinydilate train --out $(RUN)
+
+test: $(VENV)/ready-test  ## the tests, about two minutes
+	$(BIN)/python -m pytest -m "$(QUICK)"
+
+# --- for developers -------------------------------------------------------------------------
+
+check: test rest  ## everything: the tests and all of the lines below
+
+rest: lint types slow bounds simulator doctest docs
+
+lint: $(VENV)/ready-dev  ## ruff: format and rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/ready-dev  ## mypy, strict
+	$(BIN)/mypy
+
+slow: $(VENV)/ready-dev  ## the tests that `make test` leaves out for their length
+	$(BIN)/python -m pytest -m "slow and not gpu and not oracle"
+
+bounds: $(VENV)/ready-dev  ## the op tests with every array index checked
+	NUMBA_BOUNDSCHECK=1 $(BIN)/python -m pytest tests/test_ops.py -m "$(QUICK)"
+
+simulator: $(VENV)/ready-dev  ## the CUDA kernels in Numba's simulator
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python scripts/simulate.py
+
+doctest: $(VENV)/ready-dev  ## the examples in the docstrings
+	$(BIN)/python -m pytest --doctest-modules tinydilate
+
+docs: $(VENV)/ready-dev  ## the documentation, tutorials executed: docs/_build/html/index.html
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+oracle: $(VENV)/ready-oracle  ## compare with PyTorch and ONNX (a large download)
+	$(BIN)/python -m pytest -m oracle
+
+format: $(VENV)/ready-dev  ## let ruff rewrite what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## delete what was built; the virtual environment and runs/ stay
+	rm -rf build dist docs/_build docs/ops docs/tutorials .mypy_cache .pytest_cache .ruff_cache
+
+# --- the virtual environment ----------------------------------------------------------------
+# Each stamp says which extras are installed; a newer pyproject.toml makes it out of date.
+
+$(VENV)/bin/python:
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo "Expected a Python 3.11 or later as '$(PYTHON)'; there is none. Install it, or name yours: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit("Expected Python 3.11 or later; $(PYTHON) is %d.%d. Name a newer one: make PYTHON=python3.13" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/ready-run: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/ready-test: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	@touch $@ $(VENV)/ready-run
+
+$(VENV)/ready-dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@ $(VENV)/ready-test $(VENV)/ready-run
+
+$(VENV)/ready-oracle: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[test,oracle]"
+	@touch $@ $(VENV)/ready-test $(VENV)/ready-run
