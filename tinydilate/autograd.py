@@ -1,0 +1,436 @@
+"""Reverse-mode differentiation: tensors, operations, and the walk back through them.
+
+Every operation on tensors makes one `Op` that remembers its inputs. The tensor that comes out
+points to its op, so the ops form a graph that grows as the program runs. ``backward`` walks it
+from the result to the leaves and applies the chain rule.
+
+Why must the walk be sorted? Take ``b = a + a; c = b + b``. The gradient of ``b`` is the sum of
+two parts, one from each use in ``c``. Walking on to ``a`` after the first part alone would carry
+half the truth. An op may be visited only when everything that used its result has been. Ops
+are numbered as they are made, and an op is always made after its inputs: visiting the highest
+number first is therefore an order in which every user comes before what it used. No recursion, so
+no limit on the depth of a network.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import ContextDecorator
+from typing import Any, cast
+
+import numpy as np
+
+from tinydilate.device import MetaArray, check_device, device_of, move
+from tinydilate.errors import DeviceError, DtypeError, GraphError, ShapeError
+from tinydilate.kernel import kernel
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+_numbers = itertools.count()
+_mode = threading.local()
+
+# The pages of tinydilate/functional fill this with their public functions; Tensor's operators
+# and methods look theirs up here, so that this module needs to know no page.
+FUNCTIONS: dict[str, Callable[..., Any]] = {}
+
+
+def public(function: Callable[..., Any]) -> Any:
+    """Register a page's function under its name for Tensor's operators and methods."""
+    FUNCTIONS[function.__name__] = function
+    return function
+
+
+class no_grad(ContextDecorator):  # noqa: N801 - PyTorch's name
+    """Within the block, or the decorated function, no graph is recorded."""
+
+    def __enter__(self) -> None:
+        _mode.depth = getattr(_mode, "depth", 0) + 1
+
+    def __exit__(self, *_: object) -> None:
+        _mode.depth -= 1
+
+
+def is_grad_enabled() -> bool:
+    """Whether operations are being recorded (in this thread)."""
+    return getattr(_mode, "depth", 0) == 0
+
+
+def _method(name: str) -> Callable[..., Any]:
+    def method(self: Tensor, *arguments: Any, **options: Any) -> Any:
+        return FUNCTIONS[name](self, *arguments, **options)
+
+    method.__name__ = name
+    method.__doc__ = f"See `tinydilate.functional.{name}`."
+    return method
+
+
+def _reflected(name: str) -> Callable[..., Any]:
+    def method(self: Tensor, other: Any) -> Any:
+        return FUNCTIONS[name](other, self)
+
+    method.__name__ = name
+    return method
+
+
+class Tensor:
+    """An array that remembers how it was computed.
+
+    Make one with `tinydilate.tensor`.
+
+    Attributes
+    ----------
+    data : ndarray or MetaArray
+        The numbers.
+    requires_grad : bool
+        Whether gradients flow to it.
+    grad : Tensor or None
+        Sum of the gradients of every ``backward`` so far. Only leaves keep it: tensors that were
+        made by `tensor`, not computed.
+    op : Op or None
+        The operation that computed it; None for a leaf.
+    """
+
+    __array_ufunc__ = None  # so that ndarray + Tensor asks the Tensor
+    __slots__ = ("__weakref__", "data", "grad", "op", "requires_grad")
+
+    def __init__(self, data: Any, requires_grad: bool = False, op: Op | None = None) -> None:
+        if requires_grad and data.dtype not in FLOATS:
+            raise DtypeError(
+                f"expected float32 or float64 for a tensor that requires grad; got {data.dtype}. "
+                "Whole numbers have no derivative: convert with .astype(np.float32)."
+            )
+        self.data = data
+        self.requires_grad = requires_grad
+        self.grad: Tensor | None = None
+        self.op = op
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the axes."""
+        return cast(tuple[int, ...], self.data.shape)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return cast(int, self.data.size)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the numbers."""
+        return cast("np.dtype[Any]", self.data.dtype)
+
+    @property
+    def device(self) -> str:
+        """``"cpu"``, ``"cuda"`` or ``"meta"``."""
+        return device_of(self.data)
+
+    def numpy(self) -> Any:
+        """The numbers as an ndarray that shares memory with the tensor."""
+        if self.requires_grad:
+            raise GraphError(
+                "expected a tensor outside the graph; got one that requires grad, whose numbers "
+                "could change unseen. Write .detach().numpy()."
+            )
+        return move(self.data, "cpu")
+
+    def item(self) -> float:
+        """The one number of a tensor with one element, as a Python number."""
+        if self.size != 1:
+            raise ShapeError(
+                f"expected a tensor with one element; got shape {self.shape}. "
+                "Reduce it first, for example with .sum(), or take .numpy()."
+            )
+        return cast(float, move(self.data, "cpu").item())
+
+    def detach(self) -> Tensor:
+        """The same numbers as a leaf outside the graph."""
+        return Tensor(self.data)
+
+    def to(self, target: Any) -> Tensor:
+        """Copy to a device (``"cpu"``, ``"meta"``) or to a dtype; gradients flow back."""
+        if isinstance(target, str) and target in ("cpu", "cuda", "meta"):
+            return self if self.device == target else Move(target)(self)
+        dtype = np.dtype(target)
+        if not self.requires_grad or self.dtype == dtype:
+            return self if self.dtype == dtype else Tensor(self.data.astype(dtype))
+        return Cast(dtype)(self)
+
+    def backward(self, gradient: Any = None, retain_graph: bool = False) -> None:
+        """Add to the ``.grad`` of every leaf the derivative of this tensor by that leaf.
+
+        Parameters
+        ----------
+        gradient : array of this tensor's shape, optional
+            Derivative of the final quantity by this tensor; needed unless this is one number.
+        retain_graph : bool
+            Keep what the ops saved, so that a second backward can run through them.
+
+        Raises
+        ------
+        GraphError
+            If nothing requires grad, or the graph was used up by an earlier backward.
+        ShapeError
+            If ``gradient`` is missing or has another shape.
+        """
+        if not self.requires_grad:
+            raise GraphError(
+                "expected a tensor that requires grad; got one that does not depend on any. "
+                "Make a leaf with requires_grad=True and compute outside no_grad()."
+            )
+        _backward(self, _seed(self, gradient), retain_graph)
+
+    def __repr__(self) -> str:
+        grad = ", requires_grad=True" if self.requires_grad else ""
+        if self.device == "meta":
+            return f"tensor(shape={self.shape}, dtype={self.dtype}, device='meta'{grad})"
+        body = np.array2string(self.data, separator=", ", precision=4, prefix="tensor(")
+        dtype = "" if self.dtype == np.float32 else f", dtype={self.dtype}"
+        return f"tensor({body}{dtype}{grad})"
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise ShapeError("expected a tensor with axes; got a single number. Take .item().")
+        return self.shape[0]
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    __add__, __radd__ = _method("add"), _reflected("add")
+    __sub__, __rsub__ = _method("sub"), _reflected("sub")
+    __mul__, __rmul__ = _method("mul"), _reflected("mul")
+    __truediv__, __rtruediv__ = _method("div"), _reflected("div")
+    __pow__, __rpow__ = _method("pow"), _reflected("pow")
+    __matmul__, __rmatmul__ = _method("matmul"), _reflected("matmul")
+    __neg__, __getitem__ = _method("neg"), _method("getitem")
+    exp, log, relu = _method("exp"), _method("log"), _method("relu")
+    sum, mean, max = _method("sum"), _method("mean"), _method("max")
+    argmax, softmax, log_softmax = _method("argmax"), _method("softmax"), _method("log_softmax")
+    reshape, permute, transpose = _method("reshape"), _method("permute"), _method("transpose")
+    flatten = _method("flatten")
+
+
+class Op(ABC):
+    """One operation on tensors, and after the call one node of the graph.
+
+    A subclass takes its options in ``__init__``, computes in `forward`, saves what the derivative
+    needs under a name (``self.mask = ...``), and returns the inputs' gradients in `backward`.
+
+    Attributes
+    ----------
+    inputs : tuple of Tensor
+        What it was called with.
+    needs : tuple of bool
+        For each input, whether its gradient is wanted; `backward` may skip the others.
+    """
+
+    inputs: tuple[Tensor, ...] = ()
+    needs: tuple[bool, ...] = ()
+    number: int = -1
+    used_up: bool = False
+
+    @abstractmethod
+    def forward(self, *arrays: Any) -> Any:
+        """Arrays in, array out."""
+
+    @abstractmethod
+    def backward(self, grad: Any) -> Any:
+        """Gradient of the output in, gradient of each input out (None where not needed)."""
+
+    def __call__(self, *inputs: Any) -> Tensor:
+        """Run `forward`, and record this op if a gradient will be wanted."""
+        tensors = as_tensors(*inputs)
+        self.needs = tuple(tensor.requires_grad for tensor in tensors)
+        result = self.forward(*(tensor.data for tensor in tensors))
+        if not (any(self.needs) and is_grad_enabled()):
+            return Tensor(result)
+        self.inputs, self.number = tensors, next(_numbers)
+        return Tensor(result, requires_grad=True, op=self)
+
+    def input_gradients(self, grad: Any) -> tuple[Any, ...]:
+        """`backward`, with its result as a tuple; on the meta device, shapes alone."""
+        if isinstance(grad, MetaArray):
+            return tuple(MetaArray(tensor.shape, tensor.dtype) for tensor in self.inputs)
+        gradients = self.backward(grad)
+        return gradients if isinstance(gradients, tuple) else (gradients,)
+
+    def use_up(self) -> None:
+        """Let go of the inputs and of all that forward saved."""
+        self.__dict__.clear()
+        self.used_up = True
+
+
+class Move(Op):
+    """Copy to another device."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+
+    def forward(self, x: Any) -> Any:
+        self.source = device_of(x)
+        return move(x, self.target)
+
+    def backward(self, grad: Any) -> Any:
+        return move(grad, self.source)
+
+
+class Cast(Op):
+    """Convert to another floating-point type."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self.target = dtype
+
+    def forward(self, x: Any) -> Any:
+        self.source = x.dtype
+        return x.astype(self.target)
+
+    def backward(self, grad: Any) -> Any:
+        return grad.astype(self.source)
+
+
+def tensor(data: Any, requires_grad: bool = False, device: str = "cpu") -> Tensor:
+    """Make a leaf tensor.
+
+    Parameters
+    ----------
+    data : array_like
+        An array keeps its dtype; Python numbers become float32. An array is shared, not copied,
+        where it is C-contiguous.
+    requires_grad : bool
+        Whether ``backward`` should fill its ``.grad``; needs float32 or float64.
+    device : {"cpu", "meta", "cuda"}
+
+    Raises
+    ------
+    DtypeError
+        If the data are not numbers.
+    DeviceError
+        If the device is unknown or not available.
+    """
+    check_device(device)
+    if isinstance(data, Tensor):
+        data = data.data
+    if not isinstance(data, MetaArray):
+        array = np.asarray(data)
+        if array.dtype.kind not in "biuf":
+            raise DtypeError(
+                f"expected numbers; got an array of dtype {array.dtype}. "
+                "Rows of different lengths and text cannot be a tensor."
+            )
+        if not isinstance(data, np.ndarray | np.generic):
+            array = array.astype(np.float32)
+        data = np.require(array.astype(array.dtype.newbyteorder("="), copy=False), None, ["C", "A"])
+    return Tensor(move(data, device), requires_grad)
+
+
+def as_tensors(*values: Any) -> tuple[Tensor, ...]:
+    """Read an op's inputs: tensors as they are, arrays as leaves, Python numbers in their dtype.
+
+    A Python number takes the dtype and the device of the first tensor or array beside it.
+
+    Raises
+    ------
+    DeviceError, DtypeError
+        If tensors of different devices or different number types are mixed.
+    """
+    model = next((value for value in values if not isinstance(value, int | float)), None)
+    first = model if isinstance(model, Tensor) else tensor(0.0 if model is None else model)
+    tensors = []
+    for value in values:
+        if isinstance(value, Tensor):
+            tensors.append(value)
+        elif isinstance(value, int | float):
+            number = np.asarray(value, dtype=first.dtype)
+            tensors.append(Tensor(move(number, first.device)))
+        else:
+            tensors.append(tensor(value))
+    for other in tensors:
+        if other.device != tensors[0].device:
+            raise DeviceError(
+                f"expected tensors on one device; got {tensors[0].device} and {other.device}. "
+                f'Move one of them, for example with .to("{tensors[0].device}").'
+            )
+        if other.dtype != tensors[0].dtype or other.dtype not in FLOATS:
+            raise DtypeError(
+                f"expected tensors of one dtype, float32 or float64; got {tensors[0].dtype} and "
+                f"{other.dtype}. Convert one of them, for example with .to(np.float32)."
+            )
+    return tuple(tensors)
+
+
+@kernel
+def accumulate(a: Any, b: Any) -> Any:
+    """Sum of two gradients of the same tensor."""
+    return np.add(a, b)
+
+
+accumulate.cpu(np.add)
+accumulate.meta(lambda a, b: a)
+
+
+def _seed(root: Tensor, gradient: Any) -> Any:
+    if gradient is None:
+        if root.size != 1:
+            raise ShapeError(
+                f"backward from a tensor of shape {root.shape} needs a gradient of that shape: "
+                "the derivative of many numbers at once is ambiguous. Reduce it to one number, "
+                "for example with .sum(), or pass backward(gradient)."
+            )
+        gradient = np.ones(root.shape, root.dtype)
+    given = gradient.data if isinstance(gradient, Tensor) else np.asarray(gradient, root.dtype)
+    if given.shape != root.shape:
+        raise ShapeError(
+            f"expected a gradient of shape {root.shape}, as the tensor has; got {given.shape}."
+        )
+    if given.dtype != root.dtype:
+        raise DtypeError(
+            f"expected a gradient of {root.dtype}; got {given.dtype}. Convert it with .to()."
+        )
+    return move(given, root.device)
+
+
+def _backward(root: Tensor, seed: Any, retain_graph: bool) -> None:
+    """Visit ops from the newest to the oldest; by then each has its whole gradient."""
+    gradients: dict[int, Any] = {}  # number of an op -> gradient of its output, so far
+    waiting: list[tuple[int, Op]] = []  # a heap of ops, the highest number on top
+
+    def give(tensor: Tensor, gradient: Any, incoming: Any) -> None:
+        op = tensor.op
+        if op is None and tensor.grad is None:  # a leaf; its .grad shares memory with no other
+            shared = gradient is incoming or getattr(gradient, "base", None) is not None
+            tensor.grad = Tensor(gradient.copy() if shared else gradient)
+        elif op is None:
+            tensor.grad = Tensor(accumulate(cast(Tensor, tensor.grad).data, gradient))
+        elif op.used_up:
+            raise GraphError(
+                "expected a graph that can still be walked; got one whose saved arrays were let "
+                "go by an earlier backward. Compute the result again, or write "
+                "backward(retain_graph=True) the first time."
+            )
+        elif op.number in gradients:
+            gradients[op.number] = accumulate(gradients[op.number], gradient)
+        else:
+            gradients[op.number] = gradient
+            heapq.heappush(waiting, (-op.number, op))
+
+    give(root, seed, seed)
+    while waiting:
+        _, op = heapq.heappop(waiting)
+        gradient = gradients.pop(op.number)
+        results = op.input_gradients(gradient)
+        inputs = op.inputs
+        if not retain_graph:
+            op.use_up()
+        for tensor, result in zip(inputs, results, strict=True):
+            if tensor.requires_grad:
+                give(tensor, result, gradient)

@@ -1,0 +1,38 @@
+"""Every error that tinydilate raises on purpose.
+
+Each message is written in three parts: what was expected, what came, and the next move.
+Every class also derives from the built-in exception that a NumPy user would expect, so that
+``except ValueError`` keeps working.
+"""
+
+
+class TinydilateError(Exception):
+    """The common ancestor: ``except TinydilateError`` catches all that we raise on purpose."""
+
+
+class ShapeError(TinydilateError, ValueError):
+    """Arrays, windows or sizes that do not fit each other."""
+
+
+class DtypeError(TinydilateError, TypeError):
+    """A number type that the operation does not take, or two types mixed."""
+
+
+class DeviceError(TinydilateError, RuntimeError):
+    """Tensors on different devices, or a device that is not there."""
+
+
+class GraphError(TinydilateError, RuntimeError):
+    """A backward pass that cannot be run."""
+
+
+class KernelError(TinydilateError, RuntimeError):
+    """A kernel that is missing on a device, or that Numba could not compile."""
+
+
+class DataError(TinydilateError, ValueError):
+    """Input data that cannot be used: labels out of range, broken files, empty data sets."""
+
+
+class ConfigError(TinydilateError, ValueError):
+    """An option or a configuration file that makes no sense."""

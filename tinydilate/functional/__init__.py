@@ -1,0 +1,25 @@
+"""The operations, one page each, with the names and meanings of ``torch.nn.functional``.
+
+Read the pages in this order: arithmetic, rectifier, unfolding, convolution. Each page reads top to
+bottom: definition, NumPy reference, Numba kernel, derivative, public function.
+"""
+
+from tinydilate.functional.arithmetic import add, div, exp, log, mul, neg, pow, sub
+from tinydilate.functional.convolution import conv2d
+from tinydilate.functional.rectifier import relu
+from tinydilate.functional.unfolding import fold, unfold
+
+__all__ = [
+    "add",
+    "conv2d",
+    "div",
+    "exp",
+    "fold",
+    "log",
+    "mul",
+    "neg",
+    "pow",
+    "relu",
+    "sub",
+    "unfold",
+]

@@ -1,0 +1,432 @@
+"""Arithmetic of tensors, element by element, with NumPy's broadcasting.
+
+Definition: ``c[i] = f(a[i], b[i])``, where an axis of length 1, or a missing one, is repeated.
+
+Derivative: by the chain rule ``da = dc * df/da``, element by element. Where ``a`` was repeated,
+every copy sends back its share and the shares add up: the adjoint of broadcasting is a sum.
+
+Every operation is one rule of scalars, compiled as a NumPy ufunc, which brings the broadcasting
+and the loop.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tinydilate.autograd import Op, Tensor, public
+from tinydilate.device import Array, MetaArray
+from tinydilate.errors import ShapeError
+from tinydilate.kernel import Elementwise, jit_relaxed, kernel
+from tinydilate.threads import share
+
+
+def broadcast_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """Common shape of arrays that are combined element by element.
+
+    Raises
+    ------
+    ShapeError
+        If two sizes differ along an axis and neither is 1.
+    """
+    try:
+        return np.broadcast_shapes(*shapes)
+    except ValueError:
+        raise ShapeError(
+            f"expected shapes that broadcast; got {' and '.join(map(str, shapes))}. Counted from "
+            "the last axis, two sizes must be equal or one of them 1: reshape one of them."
+        ) from None
+
+
+def broadcast_meta(*arrays: MetaArray) -> MetaArray:
+    """Shape rule of every element-by-element kernel."""
+    return MetaArray(broadcast_shape(*(a.shape for a in arrays)), arrays[0].dtype)
+
+
+# ---- the sum that broadcasting calls for on the way back -------------------------------------
+
+
+@kernel
+def sum_to_shape(x: Array, shape: tuple[int, ...]) -> Array:
+    """Sum ``x`` over the axes that were repeated when ``shape`` was broadcast to ``x.shape``."""
+    lead = x.ndim - len(shape)
+    repeated = [axis for axis in range(lead, x.ndim) if shape[axis - lead] != x.shape[axis]]
+    return np.sum(x, axis=(*range(lead), *repeated)).reshape(shape).astype(x.dtype)
+
+
+@sum_to_shape.cpu
+def sum_to_shape_cpu(x: Array, shape: tuple[int, ...]) -> Array:
+    # Neighbouring axes of one kind act as one. What is left alternates: summed, kept, summed, ...
+    lead = x.ndim - len(shape)
+    kept = [axis >= lead and shape[axis - lead] == x.shape[axis] for axis in range(x.ndim)]
+    groups: list[tuple[bool, int]] = [(False, 1)]
+    for keep, size in zip(kept, x.shape, strict=True):
+        if size == 1:
+            continue
+        if groups[-1][0] == keep:
+            groups[-1] = (keep, groups[-1][1] * size)
+        else:
+            groups.append((keep, size))
+    while len(groups) > 1:  # sum away two groups a round: (R, A, S, B, ...) -> (A*B, ...)
+        sizes = [size for _, size in groups[:4]] + [1] * (4 - len(groups))
+        rest = math.prod(size for _, size in groups[4:])
+        blocks = x.reshape(sizes[0], sizes[1], sizes[2], sizes[3] * rest)
+        total = np.empty((sizes[1], sizes[3] * rest), x.dtype)
+        least = max(1, 100_000 // max(1, blocks[:, :1].size))
+        share(_sum_blocks, sizes[1], blocks, total, least=least)
+        x, groups = total, [(False, 1), (True, sizes[1] * sizes[3]), *groups[4:]]
+        if len(groups) == 2:
+            return x.reshape(shape)
+    blocks, total = x.reshape(1, 1, -1, 1), np.empty((1, 1), x.dtype)
+    share(_sum_blocks, 1, blocks, total)
+    return total.reshape(shape)
+
+
+@jit_relaxed
+def _sum_blocks(start: int, stop: int, x: Array, total: Array) -> None:
+    """(R, A, S, B) -> (A, B): sum over the first and third axis; rows [start, stop) of A."""
+    for a in range(start, stop):
+        if x.shape[3] == 1:
+            exact = 0.0  # float64: a long sum of short sums keeps its digits
+            for r in range(x.shape[0]):
+                for first in range(0, x.shape[2], 1024):
+                    part = x.dtype.type(0)
+                    for s in range(first, min(first + 1024, x.shape[2])):
+                        part += x[r, a, s, 0]
+                    exact += part
+            total[a, 0] = exact
+        else:
+            total[a] = 0
+            for r in range(x.shape[0]):
+                for s in range(x.shape[2]):
+                    for b in range(x.shape[3]):
+                        total[a, b] += x[r, a, s, b]
+
+
+@sum_to_shape.meta
+def sum_to_shape_meta(x: MetaArray, shape: tuple[int, ...]) -> MetaArray:
+    return MetaArray(shape, x.dtype)
+
+
+def unbroadcast(grad: Any, shape: tuple[int, ...]) -> Any:
+    """Gradient of a repeated array -> gradient of the array before it was repeated."""
+    return grad if grad.shape == shape else sum_to_shape(grad, shape)
+
+
+# ---- c = a + b:  da = dc,  db = dc -----------------------------------------------------------
+
+
+@kernel
+def add_forward(a: Array, b: Array) -> Array:
+    """``a + b``."""
+    return np.add(a, b)
+
+
+add_forward.cpu(Elementwise(lambda a, b: a + b))
+add_forward.meta(broadcast_meta)
+
+
+class Add(Op):
+    """Sum of two tensors."""
+
+    def forward(self, a: Any, b: Any) -> Any:
+        self.shapes = a.shape, b.shape
+        broadcast_shape(*self.shapes)
+        return add_forward(a, b)
+
+    def backward(self, grad: Any) -> Any:
+        return tuple(unbroadcast(grad, shape) for shape in self.shapes)
+
+
+@public
+def add(input: Any, other: Any) -> Tensor:
+    """``input + other``, broadcast.
+
+    Parameters
+    ----------
+    input, other : Tensor, array or number
+
+    Raises
+    ------
+    ShapeError
+        If the shapes do not broadcast.
+    """
+    return Add()(input, other)
+
+
+# ---- c = a - b:  da = dc,  db = -dc ----------------------------------------------------------
+
+
+@kernel
+def sub_forward(a: Array, b: Array) -> Array:
+    """``a - b``."""
+    return np.subtract(a, b)
+
+
+sub_forward.cpu(Elementwise(lambda a, b: a - b))
+sub_forward.meta(broadcast_meta)
+
+
+class Sub(Op):
+    """Difference of two tensors."""
+
+    def forward(self, a: Any, b: Any) -> Any:
+        self.shapes = a.shape, b.shape
+        broadcast_shape(*self.shapes)
+        return sub_forward(a, b)
+
+    def backward(self, grad: Any) -> Any:
+        return unbroadcast(grad, self.shapes[0]), unbroadcast(neg_forward(grad), self.shapes[1])
+
+
+@public
+def sub(input: Any, other: Any) -> Tensor:
+    """``input - other``, broadcast; see `add`."""
+    return Sub()(input, other)
+
+
+# ---- b = -a:  da = -db -----------------------------------------------------------------------
+
+
+@kernel
+def neg_forward(a: Array) -> Array:
+    """``-a``."""
+    return np.negative(a)
+
+
+neg_forward.cpu(Elementwise(lambda a: -a))
+neg_forward.meta(broadcast_meta)
+
+
+class Neg(Op):
+    """The opposite sign."""
+
+    def forward(self, a: Any) -> Any:
+        return neg_forward(a)
+
+    def backward(self, grad: Any) -> Any:
+        return neg_forward(grad)
+
+
+@public
+def neg(input: Any) -> Tensor:
+    """``-input``."""
+    return Neg()(input)
+
+
+# ---- c = a * b:  da = dc * b,  db = dc * a ---------------------------------------------------
+
+
+@kernel
+def mul_forward(a: Array, b: Array) -> Array:
+    """``a * b``."""
+    return np.multiply(a, b)
+
+
+mul_forward.cpu(Elementwise(lambda a, b: a * b))
+mul_forward.meta(broadcast_meta)
+
+
+class Mul(Op):
+    """Product of two tensors, element by element."""
+
+    def forward(self, a: Any, b: Any) -> Any:
+        broadcast_shape(a.shape, b.shape)
+        self.a, self.b = a, b
+        return mul_forward(a, b)
+
+    def backward(self, grad: Any) -> Any:
+        a, b = self.a, self.b
+        return (
+            unbroadcast(mul_forward(grad, b), a.shape) if self.needs[0] else None,
+            unbroadcast(mul_forward(grad, a), b.shape) if self.needs[1] else None,
+        )
+
+
+@public
+def mul(input: Any, other: Any) -> Tensor:
+    """``input * other``, element by element, broadcast; see `add`."""
+    return Mul()(input, other)
+
+
+# ---- c = a / b:  da = dc / b,  db = -dc * c / b ----------------------------------------------
+
+
+@kernel
+def div_forward(a: Array, b: Array) -> Array:
+    """``a / b``; a division by zero gives inf or nan, as in IEEE 754."""
+    with np.errstate(all="ignore"):
+        return np.divide(a, b)
+
+
+_divide = Elementwise(lambda a, b: a / b)
+
+
+@div_forward.cpu
+def div_forward_cpu(a: Array, b: Array) -> Any:
+    with np.errstate(all="ignore"):
+        return _divide(a, b)
+
+
+div_forward.meta(broadcast_meta)
+
+
+class Div(Op):
+    """Quotient of two tensors."""
+
+    def forward(self, a: Any, b: Any) -> Any:
+        broadcast_shape(a.shape, b.shape)
+        self.a_shape, self.b = a.shape, b
+        self.c = div_forward(a, b)
+        return self.c
+
+    def backward(self, grad: Any) -> Any:
+        da = div_forward(grad, self.b)
+        if not self.needs[1]:
+            return unbroadcast(da, self.a_shape), None
+        db = neg_forward(mul_forward(da, self.c))
+        return unbroadcast(da, self.a_shape), unbroadcast(db, self.b.shape)
+
+
+@public
+def div(input: Any, other: Any) -> Tensor:
+    """``input / other``, broadcast; see `add`. Division by zero gives inf or nan."""
+    return Div()(input, other)
+
+
+# ---- c = a ** b:  da = dc * b * a**(b-1),  db = dc * c * log(a) ------------------------------
+
+
+@kernel
+def pow_forward(a: Array, b: Array) -> Array:
+    """``a ** b``."""
+    with np.errstate(all="ignore"):
+        return np.power(a, b)
+
+
+@kernel
+def pow_slope_base(a: Array, b: Array) -> Array:
+    """``b * a**(b-1)``, the slope of a**b along a; zero where b is zero, even at a = 0."""
+    with np.errstate(all="ignore"):
+        return np.where(b == 0, 0, b * np.power(a, b - 1)).astype(a.dtype)
+
+
+@kernel
+def pow_slope_exponent(a: Array, b: Array) -> Array:
+    """``a**b * log(a)``, the slope of a**b along b; zero where a is zero and b is not negative."""
+    with np.errstate(all="ignore"):
+        return np.where((a == 0) & (b >= 0), 0, np.power(a, b) * np.log(a)).astype(a.dtype)
+
+
+def _slope_base(a: Any, b: Any) -> Any:
+    return b * a ** (b - 1) if b != 0 else b
+
+
+def _slope_exponent(a: Any, b: Any) -> Any:
+    return a if a == 0 and b >= 0 else a**b * np.log(a)
+
+
+def _quietly(rule: Elementwise) -> Any:
+    """The ufunc without NumPy's warnings: inf and nan are answers."""
+
+    def twin(*arrays: Array) -> Any:
+        with np.errstate(all="ignore"):
+            return rule(*arrays)
+
+    return twin
+
+
+pow_forward.cpu(_quietly(Elementwise(lambda a, b: a**b)))
+pow_slope_base.cpu(_quietly(Elementwise(_slope_base)))
+pow_slope_exponent.cpu(_quietly(Elementwise(_slope_exponent)))
+pow_forward.meta(broadcast_meta)
+pow_slope_base.meta(broadcast_meta)
+pow_slope_exponent.meta(broadcast_meta)
+
+
+class Pow(Op):
+    """Power of two tensors."""
+
+    def forward(self, a: Any, b: Any) -> Any:
+        broadcast_shape(a.shape, b.shape)
+        self.a, self.b = a, b
+        return pow_forward(a, b)
+
+    def backward(self, grad: Any) -> Any:
+        a, b = self.a, self.b
+        da = mul_forward(grad, pow_slope_base(a, b)) if self.needs[0] else None
+        db = mul_forward(grad, pow_slope_exponent(a, b)) if self.needs[1] else None
+        return (
+            None if da is None else unbroadcast(da, a.shape),
+            None if db is None else unbroadcast(db, b.shape),
+        )
+
+
+@public
+def pow(input: Any, exponent: Any) -> Tensor:
+    """``input ** exponent``, broadcast; see `add`. A negative base needs a whole exponent."""
+    return Pow()(input, exponent)
+
+
+# ---- b = exp(a):  da = db * b ----------------------------------------------------------------
+
+
+@kernel
+def exp_forward(a: Array) -> Array:
+    """``e ** a``."""
+    with np.errstate(all="ignore"):
+        return np.exp(a)
+
+
+exp_forward.cpu(_quietly(Elementwise(lambda a: np.exp(a))))
+exp_forward.meta(broadcast_meta)
+
+
+class Exp(Op):
+    """The exponential function."""
+
+    def forward(self, a: Any) -> Any:
+        self.b = exp_forward(a)
+        return self.b
+
+    def backward(self, grad: Any) -> Any:
+        return mul_forward(grad, self.b)
+
+
+@public
+def exp(input: Any) -> Tensor:
+    """``e ** input``, element by element."""
+    return Exp()(input)
+
+
+# ---- b = log(a):  da = db / a ----------------------------------------------------------------
+
+
+@kernel
+def log_forward(a: Array) -> Array:
+    """Natural logarithm; -inf at zero, nan below."""
+    with np.errstate(all="ignore"):
+        return np.log(a)
+
+
+log_forward.cpu(_quietly(Elementwise(lambda a: np.log(a))))
+log_forward.meta(broadcast_meta)
+
+
+class Log(Op):
+    """The natural logarithm."""
+
+    def forward(self, a: Any) -> Any:
+        self.a = a
+        return log_forward(a)
+
+    def backward(self, grad: Any) -> Any:
+        return div_forward(grad, self.a)
+
+
+@public
+def log(input: Any) -> Tensor:
+    """Natural logarithm, element by element: -inf at zero, nan below."""
+    return Log()(input)

@@ -1,0 +1,372 @@
+"""Dilated two-dimensional convolution, the paper's operator (equation 2).
+
+Definition: output (i, j) of filter f is a weighted sum over the taps of a window whose taps lie
+``dilation`` pixels apart:
+
+    out[n, f, i, j] = bias[f] + sum over c, u, v of  weight[f, c, u, v] * input[n, c, y, z]
+        y = i * stride - padding + u * dilation          (the tap rule, rows)
+        z = j * stride - padding + v * dilation          (the tap rule, columns)
+
+and input is 0 in the padding. No "dilated filter" with zeros between its taps is ever built: the
+window reads the input with gaps. A 3x3 kernel with dilation l sees 2*l + 1 pixels along each axis
+and still costs nine multiplications.
+
+The paper's equation 2, p = s + l*t, is a true convolution, which counts the taps backwards. Like
+every framework we count them forwards (correlation); learning does not care.
+
+Derivative: the output is linear in the input, in the weights and in the bias. So each gradient is
+an adjoint: the input's gradient spreads each output's gradient back over the pixels that it read,
+the weights' gradient is the product of the output's gradient with the columns (see unfolding), the
+bias's is the sum over all pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tinydilate.autograd import Op, Tensor, as_tensors, public
+from tinydilate.device import Array, MetaArray
+from tinydilate.errors import ShapeError
+from tinydilate.functional.arithmetic import sum_to_shape
+from tinydilate.functional.rectifier import relu_backward
+from tinydilate.functional.unfolding import check_axes, fold_forward, unfold_forward
+from tinydilate.gemm import adjoint_gather, forward_gather, gathered_outer, gathered_product
+from tinydilate.kernel import jit, kernel, tap
+from tinydilate.threads import share
+from tinydilate.window import Pair, Window
+
+# ---- forward ---------------------------------------------------------------------------------
+
+
+@kernel
+def conv2d_forward(
+    x: Array, w: Array, b: Array | None, window: Window, groups: int = 1, relu: bool = False
+) -> Array:
+    """(N, C, H, W), (F, C/groups, KH, KW), (F,) -> (N, F, OH, OW): weights times im2col."""
+    columns = unfold_forward.implementations["numpy"](x, window)  # (N, C, KH, KW, OH, OW)
+    columns = columns.reshape(len(x), groups, w[0].size, *columns.shape[4:])
+    weights = w.reshape(groups, len(w) // groups, w[0].size)  # (G, F/G, K), K = C/G*KH*KW
+    out = np.einsum("gfk,ngkij->ngfij", weights, columns)
+    out = out.reshape(len(x), len(w), *columns.shape[3:])  # (N, F, OH, OW)
+    if b is not None:
+        out = out + b[:, None, None]
+    return np.where(out < 0, 0, out) if relu else out
+
+
+@conv2d_forward.cpu
+def conv2d_forward_cpu(
+    x: Array, w: Array, b: Array | None, window: Window, groups: int = 1, relu: bool = False
+) -> Array:
+    if x.dtype != np.float32:  # the register tiles are float32
+        return conv2d_forward_loops(x, w, b, window, groups, relu)
+    gather = forward_gather(window, window.output_size(x.shape[2:]))
+    return gathered_product(x, w, b, gather, groups, relu)
+
+
+@conv2d_forward.variant("cpu:loops")
+def conv2d_forward_loops(
+    x: Array, w: Array, b: Array | None, window: Window, groups: int = 1, relu: bool = False
+) -> Array:
+    out = np.empty((len(x), len(w), *window.output_size(x.shape[2:])), x.dtype)
+    bias = np.zeros(len(w), x.dtype) if b is None else b
+    jobs = out.shape[0] * out.shape[1]
+    share(_conv2d, jobs, x, w, bias, out, window.stride, window.before, window.dilation, groups)
+    return np.where(out < 0, 0, out) if relu else out
+
+
+@jit
+def _conv2d(
+    start: int,
+    stop: int,
+    x: Array,
+    w: Array,
+    b: Array,
+    out: Array,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+) -> None:
+    """The definition, loop by loop; job n*F + f is one output plane."""
+    height, width = x.shape[2:]
+    filters, channels, kernel_h, kernel_w = w.shape
+    for job in range(start, stop):
+        n, f = divmod(job, filters)
+        first = f // (filters // groups) * channels  # the first input channel of f's group
+        for i in range(out.shape[2]):
+            for j in range(out.shape[3]):
+                total = b[f]
+                for c in range(channels):
+                    for u in range(kernel_h):
+                        y = tap(i, u, stride[0], padding[0], dilation[0])
+                        if 0 <= y < height:
+                            for v in range(kernel_w):
+                                z = tap(j, v, stride[1], padding[1], dilation[1])
+                                if 0 <= z < width:
+                                    total += w[f, c, u, v] * x[n, first + c, y, z]
+                out[n, f, i, j] = total
+
+
+@conv2d_forward.meta
+def conv2d_forward_meta(
+    x: MetaArray,
+    w: MetaArray,
+    b: MetaArray | None,
+    window: Window,
+    groups: int = 1,
+    relu: bool = False,
+) -> MetaArray:
+    return MetaArray((x.shape[0], w.shape[0], *window.output_size(x.shape[2:])), x.dtype)
+
+
+# ---- adjoint by the input --------------------------------------------------------------------
+
+
+@kernel
+def conv2d_grad_input(grad: Array, w: Array, size: Pair, window: Window, groups: int = 1) -> Array:
+    """(N, F, OH, OW), (F, C/groups, KH, KW) -> (N, C, H, W): columns of gradients, folded."""
+    count, filters, out_h, out_w = grad.shape
+    weights = w.reshape(groups, filters // groups, w[0].size)  # (G, F/G, K)
+    grads = grad.reshape(count, groups, filters // groups, out_h, out_w)
+    columns = np.einsum("gfk,ngfij->ngkij", weights, grads)  # (N, G, K, OH, OW)
+    columns = columns.reshape(count, groups * w.shape[1], *window.kernel, out_h, out_w)
+    return np.asarray(fold_forward.implementations["numpy"](columns, size, window))
+
+
+@conv2d_grad_input.cpu
+def conv2d_grad_input_cpu(
+    grad: Array, w: Array, size: Pair, window: Window, groups: int = 1
+) -> Array:
+    if grad.dtype != np.float32:
+        return conv2d_grad_input_loops(grad, w, size, window, groups)
+    # Filters and channels change places: (F, C/G, KH, KW) -> (C, F/G, KH, KW), group by group.
+    by_group = w.reshape(groups, -1, *w.shape[1:])  # (G, F/G, C/G, KH, KW)
+    swapped = by_group.transpose(0, 2, 1, 3, 4).reshape(-1, by_group.shape[1], *w.shape[2:])
+    return gathered_product(grad, swapped, None, adjoint_gather(window, size), groups)
+
+
+@conv2d_grad_input.variant("cpu:loops")
+def conv2d_grad_input_loops(
+    grad: Array, w: Array, size: Pair, window: Window, groups: int = 1
+) -> Array:
+    result = np.zeros((len(grad), w.shape[1] * groups, *size), grad.dtype)
+    jobs = result.shape[0] * result.shape[1]
+    share(_spread, jobs, grad, w, result, window.stride, window.before, window.dilation)
+    return result
+
+
+@jit
+def _spread(
+    start: int,
+    stop: int,
+    grad: Array,
+    w: Array,
+    result: Array,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+) -> None:
+    """Each output's gradient, spread over the pixels it read; job n*C + c is one input plane."""
+    channels, height, width = result.shape[1:]
+    filters, per_group, kernel_h, kernel_w = w.shape
+    each = filters // (channels // per_group)  # filters in a group
+    for job in range(start, stop):
+        n, channel = divmod(job, channels)
+        group, c = divmod(channel, per_group)
+        for f in range(group * each, (group + 1) * each):
+            for i in range(grad.shape[2]):
+                for u in range(kernel_h):
+                    y = tap(i, u, stride[0], padding[0], dilation[0])
+                    if 0 <= y < height:
+                        for j in range(grad.shape[3]):
+                            for v in range(kernel_w):
+                                z = tap(j, v, stride[1], padding[1], dilation[1])
+                                if 0 <= z < width:
+                                    result[n, channel, y, z] += w[f, c, u, v] * grad[n, f, i, j]
+
+
+@conv2d_grad_input.meta
+def conv2d_grad_input_meta(
+    grad: MetaArray, w: MetaArray, size: Pair, window: Window, groups: int = 1
+) -> MetaArray:
+    return MetaArray((grad.shape[0], w.shape[1] * groups, *size), grad.dtype)
+
+
+# ---- adjoint by the weights ------------------------------------------------------------------
+
+
+@kernel
+def conv2d_grad_weight(x: Array, grad: Array, window: Window, groups: int = 1) -> Array:
+    """(N, C, H, W), (N, F, OH, OW) -> (F, C/groups, KH, KW): gradients times columns."""
+    count, filters, out_h, out_w = grad.shape
+    columns = unfold_forward.implementations["numpy"](x, window)  # (N, C, KH, KW, OH, OW)
+    columns = columns.reshape(count, groups, x.shape[1] // groups * window.taps, out_h, out_w)
+    grads = grad.reshape(count, groups, filters // groups, out_h, out_w)
+    result = np.einsum("ngfij,ngkij->gfk", grads, columns)  # (G, F/G, K)
+    return result.reshape(filters, x.shape[1] // groups, *window.kernel)
+
+
+@conv2d_grad_weight.cpu
+def conv2d_grad_weight_cpu(x: Array, grad: Array, window: Window, groups: int = 1) -> Array:
+    if x.dtype != np.float32:
+        return conv2d_grad_weight_loops(x, grad, window, groups)
+    return gathered_outer(x, grad, forward_gather(window, window.output_size(x.shape[2:])), groups)
+
+
+@conv2d_grad_weight.variant("cpu:loops")
+def conv2d_grad_weight_loops(x: Array, grad: Array, window: Window, groups: int = 1) -> Array:
+    result = np.zeros((grad.shape[1], x.shape[1] // groups, *window.kernel), x.dtype)
+    jobs = result.shape[0] * result.shape[1]
+    share(_correlate, jobs, x, grad, result, window.stride, window.before, window.dilation, groups)
+    return result
+
+
+@jit
+def _correlate(
+    start: int,
+    stop: int,
+    x: Array,
+    grad: Array,
+    result: Array,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+) -> None:
+    """Each tap's gradient: output gradients times what the tap read; job f*C/G + c."""
+    height, width = x.shape[2:]
+    filters, channels, kernel_h, kernel_w = result.shape
+    for job in range(start, stop):
+        f, c = divmod(job, channels)
+        channel = f // (filters // groups) * channels + c
+        for u in range(kernel_h):
+            for v in range(kernel_w):
+                total = x.dtype.type(0)
+                for n in range(grad.shape[0]):
+                    for i in range(grad.shape[2]):
+                        y = tap(i, u, stride[0], padding[0], dilation[0])
+                        if 0 <= y < height:
+                            for j in range(grad.shape[3]):
+                                z = tap(j, v, stride[1], padding[1], dilation[1])
+                                if 0 <= z < width:
+                                    total += grad[n, f, i, j] * x[n, channel, y, z]
+                result[f, c, u, v] = total
+
+
+@conv2d_grad_weight.meta
+def conv2d_grad_weight_meta(
+    x: MetaArray, grad: MetaArray, window: Window, groups: int = 1
+) -> MetaArray:
+    shape = (grad.shape[1], x.shape[1] // groups, *window.kernel)
+    return MetaArray(shape, x.dtype)
+
+
+# ---- the operation ---------------------------------------------------------------------------
+
+
+class Convolution(Op):
+    """Dilated convolution of an input with weights and an optional bias."""
+
+    def __init__(self, window: Window, groups: int = 1, relu: bool = False) -> None:
+        self.window, self.groups, self.relu = window, groups, relu
+
+    def forward(self, x: Any, w: Any, b: Any = None) -> Any:
+        self.x, self.w = x, w
+        out = conv2d_forward(x, w, b, self.window, self.groups, self.relu)
+        if self.relu:
+            self.out = out  # positive where the sum was
+        return out
+
+    def backward(self, grad: Any) -> Any:
+        if self.relu:
+            grad = relu_backward(grad, self.out)
+        dx = dw = db = None
+        if self.needs[0]:
+            dx = conv2d_grad_input(grad, self.w, self.x.shape[2:], self.window, self.groups)
+        if self.needs[1]:
+            dw = conv2d_grad_weight(self.x, grad, self.window, self.groups)
+        if len(self.needs) == 3 and self.needs[2]:
+            db = sum_to_shape(grad, (1, grad.shape[1], 1, 1)).reshape(grad.shape[1])
+        return (dx, dw, db)[: len(self.needs)]
+
+
+@public
+def conv2d(
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    relu: bool = False,
+) -> Tensor:
+    """Dilated two-dimensional convolution (Yu & Koltun 2016, equation 2; as correlation).
+
+    Parameters
+    ----------
+    input : (N, C, H, W) or (C, H, W)
+    weight : (F, C/groups, KH, KW)
+    bias : (F,), optional
+    stride : int or (rows, columns)
+        Pixels from one output's window to the next one's.
+    padding : int, (rows, columns), "same" or "valid"
+        Zeros around the input. "same" keeps the size (stride 1 only).
+    dilation : int or (rows, columns)
+        Pixels from one tap to the next, the paper's factor l; 1 is the ordinary convolution.
+    groups : int
+        Number of blocks of channels that do not see each other.
+    relu : bool
+        Whether to truncate the result at zero in the same pass over memory: `relu` of the result.
+
+    Returns
+    -------
+    Tensor, (N, F, OH, OW), or (F, OH, OW) for an unbatched input
+
+    Raises
+    ------
+    ShapeError
+        If the shapes do not fit each other or the window does not fit into the padded input.
+    """
+    tensors = as_tensors(*((input, weight) if bias is None else (input, weight, bias)))
+    x, w = tensors[:2]
+    if x.ndim == 3:
+        batch = x.reshape(1, *x.shape)
+        bias = tensors[2] if bias is not None else None
+        result = conv2d(batch, w, bias, stride, padding, dilation, groups, relu=relu)
+        return result.reshape(*result.shape[1:])  # type: ignore[no-any-return]
+    check_axes("conv2d", x, 4, "(N, C, H, W) or (C, H, W)")
+    check_axes("conv2d", w, 4, "(F, C/groups, KH, KW) for its weight")
+    check_groups(groups, channels=x.shape[1], filters=w.shape[0], per_group=w.shape[1])
+    check_bias(tensors[2:], w.shape[0])
+    window = Window.of(w.shape[2:], stride, padding, dilation)
+    return Convolution(window, groups, relu)(*tensors)
+
+
+def check_groups(groups: int, channels: int, filters: int, per_group: int) -> None:
+    """Refuse channels and filters that do not fall into ``groups`` equal parts."""
+    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
+        raise ShapeError(f"groups should be an integer of at least 1, got {groups!r}.")
+    if channels % groups or filters % groups:
+        raise ShapeError(
+            f"expected channels and filters that divide into {groups} groups; got {channels} "
+            f"channels and {filters} filters. Choose groups that divides both."
+        )
+    if channels // groups != per_group:
+        raise ShapeError(
+            f"expected a weight for {channels // groups} channels ({channels} input channels in "
+            f"{groups} group{'s' if groups > 1 else ''}); got one for {per_group}. "
+            "The weight's second axis is channels / groups."
+        )
+
+
+def check_bias(bias: tuple[Tensor, ...], filters: int) -> None:
+    """Refuse a bias that does not hold one number for each filter."""
+    if bias and bias[0].shape != (filters,):
+        raise ShapeError(
+            f"expected a bias of shape ({filters},), one number a filter; got {bias[0].shape}."
+        )

@@ -1,0 +1,103 @@
+"""The rectifier, the truncation max(x, 0) that follows every layer of the paper but the last.
+
+Definition: ``out = max(x, 0)``, element by element; nan stays nan.
+
+Derivative: ``dx = dout`` where ``out > 0``, else 0. At the kink itself we take 0, as everyone
+does. The output alone tells where the input was positive, so the input need not be kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinydilate.autograd import Op, Tensor, public
+from tinydilate.device import Array, MetaArray
+from tinydilate.kernel import jit, kernel
+from tinydilate.threads import share
+
+_LEAST = 65_536  # elements worth a thread
+
+# ---- forward ---------------------------------------------------------------------------------
+
+
+@kernel
+def relu_forward(x: Array) -> Array:
+    """``max(x, 0)``, any shape."""
+    return np.maximum(x, 0)
+
+
+@relu_forward.cpu
+def relu_forward_cpu(x: Array) -> Array:
+    out = np.empty_like(x)
+    share(_relu, x.size, x.reshape(-1), out.reshape(-1), least=_LEAST)
+    return out
+
+
+@jit
+def _relu(start: int, stop: int, x: Array, out: Array) -> None:
+    for n in range(start, stop):
+        out[n] = 0 if x[n] < 0 else x[n]  # a comparison with nan is false, so nan passes
+
+
+@relu_forward.meta
+def relu_forward_meta(x: MetaArray) -> MetaArray:
+    return x
+
+
+# ---- derivative ------------------------------------------------------------------------------
+
+
+@kernel
+def relu_backward(grad: Array, out: Array) -> Array:
+    """Gradient where the output is positive, 0 elsewhere."""
+    return np.where(out > 0, grad, 0).astype(grad.dtype)
+
+
+@relu_backward.cpu
+def relu_backward_cpu(grad: Array, out: Array) -> Array:
+    result = np.empty_like(grad)
+    arrays = grad.reshape(-1), out.reshape(-1), result.reshape(-1)
+    share(_relu_backward, grad.size, *arrays, least=_LEAST)
+    return result
+
+
+@jit
+def _relu_backward(start: int, stop: int, grad: Array, out: Array, result: Array) -> None:
+    for n in range(start, stop):
+        result[n] = grad[n] if out[n] > 0 else 0
+
+
+@relu_backward.meta
+def relu_backward_meta(grad: MetaArray, out: MetaArray) -> MetaArray:
+    return grad
+
+
+# ---- the operation ---------------------------------------------------------------------------
+
+
+class ReLU(Op):
+    """Truncation at zero."""
+
+    def forward(self, x: Any) -> Any:
+        self.out = relu_forward(x)
+        return self.out
+
+    def backward(self, grad: Any) -> Any:
+        return relu_backward(grad, self.out)
+
+
+@public
+def relu(input: Any) -> Tensor:
+    """``max(input, 0)``, element by element.
+
+    Parameters
+    ----------
+    input : Tensor or array of any shape
+
+    Returns
+    -------
+    Tensor of the input's shape
+    """
+    return ReLU()(input)

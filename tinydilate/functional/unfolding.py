@@ -1,0 +1,263 @@
+"""im2col and its adjoint: a sliding window written out as a matrix.
+
+Definition: ``unfold`` lays the window at every output position and writes what it sees as a column:
+
+    columns[n, (c, u, v), (i, j)] = input[n, c, y, z]
+        y = i * stride - padding + u * dilation          (the tap rule, rows)
+        z = j * stride - padding + v * dilation          (the tap rule, columns)
+
+and 0 where (y, z) lies in the padding. A convolution is then one matrix product:
+``weights (F, C*KH*KW) @ columns (C*KH*KW, OH*OW)``. ``fold`` is the adjoint: it adds each number of
+a column back to the pixel that it came from, so pixels seen by several windows get the sum.
+
+Derivative: both are linear, and each is the other's adjoint, so each is the other's derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tinydilate.autograd import Op, Tensor, as_tensors, public
+from tinydilate.device import Array, MetaArray
+from tinydilate.errors import ShapeError
+from tinydilate.kernel import jit, kernel, tap
+from tinydilate.threads import share
+from tinydilate.window import Pair, Window, pair
+
+
+def padded(x: Array, window: Window) -> Array:
+    """(N, C, H, W) -> (N, C, H + padding, W + padding), with zeros around the image."""
+    return np.pad(x, ((0, 0), (0, 0), *window.padding))
+
+
+def seen_by_tap(x: Array, window: Window, output: Pair, u: int, v: int) -> Array:
+    """The view of a padded input that tap (u, v) reads: (N, C, PH, PW) -> (N, C, OH, OW)."""
+    (rows, columns), (step_y, step_x) = output, window.stride
+    y, z = u * window.dilation[0], v * window.dilation[1]  # where the first output's tap lies
+    return x[
+        :, :, y : y + (rows - 1) * step_y + 1 : step_y, z : z + (columns - 1) * step_x + 1 : step_x
+    ]
+
+
+# ---- im2col ----------------------------------------------------------------------------------
+
+
+@kernel
+def unfold_forward(x: Array, window: Window) -> Array:
+    """(N, C, H, W) -> (N, C, KH, KW, OH, OW): what each tap of each output reads."""
+    output = window.output_size(x.shape[2:])
+    image = padded(x, window)  # (N, C, PH, PW)
+    columns = np.empty((*x.shape[:2], *window.kernel, *output), x.dtype)
+    for u in range(window.kernel[0]):
+        for v in range(window.kernel[1]):
+            columns[:, :, u, v] = seen_by_tap(image, window, output, u, v)
+    return columns
+
+
+@unfold_forward.cpu
+def unfold_forward_cpu(x: Array, window: Window) -> Array:
+    count, channels = x.shape[:2]
+    columns = np.empty((*x.shape[:2], *window.kernel, *window.output_size(x.shape[2:])), x.dtype)
+    planes = x.reshape(count * channels, *x.shape[2:])  # (N*C, H, W)
+    result = columns.reshape(count * channels, *columns.shape[2:])  # (N*C, KH, KW, OH, OW)
+    share(_unfold, len(planes), planes, result, window.stride, window.before, window.dilation)
+    return columns
+
+
+@jit
+def _unfold(
+    start: int, stop: int, x: Array, columns: Array, stride: Pair, padding: Pair, dilation: Pair
+) -> None:
+    height, width = x.shape[1:]
+    kernel_h, kernel_w, out_h, out_w = columns.shape[1:]
+    for plane in range(start, stop):
+        for u in range(kernel_h):
+            for v in range(kernel_w):
+                for i in range(out_h):
+                    y = tap(i, u, stride[0], padding[0], dilation[0])
+                    for j in range(out_w):
+                        z = tap(j, v, stride[1], padding[1], dilation[1])
+                        inside = 0 <= y < height and 0 <= z < width
+                        columns[plane, u, v, i, j] = x[plane, y, z] if inside else 0
+
+
+@unfold_forward.meta
+def unfold_forward_meta(x: MetaArray, window: Window) -> MetaArray:
+    return MetaArray((*x.shape[:2], *window.kernel, *window.output_size(x.shape[2:])), x.dtype)
+
+
+# ---- its adjoint, col2im ---------------------------------------------------------------------
+
+
+@kernel
+def fold_forward(columns: Array, size: Pair, window: Window) -> Array:
+    """(N, C, KH, KW, OH, OW) -> (N, C, H, W): each number added where `unfold_forward` read it."""
+    output = window.output_size(size)
+    (top, bottom), (left, right) = window.padding
+    shape = (*columns.shape[:2], size[0] + top + bottom, size[1] + left + right)
+    image = np.zeros(shape, columns.dtype)  # (N, C, PH, PW)
+    for u in range(window.kernel[0]):
+        for v in range(window.kernel[1]):
+            view = seen_by_tap(image, window, output, u, v)
+            view += columns[:, :, u, v]
+    return image[:, :, top : top + size[0], left : left + size[1]].copy()
+
+
+@fold_forward.cpu
+def fold_forward_cpu(columns: Array, size: Pair, window: Window) -> Array:
+    count, channels = columns.shape[:2]
+    image = np.zeros((count, channels, *size), columns.dtype)
+    planes = image.reshape(count * channels, *size)  # (N*C, H, W)
+    parts = columns.reshape(count * channels, *columns.shape[2:])  # (N*C, KH, KW, OH, OW)
+    # Threads share planes, so no two of them add to one pixel.
+    share(_fold, len(planes), parts, planes, window.stride, window.before, window.dilation)
+    return image
+
+
+@jit
+def _fold(
+    start: int, stop: int, columns: Array, x: Array, stride: Pair, padding: Pair, dilation: Pair
+) -> None:
+    height, width = x.shape[1:]
+    kernel_h, kernel_w, out_h, out_w = columns.shape[1:]
+    for plane in range(start, stop):
+        for u in range(kernel_h):
+            for v in range(kernel_w):
+                for i in range(out_h):
+                    y = tap(i, u, stride[0], padding[0], dilation[0])
+                    for j in range(out_w):
+                        z = tap(j, v, stride[1], padding[1], dilation[1])
+                        if 0 <= y < height and 0 <= z < width:
+                            x[plane, y, z] += columns[plane, u, v, i, j]
+
+
+@fold_forward.meta
+def fold_forward_meta(columns: MetaArray, size: Pair, window: Window) -> MetaArray:
+    return MetaArray((*columns.shape[:2], *size), columns.dtype)
+
+
+# ---- the operations --------------------------------------------------------------------------
+
+
+class Unfold(Op):
+    """Sliding windows as columns."""
+
+    def __init__(self, window: Window) -> None:
+        self.window = window
+
+    def forward(self, x: Any) -> Any:
+        self.shape = x.shape
+        columns = unfold_forward(x, self.window)  # (N, C, KH, KW, OH, OW)
+        rows = x.shape[1] * self.window.taps
+        return columns.reshape(x.shape[0], rows, columns.shape[4] * columns.shape[5])
+
+    def backward(self, grad: Any) -> Any:
+        output = self.window.output_size(self.shape[2:])
+        columns = grad.reshape(*self.shape[:2], *self.window.kernel, *output)
+        return fold_forward(columns, self.shape[2:], self.window)
+
+
+class Fold(Op):
+    """Columns added back into an image."""
+
+    def __init__(self, size: Pair, window: Window) -> None:
+        self.size, self.window = size, window
+
+    def forward(self, columns: Any) -> Any:
+        channels = columns.shape[1] // self.window.taps
+        output = self.window.output_size(self.size)
+        columns = columns.reshape(columns.shape[0], channels, *self.window.kernel, *output)
+        return fold_forward(columns, self.size, self.window)
+
+    def backward(self, grad: Any) -> Any:
+        columns = unfold_forward(grad, self.window)  # (N, C, KH, KW, OH, OW)
+        rows = grad.shape[1] * self.window.taps
+        return columns.reshape(grad.shape[0], rows, columns.shape[4] * columns.shape[5])
+
+
+@public
+def unfold(
+    input: Any,
+    kernel_size: int | Sequence[int],
+    dilation: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    stride: int | Sequence[int] = 1,
+) -> Tensor:
+    """Write every window as a column (im2col).
+
+    Parameters
+    ----------
+    input : (N, C, H, W) or (C, H, W)
+    kernel_size, dilation, padding, stride : int or (rows, columns)
+
+    Returns
+    -------
+    Tensor, (N, C*KH*KW, OH*OW), or without the first axis for an unbatched input
+
+    Raises
+    ------
+    ShapeError
+        If the input has another number of axes or the window does not fit into it.
+    """
+    (x,) = as_tensors(input)
+    op = Unfold(Window.of(kernel_size, stride, padding, dilation))
+    if x.ndim == 3:
+        result = op(x.reshape(1, *x.shape))
+        return result.reshape(*result.shape[1:])  # type: ignore[no-any-return]
+    check_axes("unfold", x, 4, "(N, C, H, W) or (C, H, W)")
+    return op(x)
+
+
+@public
+def fold(
+    input: Any,
+    output_size: int | Sequence[int],
+    kernel_size: int | Sequence[int],
+    dilation: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    stride: int | Sequence[int] = 1,
+) -> Tensor:
+    """Add columns back into an image (col2im), the adjoint of `unfold`.
+
+    Parameters
+    ----------
+    input : (N, C*KH*KW, OH*OW) or (C*KH*KW, OH*OW)
+    output_size : int or (H, W)
+        Size of the image.
+    kernel_size, dilation, padding, stride : int or (rows, columns)
+
+    Returns
+    -------
+    Tensor, (N, C, H, W), or (C, H, W) for an unbatched input
+
+    Raises
+    ------
+    ShapeError
+        If the columns are not those of such a window on an image of ``output_size``.
+    """
+    (x,) = as_tensors(input)
+    size = pair(output_size, "output_size", 1)
+    window = Window.of(kernel_size, stride, padding, dilation)
+    if x.ndim == 2:
+        result = fold(x.reshape(1, *x.shape), output_size, kernel_size, dilation, padding, stride)
+        return result.reshape(*result.shape[1:])  # type: ignore[no-any-return]
+    check_axes("fold", x, 3, "(N, C*KH*KW, OH*OW) or (C*KH*KW, OH*OW)")
+    out_h, out_w = window.output_size(size)
+    if x.shape[1] % window.taps or x.shape[2] != out_h * out_w:
+        raise ShapeError(
+            f"fold expected (N, C*{window.taps}, {out_h}*{out_w}) for a window of {window.taps} "
+            f"taps on an image of {size}; got {x.shape}. Check output_size and the window."
+        )
+    return Fold(size, window)(x)
+
+
+def check_axes(name: str, x: Tensor, axes: int, expected: str) -> None:
+    """Refuse a tensor of another number of axes than ``axes``."""
+    if x.ndim != axes:
+        raise ShapeError(
+            f"{name} expected an input of shape {expected}; got {x.shape}. "
+            "Reshape it, or add the missing axes with x[None]."
+        )

@@ -1,0 +1,383 @@
+"""Kernels: one name, one meaning, an implementation for each device.
+
+``@kernel`` marks a plain NumPy function as the reference, which is the specification.
+``@name.cpu``, ``@name.cuda`` and ``@name.meta`` add its twins: host functions of the same
+arguments that return the same result on their device. Calling the kernel picks the twin by the
+device of its arguments. The registry `KERNELS` knows them all: the table of ops, the tests and the
+documentation walk it.
+
+``@jit`` marks the loops inside a CPU twin for Numba. Numba itself is imported, and a loop
+compiled, when it is first called. Machine code is kept on disk in a folder named after a digest of
+our sources, so that an edit is never answered with stale code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any, NamedTuple, TypeVar, cast
+
+import numpy as np
+
+from tinydilate import window
+from tinydilate.device import MetaArray, device_of
+from tinydilate.errors import DeviceError, DtypeError, KernelError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# ---------------------------------------------------------------------------------------------
+# Compiling loops
+
+
+class Jitted:
+    """A loop that Numba compiles when it is first called.
+
+    The rules that a loop names among its globals (other ``@jit`` functions) are compiled with it.
+    """
+
+    def __init__(self, body: Callable[..., Any], **options: Any) -> None:
+        self.body = body
+        self.options = options
+        self._compiled: Callable[..., Any] | None = None
+        self.__doc__ = body.__doc__
+        self.__name__ = body.__name__
+
+    def __call__(self, *arguments: Any) -> Any:
+        return (self._compiled or self.compiled)(*arguments)
+
+    @property
+    def compiled(self) -> Callable[..., Any]:
+        """Numba's dispatcher for the loop."""
+        if self._compiled is None:
+            self._compiled = self._compile()
+        return self._compiled
+
+    def _compile(self) -> Callable[..., Any]:
+        import numba
+
+        # error_model: 1/0 is inf, as in NumPy. nogil: `share` runs bodies side by side.
+        options = {"nogil": True, "error_model": "numpy", **self.options}
+        return _cached(self.body, lambda cache: numba.njit(cache=cache, **options))
+
+
+class Native(Jitted):
+    """A loop written in LLVM's own language (see simd.py), with a Python twin for reading."""
+
+    def __init__(self, body: Callable[..., Any], emit: Callable[[], Any]) -> None:
+        super().__init__(body)
+        self.emit = emit
+
+    def _compile(self) -> Callable[..., Any]:
+        import numba
+
+        if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+            return self.body
+        return cast(Callable[..., Any], self.emit())
+
+
+def _with_compiled_globals(body: Callable[..., Any]) -> FunctionType:
+    """Copy a function so that the jitted names among its globals are Numba's dispatchers."""
+    function = cast(FunctionType, body)
+    scope = dict(function.__globals__)
+    for name in _names(function.__code__):
+        if isinstance(scope.get(name), Jitted):
+            scope[name] = scope[name].compiled
+    copy = FunctionType(
+        function.__code__, scope, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__module__, copy.__qualname__ = function.__module__, function.__qualname__
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):  # a generator or an inner function of the body
+            yield from _names(constant)
+
+
+def jit(body: Function) -> Function:
+    """Have Numba compile a loop when it is first called."""
+    return cast(Function, Jitted(body))
+
+
+def jit_relaxed(body: Function) -> Function:
+    """`jit`, with leave to reorder sums and to fuse multiply-adds, so that they use vectors.
+
+    NaN and infinity keep their meaning: only the order of rounding changes.
+    """
+    return cast(Function, Jitted(body, fastmath={"reassoc", "contract", "arcp", "nsz"}))
+
+
+def native(emit: Callable[[], Any]) -> Callable[[Function], Function]:
+    """Mark a Python function as the readable twin of an instruction sequence made by ``emit``."""
+    def mark(body: Function) -> Function:
+        return cast(Function, Native(body, emit))
+
+    return mark
+
+
+class Elementwise:
+    """A rule of scalars as a NumPy ufunc, compiled when it is first called: it broadcasts."""
+
+    def __init__(self, rule: Callable[..., Any]) -> None:
+        self.rule = rule
+        self._compiled: Callable[..., Any] | None = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self._compiled is None:
+            self._compiled = self._compile()
+        return self._compiled(*arguments)
+
+    def _compile(self) -> Callable[..., Any]:
+        import numba
+
+        if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+            rule = np.vectorize(self.rule)
+            return lambda *arrays: rule(*arrays).astype(arrays[0].dtype)
+        return _cached(self.rule, lambda cache: numba.vectorize([], cache=cache))  # type: ignore[no-untyped-call]
+
+
+def _cached(
+    body: Callable[..., Any], decorator: Callable[[bool], Callable[..., Any]]
+) -> Callable[..., Any]:
+    """Decorate a loop, with Numba's cache in our own folder where there is one.
+
+    The setting is put back at once: the user's own kernels are cached where they always were.
+    """
+    import numba
+
+    function = _with_compiled_globals(body)
+    folder = cache_folder()
+    if folder is None or not Path(function.__code__.co_filename).exists():
+        return cast(Callable[..., Any], decorator(False)(function))
+    before = numba.config.CACHE_DIR  # type: ignore[attr-defined]
+    try:
+        numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
+        return cast(Callable[..., Any], decorator(True)(function))
+    finally:
+        numba.config.CACHE_DIR = before  # type: ignore[attr-defined]
+
+
+tap = jit(window.tap)  # the tap rule, for use inside compiled loops
+
+
+def source_digest() -> str:
+    """Digest of the package's sources and of the settings that change the machine code."""
+    import numba
+
+    digest = hashlib.sha256()
+    package = Path(__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode())
+        digest.update(path.read_bytes())
+    digest.update(f"{numba.__version__} {np.__version__} {sys.version}".encode())
+    digest.update(f"{numba.config.BOUNDSCHECK}".encode())  # type: ignore[attr-defined]
+    return digest.hexdigest()[:16]
+
+
+def cache_home() -> Path:
+    """The folder that holds machine code: ``TINYDILATE_CACHE`` or the system's cache folder."""
+    if "TINYDILATE_CACHE" in os.environ:
+        return Path(os.environ["TINYDILATE_CACHE"])
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "tinydilate"
+
+
+_cache_folder: Path | None = None
+_cache_settled = False
+_KEPT_DIGESTS = 4
+
+
+def cache_folder() -> Path | None:
+    """The folder for this version's machine code, or None where nothing can be written."""
+    global _cache_folder, _cache_settled
+    if not _cache_settled:
+        _cache_settled = True
+        folder = cache_home() / f"numba-{source_digest()}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            os.utime(folder)
+            _prune(folder)
+            _cache_folder = folder if os.access(folder, os.W_OK) else None
+        except OSError:
+            _cache_folder = None
+    return _cache_folder
+
+
+def _prune(current: Path) -> None:
+    """Delete the machine code of all but the versions used last."""
+    stale = sorted(
+        (path for path in current.parent.glob("numba-*") if path != current),
+        key=lambda path: path.stat().st_mtime,
+        reverse=True,
+    )[_KEPT_DIGESTS - 1 :]
+    for path in stale:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+# ---------------------------------------------------------------------------------------------
+# Kernels, their twins and the registry
+
+
+class Launch(NamedTuple):
+    """What a watcher is told about one kernel call."""
+
+    kernel: str
+    implementation: str
+    arguments: tuple[Any, ...]
+    result: Any
+    seconds: float
+
+
+KERNELS: dict[str, Kernel] = {}
+_watchers: list[Callable[[Launch], None]] = []
+_forced: list[str] = []
+
+
+class Kernel:
+    """One meaning with an implementation for each device; made by `kernel`."""
+
+    def __init__(self, reference: Callable[..., Any]) -> None:
+        self.name = reference.__name__
+        self.page = reference.__module__.rpartition(".")[2]
+        self.__doc__ = reference.__doc__
+        self.__name__ = self.name
+        self.__module__ = reference.__module__
+        self.implementations: dict[str, Callable[..., Any]] = {"numpy": reference}
+        if self.name in KERNELS:
+            raise KernelError(f"expected one kernel named {self.name}; got a second. Rename it.")
+        KERNELS[self.name] = self
+
+    def cpu(self, twin: Function) -> Function:
+        """Add the twin for NumPy arrays, with its loops in Numba."""
+        return self.variant("cpu")(twin)
+
+    def cuda(self, twin: Function) -> Function:
+        """Add the twin for arrays on the GPU."""
+        return self.variant("cuda")(twin)
+
+    def meta(self, twin: Function) -> Function:
+        """Add the shape rule: the same arguments as meta arrays, the result as a meta array."""
+        return self.variant("meta")(twin)
+
+    def variant(self, name: str) -> Callable[[Function], Function]:
+        """Add an implementation that can be forced with `use`, such as ``"cpu:loops"``."""
+
+        def add(implementation: Function) -> Function:
+            self.implementations[name] = implementation
+            return implementation
+
+        return add
+
+    def __call__(self, *arguments: Any) -> Any:
+        name, implementation = self._choose(_common_device(self.name, arguments))
+        arguments = tuple(_at_the_door(argument) for argument in arguments)
+        if not _watchers:
+            return implementation(*arguments)
+        begin = time.perf_counter()
+        result = implementation(*arguments)
+        launch = Launch(self.name, name, arguments, result, time.perf_counter() - begin)
+        for watcher in tuple(_watchers):
+            watcher(launch)
+        return result
+
+    def _choose(self, device: str) -> tuple[str, Callable[..., Any]]:
+        if device == "cpu":
+            for name in reversed(_forced):
+                if name in self.implementations:
+                    return name, self.implementations[name]
+        if device in self.implementations:
+            return device, self.implementations[device]
+        raise KernelError(
+            f"{self.name} has no {device} kernel yet; it has {', '.join(self.implementations)}. "
+            'Move the tensors with .to("cpu"), or add the twin on the page '
+            f"tinydilate/functional/{self.page}.py."
+        )
+
+    def __repr__(self) -> str:
+        return f"<kernel {self.name}: {', '.join(self.implementations)}>"
+
+
+def kernel(reference: Callable[..., Any]) -> Kernel:
+    """Make a kernel of its NumPy reference."""
+    return Kernel(reference)
+
+
+def _arrays(arguments: tuple[Any, ...]) -> Iterator[Any]:
+    for argument in arguments:
+        if isinstance(argument, np.ndarray | MetaArray):
+            yield argument
+        elif isinstance(argument, list):
+            yield from argument
+
+
+def _common_device(name: str, arguments: tuple[Any, ...]) -> str:
+    """The one device of all arrays; floating-point arrays must share one dtype as well."""
+    device, dtype = "", None
+    for array in _arrays(arguments):
+        if device and device_of(array) != device:
+            raise DeviceError(
+                f"{name} expected its arrays on one device; got {device} and {device_of(array)}. "
+                "Move one of them with .to(...)."
+            )
+        device = device_of(array)
+        if array.dtype.kind == "f":
+            if dtype is not None and array.dtype != dtype:
+                raise DtypeError(
+                    f"{name} expected arrays of one dtype; got {dtype} and {array.dtype}. "
+                    f"Convert one of them, for example with .to({dtype.name!r})."
+                )
+            dtype = array.dtype
+    return device or "cpu"
+
+
+def _at_the_door(argument: Any) -> Any:
+    """Make an array C-contiguous, aligned and writable: each other layout is one more compile."""
+    if isinstance(argument, np.ndarray) and not argument.flags.carray:
+        return np.array(argument, order="C")
+    if isinstance(argument, list):
+        return [_at_the_door(array) for array in argument]
+    return argument
+
+
+@contextmanager
+def use(implementation: str) -> Iterator[None]:
+    """Within the block, run every kernel that has it by the named implementation.
+
+    ``with use("numpy"):`` runs the references that stand at the top of each page. Kernels that
+    lack the implementation run as they always do.
+    """
+    known = {name for entry in KERNELS.values() for name in entry.implementations}
+    if implementation not in known:
+        raise KernelError(
+            f"expected an implementation out of {', '.join(sorted(known))}; got {implementation!r}."
+        )
+    _forced.append(implementation)
+    try:
+        yield
+    finally:
+        _forced.remove(implementation)
+
+
+@contextmanager
+def watching(watcher: Callable[[Launch], None]) -> Iterator[None]:
+    """Within the block, call ``watcher`` with a `Launch` after every kernel call."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
