@@ -98,7 +98,9 @@ def class_iou(matrix: Counts) -> NDArray[np.float64]:
     _check_matrix(matrix)
     right = np.diag(matrix)
     union = matrix.sum(axis=0) + matrix.sum(axis=1) - right
-    return np.divide(right, union, out=np.full(len(right), np.nan), where=union > 0)
+    iou = np.full(len(right), np.nan)
+    np.divide(right, union, out=iou, where=union > 0)
+    return iou
 
 
 def mean_iou(matrix: Counts) -> float:
