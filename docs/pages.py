@@ -1,0 +1,386 @@
+"""The parts of the documentation that are written from the source when it is built.
+
+* One page for each module: its docstring, what it offers, and the source itself, with line numbers
+  that links can point at. Pages of `tinydilate.functional` come out in `ops/`, others in `api/`.
+* The directive ``op-table``: kernels and the devices that they run on, from the registry.
+* The directive ``paper-to-code``: rows that name a place in the paper and the code that implements
+  it. A name that is gone fails the build.
+
+Nothing here has to be told about a new module: the list is read from the package's folder, its
+order from the imports.
+"""
+
+from __future__ import annotations
+
+import ast
+import shutil
+from functools import cache
+from graphlib import TopologicalSorter
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
+from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
+from sphinx.util.docutils import SphinxDirective
+
+import tinydilate
+from tinydilate.autograd import FUNCTIONS
+from tinydilate.kernel import KERNELS, Kernel
+
+PACKAGE = Path(tinydilate.__file__).parent
+DEVICES = ("numpy", "cpu", "cuda", "meta")
+
+# ---- modules, their order and their pages ----------------------------------------------------
+
+
+def source_path(module: str) -> Path:
+    """``tinydilate.models.context`` -> ``.../tinydilate/models/context.py``."""
+    path = PACKAGE.parent.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(source_path(module).read_text(encoding="utf-8"))
+
+
+def all_modules() -> list[str]:
+    """Return the modules, each after those that it imports."""
+    names = set()
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        if parts[-1] != "__main__":
+            names.add(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    names.remove("tinydilate")
+    graph = {}
+    for name in sorted(names):
+        wanted = set()
+        for node in tree(name).body:
+            if isinstance(node, ast.ImportFrom) and node.module:
+                wanted.add(node.module)
+                wanted.update(f"{node.module}.{alias.name}" for alias in node.names)
+            elif isinstance(node, ast.Import):
+                wanted.update(alias.name for alias in node.names)
+        graph[name] = sorted(wanted & names - {name})
+    return list(TopologicalSorter(graph).static_order())
+
+
+def page_of(module: str) -> str:
+    """Return the document that describes a module: ``ops/convolution``, ``api/models.context``."""
+    name = module.removeprefix("tinydilate.")
+    if name == "functional":
+        return "ops/index"
+    if name.startswith("functional."):
+        return f"ops/{name.removeprefix('functional.')}"
+    return f"api/{name}"
+
+
+def write_pages(docs: Path) -> None:
+    """Write `ops/` and `api/`; files that already say the same are left alone."""
+    modules = [name for name in all_modules() if name != "tinydilate.functional"]
+    pages = {page_of(name): module_page(name) for name in modules}
+    pages["ops/index"] = OPS.format(pages=toctree(pages, "ops/"))
+    pages["api/index"] = API.format(pages=toctree(pages, "api/"))
+    for old in [*docs.glob("ops/*.md"), *docs.glob("api/*.md")]:
+        if old.relative_to(docs).with_suffix("").as_posix() not in pages:
+            old.unlink()
+    for name, text in pages.items():
+        write(docs / f"{name}.md", text)
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
+def copy_tutorials(source: Path, target: Path) -> None:
+    """Copy the tutorials, which live outside of the folder that Sphinx reads, and list them."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target)
+    names = sorted(path.stem for path in source.glob("*.md"))
+    write(target / "index.md", TUTORIALS.format(pages="\n".join(names)))
+
+
+def toctree(pages: dict[str, str], folder: str) -> str:
+    return "\n".join(name.removeprefix(folder) for name in pages if name.startswith(folder))
+
+
+TUTORIALS = """\
+# Tutorials
+
+Short lessons to be read with a pencil at hand. Each is a notebook that was executed when these
+pages were built. To work in one yourself, turn it into a Jupyter notebook:
+
+```
+pip install jupytext notebook
+jupytext --to ipynb tutorials/*.md
+jupyter notebook tutorials
+```
+
+```{{toctree}}
+:maxdepth: 1
+
+{pages}
+```
+"""
+
+OPS = """\
+# Ops
+
+One op, one page. Every page is read in the same order: the definition, the NumPy reference that is
+the specification, its twins for each device, the derivative, and the public function, which takes
+the arguments of its namesake in `torch.nn.functional`.
+
+The pages stand in the order in which they build on each other.
+
+```{{toctree}}
+:maxdepth: 1
+
+{pages}
+```
+
+## Where each kernel runs
+
+The columns are the implementations of a kernel: `numpy` is the reference; `cpu` has its loops in
+Numba; `cuda` runs on a GPU; `meta` computes shapes only. A further name is a variant that can be
+forced with `tinydilate.kernel.use`. `tinydilate ops` prints the same table.
+
+```{{op-table}}
+```
+"""
+
+API = """\
+# Modules
+
+Every module beside the ops, in the order in which they build on each other: each imports only
+from those above it. At the end of each page stands the source.
+
+```{{toctree}}
+:maxdepth: 1
+
+{pages}
+```
+"""
+
+
+def module_page(module: str) -> str:
+    """Write a module's page: its docstring first, its source last."""
+    name = module.removeprefix("tinydilate.")
+    is_op = name.startswith("functional.")
+    title = name.removeprefix("functional.").replace("_", " ").capitalize() if is_op else name
+    options = "" if is_op else "   :members:\n   :show-inheritance:\n"
+    parts = [f"# {title}", rst(f".. automodule:: {module}\n{options}")]
+    if is_op:
+        import_module(module)
+        functions = [name for name, value in FUNCTIONS.items() if value.__module__ == module]
+        described = "\n".join(f".. autofunction:: {module}.{name}" for name in functions)
+        if functions:
+            parts += ["## Functions", rst(described)]
+        if any(kernel.__module__ == module for kernel in KERNELS.values()):
+            parts += ["## Kernels", f"```{{op-table}} {module}\n```"]
+    parts += ["## Source", f"```{{source-listing}} {module}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def rst(text: str) -> str:
+    return f"```{{eval-rst}}\n{text}\n```"
+
+
+# ---- places in the source --------------------------------------------------------------------
+
+
+def line_of(module: str, name: str) -> int:
+    """Line at which a module defines ``name``, such as ``Window.output_size``.
+
+    Raises
+    ------
+    LookupError
+        If it does not.
+    """
+    body: list[ast.stmt] = tree(module).body
+    line = 0
+    for part in name.split("."):
+        node = next((node for node in body if part in defined_by(node)), None)
+        if node is None:
+            raise LookupError(f"{module} defines no {name}")
+        line = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+        body = getattr(node, "body", [])
+    return line
+
+
+def defined_by(node: ast.stmt) -> set[str]:
+    match node:
+        case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+            return {name}
+        case ast.Assign(targets=targets):
+            return {name.id for target in targets for name in ast.walk(target) if is_name(name)}
+        case ast.AnnAssign(target=ast.Name(id=name)):
+            return {name}
+    return set()
+
+
+def is_name(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name)
+
+
+def link_to_source(domain: str, info: dict[str, str]) -> str | None:
+    """Link from a description to its lines; every page that describes code is one folder deep."""
+    try:
+        line = line_of(info["module"], info["fullname"])
+    except (LookupError, FileNotFoundError):
+        return None
+    return f"../{page_of(info['module'])}.html#L-{line}"
+
+
+class SourceListing(SphinxDirective):
+    """The source of a module, each line a target."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        path = source_path(self.arguments[0])
+        self.env.note_dependency(path)
+        style = HtmlFormatter(
+            linenos="inline", linespans="L", lineanchors="", cssclass="highlight", wrapcode=True
+        )
+        html = highlight(path.read_text(encoding="utf-8"), PythonLexer(), style)
+        where = nodes.paragraph("", "", nodes.literal("", relative(path)))
+        box = nodes.raw("", f'<div class="page-source">{html}</div>', format="html")
+        return [where, box]
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(PACKAGE.parent).as_posix()
+
+
+# ---- the table of kernels --------------------------------------------------------------------
+
+
+class OpTable(SphinxDirective):
+    """Kernels and their implementations, each linked to its line; of one page, or of all."""
+
+    optional_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        module = self.arguments[0] if self.arguments else None
+        kernels = [k for k in KERNELS.values() if module in (None, k.__module__)]
+        names = {name for kernel in kernels for name in kernel.implementations}
+        columns = [*DEVICES, *sorted(names - set(DEVICES))]
+        rows: list[list[Any]] = [["kernel", "meaning" if module else "page", *columns]]
+        for kernel in kernels:
+            second = meaning(kernel) if module else kernel.page.replace("_", " ")
+            marks = [mark(kernel.implementations.get(name)) for name in columns]
+            rows.append([nodes.literal("", kernel.name), second, *marks])
+        return [table(rows)]
+
+
+def meaning(kernel: Kernel) -> str:
+    """Return the first sentence of a kernel's docstring, as plain text."""
+    return (kernel.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ").replace("`", "")
+
+
+def mark(implementation: Any) -> nodes.Node:
+    """Return a tick, linked to the code where it is a function of a page, or a dash."""
+    if implementation is None:
+        return nodes.Text("–")
+    code = getattr(getattr(implementation, "rule", implementation), "__code__", None)
+    module = getattr(getattr(implementation, "rule", implementation), "__module__", "")
+    if code is None or source_path(module) != Path(code.co_filename):
+        return nodes.Text("✓")
+    target = f"../{page_of(module)}.html#L-{code.co_firstlineno}"
+    return nodes.reference("", "✓", refuri=target, internal=True)
+
+
+def table(rows: list[list[Any]]) -> nodes.table:
+    """Build a table of strings and nodes; the first row is its head."""
+    group = nodes.tgroup(cols=len(rows[0]))
+    group += [nodes.colspec(colwidth=1) for _ in rows[0]]
+    built = []
+    for cells in rows:
+        row = nodes.row()
+        for cell in cells:
+            content = cell if isinstance(cell, list) else [cell]
+            content = [nodes.Text(part) if isinstance(part, str) else part for part in content]
+            row += nodes.entry("", nodes.paragraph("", "", *content))
+        built.append(row)
+    group += [nodes.thead("", built[0]), nodes.tbody("", *built[1:])]
+    return nodes.table("", group)
+
+
+# ---- from the paper to the code --------------------------------------------------------------
+
+
+class PaperToCode(SphinxDirective):
+    """Rows ``place | what it says | module:name, module:name``; ``tinydilate.`` is left out."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        rows: list[list[Any]] = [["paper", "what it says", "code"]]
+        for number, text in enumerate(self.content):
+            if not text.strip():
+                continue
+            place, meaning, names = (part.strip() for part in text.split(" | "))
+            parsed, messages = self.parse_inline(meaning, lineno=self.lineno + number)
+            rows.append([place, [*parsed, *messages], self.links(names)])
+        return [table(rows)]
+
+    def links(self, names: str) -> list[nodes.Node]:
+        found: list[nodes.Node] = []
+        for entry in names.split(","):
+            page, _, name = entry.strip().partition(":")
+            module = f"tinydilate.{page}"
+            try:
+                path, line = source_path(module), line_of(module, name)
+            except (LookupError, FileNotFoundError) as error:
+                raise ExtensionError(
+                    f"paper_to_code.md expected {module} to define {name}: {error}. "
+                    "Name the code that took its place."
+                ) from None
+            self.env.note_dependency(path)
+            root = "../" * self.env.docname.count("/")
+            text = f"{relative(path).removeprefix('tinydilate/')}:{line}"
+            link = nodes.reference("", "", refuri=f"{root}{page_of(module)}.html#L-{line}")
+            link += nodes.literal("", name)
+            found += [link, nodes.Text(" "), nodes.inline("", text, classes=["place"])]
+            found.append(nodes.raw("", "<br>", format="html"))
+        return found[:-1]
+
+
+# ---- hooks -----------------------------------------------------------------------------------
+
+
+def formulas(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Show an indented formula in a module's docstring letter by letter, not as a quotation."""
+    if what != "module":
+        return
+    text, inside = [], False  # inside: a list, whose items may have indented paragraphs
+    for number, line in enumerate(lines):
+        indented = line.startswith("  ")
+        if line and not indented:
+            inside = line.startswith(("* ", "- ")) or line[:1].isdigit()
+        follows_text = number > 0 and not lines[number - 1] and not inside
+        opens = indented and follows_text and not previous(text).startswith("  ")
+        if opens and not previous(text).endswith("::"):
+            text += [".. code-block:: text", ""]
+        text.append(line)
+    lines[:] = text
+
+
+def previous(lines: list[str]) -> str:
+    """Return the last line that is not empty."""
+    return next((line for line in reversed(lines) if line), "")
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_directive("source-listing", SourceListing)
+    app.add_directive("op-table", OpTable)
+    app.add_directive("paper-to-code", PaperToCode)
+    app.connect("autodoc-process-docstring", formulas)
+    return {"parallel_read_safe": True}
