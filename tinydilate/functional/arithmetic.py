@@ -58,51 +58,42 @@ def sum_to_shape(x: Array, shape: tuple[int, ...]) -> Array:
 
 @sum_to_shape.cpu
 def sum_to_shape_cpu(x: Array, shape: tuple[int, ...]) -> Array:
-    # Neighbouring axes of one kind act as one. What is left alternates: summed, kept, summed, ...
-    lead = x.ndim - len(shape)
-    kept = [axis >= lead and shape[axis - lead] == x.shape[axis] for axis in range(x.ndim)]
-    groups: list[tuple[bool, int]] = [(False, 1)]
-    for keep, size in zip(kept, x.shape, strict=True):
-        if size == 1:
+    full = (1,) * (x.ndim - len(shape)) + shape
+    end = x.ndim
+    while end > 0:  # runs of neighbouring axes that are all summed, the last run first
+        if full[end - 1] == x.shape[end - 1]:
+            end -= 1
             continue
-        if groups[-1][0] == keep:
-            groups[-1] = (keep, groups[-1][1] * size)
-        else:
-            groups.append((keep, size))
-    while len(groups) > 1:  # sum away two groups a round: (R, A, S, B, ...) -> (A*B, ...)
-        sizes = [size for _, size in groups[:4]] + [1] * (4 - len(groups))
-        rest = math.prod(size for _, size in groups[4:])
-        blocks = x.reshape(sizes[0], sizes[1], sizes[2], sizes[3] * rest)
-        total = np.empty((sizes[1], sizes[3] * rest), x.dtype)
-        least = max(1, 100_000 // max(1, blocks[:, :1].size))
-        share(_sum_blocks, sizes[1], blocks, total, least=least)
-        x, groups = total, [(False, 1), (True, sizes[1] * sizes[3]), *groups[4:]]
-        if len(groups) == 2:
-            return x.reshape(shape)
-    blocks, total = x.reshape(1, 1, -1, 1), np.empty((1, 1), x.dtype)
-    share(_sum_blocks, 1, blocks, total)
-    return total.reshape(shape)
+        start = end
+        while start > 0 and full[start - 1] != x.shape[start - 1]:
+            start -= 1
+        # The run as one axis: (A, R, B) -> (A, B)
+        before, after = math.prod(x.shape[:start]), math.prod(x.shape[end:])
+        summed = np.empty(x.shape[:start] + full[start:end] + x.shape[end:], x.dtype)
+        parts = x.reshape(before, math.prod(x.shape[start:end]), after)
+        least = max(1, 65_536 // max(1, parts[:1].size))
+        share(_sum_middle, before, parts, summed.reshape(before, after), least=least)
+        x, end = summed, start
+    return x.reshape(shape)
 
 
 @jit_relaxed
-def _sum_blocks(start: int, stop: int, x: Array, total: Array) -> None:
-    """(R, A, S, B) -> (A, B): sum over the first and third axis; rows [start, stop) of A."""
+def _sum_middle(start: int, stop: int, x: Array, total: Array) -> None:
+    """(A, R, B) -> (A, B): sum over the middle axis, for a in [start, stop)."""
     for a in range(start, stop):
-        if x.shape[3] == 1:
-            exact = 0.0  # float64: a long sum of short sums keeps its digits
-            for r in range(x.shape[0]):
-                for first in range(0, x.shape[2], 1024):
-                    part = x.dtype.type(0)
-                    for s in range(first, min(first + 1024, x.shape[2])):
-                        part += x[r, a, s, 0]
-                    exact += part
+        if x.shape[2] == 1:
+            exact = 0.0  # float64: a sum of short sums keeps its digits, however long it is
+            for first in range(0, x.shape[1], 1024):
+                part = x.dtype.type(0)
+                for r in range(first, min(first + 1024, x.shape[1])):
+                    part += x[a, r, 0]
+                exact += part
             total[a, 0] = exact
         else:
             total[a] = 0
-            for r in range(x.shape[0]):
-                for s in range(x.shape[2]):
-                    for b in range(x.shape[3]):
-                        total[a, b] += x[r, a, s, b]
+            for r in range(x.shape[1]):
+                for b in range(x.shape[2]):
+                    total[a, b] += x[a, r, b]
 
 
 @sum_to_shape.meta
