@@ -4,13 +4,12 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-RUN    ?= runs/demo
 
-# Pytest's -m for what everyone runs: quick, without a GPU, without other frameworks.
-QUICK := not slow and not gpu and not oracle
+# What `make check` runs after the tests, one name a step.
+REST := lint types slow bounds simulator doctest docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check rest lint types slow bounds simulator doctest docs oracle format clean
+.PHONY: help demo test check steps $(REST) oracle format clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,16 +17,17 @@ help:  ## say what there is
 # --- for users ------------------------------------------------------------------------------
 
 demo: $(VENV)/ready-run  ## train a dilated network on handwriting and draw what it learnt
-	$(BIN)/tinydilate train --out $(RUN)
+	$(BIN)/tinydilate train
 
 test: $(VENV)/ready-test  ## the tests, about two minutes
-	$(BIN)/python -m pytest -m "$(QUICK)"
+	$(BIN)/python -m pytest
 
 # --- for developers -------------------------------------------------------------------------
 
-check: test rest  ## everything: the tests and all of the lines below
+check: test $(REST)  ## everything: the tests, then all of these
 
-rest: lint types slow bounds simulator doctest docs
+steps:
+	@echo $(REST)
 
 lint: $(VENV)/ready-dev  ## ruff: format and rules
 	$(BIN)/ruff format --check .
@@ -40,13 +40,13 @@ slow: $(VENV)/ready-dev  ## the tests that `make test` leaves out for their leng
 	$(BIN)/python -m pytest -m "slow and not gpu and not oracle"
 
 bounds: $(VENV)/ready-dev  ## the op tests with every array index checked
-	NUMBA_BOUNDSCHECK=1 $(BIN)/python -m pytest tests/test_ops.py -m "$(QUICK)"
+	NUMBA_BOUNDSCHECK=1 $(BIN)/python -m pytest tests/test_ops.py
 
 simulator: $(VENV)/ready-dev  ## the CUDA kernels in Numba's simulator
 	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python scripts/simulate.py
 
 doctest: $(VENV)/ready-dev  ## the examples in the docstrings
-	$(BIN)/python -m pytest --doctest-modules tinydilate
+	$(BIN)/python -m pytest --doctest-modules --ignore tinydilate/__main__.py tinydilate
 
 docs: $(VENV)/ready-dev  ## the documentation, tutorials executed: docs/_build/html/index.html
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

@@ -50,15 +50,15 @@ def tree(module: str) -> ast.Module:
 
 
 def all_modules() -> list[str]:
-    """Return the modules, each after those that it imports."""
+    """Return the modules, each after those that it imports and as near as can be to its users."""
     names = set()
     for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
         if parts[-1] != "__main__":
             names.add(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
     names.remove("tinydilate")
-    graph = {}
-    for name in sorted(names):
+    users: dict[str, set[str]] = {name: set() for name in sorted(names, reverse=True)}
+    for name in names:
         wanted = set()
         for node in tree(name).body:
             if isinstance(node, ast.ImportFrom) and node.module:
@@ -66,8 +66,9 @@ def all_modules() -> list[str]:
                 wanted.update(f"{node.module}.{alias.name}" for alias in node.names)
             elif isinstance(node, ast.Import):
                 wanted.update(alias.name for alias in node.names)
-        graph[name] = sorted(wanted & names - {name})
-    return list(TopologicalSorter(graph).static_order())
+        for used in wanted & names - {name}:
+            users[used].add(name)
+    return list(TopologicalSorter(users).static_order())[::-1]
 
 
 def page_of(module: str) -> str:
@@ -84,8 +85,9 @@ def write_pages(docs: Path) -> None:
     """Write `ops/` and `api/`; files that already say the same are left alone."""
     modules = [name for name in all_modules() if name != "tinydilate.functional"]
     pages = {page_of(name): module_page(name) for name in modules}
-    pages["ops/index"] = OPS.format(pages=toctree(pages, "ops/"))
-    pages["api/index"] = API.format(pages=toctree(pages, "api/"))
+    ops = [name for name in modules if page_of(name).startswith("ops/")]
+    pages["ops/index"] = OPS.format(pages=contents(ops))
+    pages["api/index"] = API.format(pages=contents([name for name in modules if name not in ops]))
     for old in [*docs.glob("ops/*.md"), *docs.glob("api/*.md")]:
         if old.relative_to(docs).with_suffix("").as_posix() not in pages:
             old.unlink()
@@ -107,8 +109,22 @@ def copy_tutorials(source: Path, target: Path) -> None:
     write(target / "index.md", TUTORIALS.format(pages="\n".join(names)))
 
 
-def toctree(pages: dict[str, str], folder: str) -> str:
-    return "\n".join(name.removeprefix(folder) for name in pages if name.startswith(folder))
+def contents(modules: list[str]) -> str:
+    """List modules with the first sentence of each, and hand the same list to the navigation."""
+    lines, names = [], [page_of(module).partition("/")[2] for module in modules]
+    for module, name in zip(modules, names, strict=True):
+        text = (ast.get_docstring(tree(module)) or "").partition("\n\n")[0].replace("\n", " ")
+        lines.append(f"[{title(module)}]({name}.md)\n: {text}\n")
+    toctree = "\n".join(["```{toctree}", ":hidden:", "", *names, "```"])
+    return "\n".join([*lines, toctree])
+
+
+def title(module: str) -> str:
+    """``convolution`` -> ``Convolution`` for an op's page; other modules by their import name."""
+    name = module.removeprefix("tinydilate.")
+    if name.startswith("functional."):
+        return name.removeprefix("functional.").replace("_", " ").capitalize()
+    return name
 
 
 TUTORIALS = """\
@@ -139,11 +155,7 @@ the arguments of its namesake in `torch.nn.functional`.
 
 The pages stand in the order in which they build on each other.
 
-```{{toctree}}
-:maxdepth: 1
-
 {pages}
-```
 
 ## Where each kernel runs
 
@@ -161,21 +173,15 @@ API = """\
 Every module beside the ops, in the order in which they build on each other: each imports only
 from those above it. At the end of each page stands the source.
 
-```{{toctree}}
-:maxdepth: 1
-
 {pages}
-```
 """
 
 
 def module_page(module: str) -> str:
     """Write a module's page: its docstring first, its source last."""
-    name = module.removeprefix("tinydilate.")
-    is_op = name.startswith("functional.")
-    title = name.removeprefix("functional.").replace("_", " ").capitalize() if is_op else name
+    is_op = page_of(module).startswith("ops/")
     options = "" if is_op else "   :members:\n   :show-inheritance:\n"
-    parts = [f"# {title}", rst(f".. automodule:: {module}\n{options}")]
+    parts = [f"# {title(module)}", rst(f".. automodule:: {module}\n{options}")]
     if is_op:
         import_module(module)
         functions = [name for name, value in FUNCTIONS.items() if value.__module__ == module]
@@ -277,12 +283,13 @@ class OpTable(SphinxDirective):
             second = meaning(kernel) if module else kernel.page.replace("_", " ")
             marks = [mark(kernel.implementations.get(name)) for name in columns]
             rows.append([nodes.literal("", kernel.name), second, *marks])
-        return [table(rows)]
+        return [table(rows, "op-table")]
 
 
 def meaning(kernel: Kernel) -> str:
     """Return the first sentence of a kernel's docstring, as plain text."""
-    return (kernel.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ").replace("`", "")
+    text = " ".join((kernel.__doc__ or "").partition("\n\n")[0].split())
+    return text.replace("`", "").replace("->", "→")
 
 
 def mark(implementation: Any) -> nodes.Node:
@@ -297,7 +304,7 @@ def mark(implementation: Any) -> nodes.Node:
     return nodes.reference("", "✓", refuri=target, internal=True)
 
 
-def table(rows: list[list[Any]]) -> nodes.table:
+def table(rows: list[list[Any]], style: str) -> nodes.table:
     """Build a table of strings and nodes; the first row is its head."""
     group = nodes.tgroup(cols=len(rows[0]))
     group += [nodes.colspec(colwidth=1) for _ in rows[0]]
@@ -310,7 +317,7 @@ def table(rows: list[list[Any]]) -> nodes.table:
             row += nodes.entry("", nodes.paragraph("", "", *content))
         built.append(row)
     group += [nodes.thead("", built[0]), nodes.tbody("", *built[1:])]
-    return nodes.table("", group)
+    return nodes.table("", group, classes=[style])
 
 
 # ---- from the paper to the code --------------------------------------------------------------
@@ -329,7 +336,7 @@ class PaperToCode(SphinxDirective):
             place, meaning, names = (part.strip() for part in text.split(" | "))
             parsed, messages = self.parse_inline(meaning, lineno=self.lineno + number)
             rows.append([place, [*parsed, *messages], self.links(names)])
-        return [table(rows)]
+        return [table(rows, "paper-to-code")]
 
     def links(self, names: str) -> list[nodes.Node]:
         found: list[nodes.Node] = []
@@ -373,6 +380,19 @@ def formulas(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: l
     lines[:] = text
 
 
+def properties(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Keep napoleon from taking "Number of taps: KH * KW." for a type and its description."""
+    if what in ("attribute", "data", "property"):
+        lines.insert(0, "")
+
+
+def skip_fields(
+    app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any
+) -> bool | None:
+    """Leave out "Alias for field number 0": the class's docstring says what its fields are."""
+    return True if type(obj).__name__ == "_tuplegetter" else None
+
+
 def previous(lines: list[str]) -> str:
     """Return the last line that is not empty."""
     return next((line for line in reversed(lines) if line), "")
@@ -383,4 +403,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("op-table", OpTable)
     app.add_directive("paper-to-code", PaperToCode)
     app.connect("autodoc-process-docstring", formulas)
+    app.connect("autodoc-process-docstring", properties, priority=400)  # napoleon runs at 500
+    app.connect("autodoc-skip-member", skip_fields)
     return {"parallel_read_safe": True}
