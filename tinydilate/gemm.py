@@ -33,10 +33,11 @@ from tinydilate.simd import copy_run, dot_tile, host_tile, outer_tile
 from tinydilate.threads import get_num_threads, share
 from tinydilate.window import Pair, Window
 
-# Block sizes, in numbers. A panel of STEPS x PIXELS floats is 128 KB: it stays in the second-level
-# cache while every filter is multiplied with it; a tile of weights, 12 x STEPS floats or 12 KB,
-# stays in the first-level cache while it passes over the panel.
-STEPS, PIXELS = 256, 128
+# Block sizes, in numbers. A panel of STEPS x PIXELS floats is 192 KB: it stays in the second-level
+# cache while every filter is multiplied with it; a tile of weights, 8 x STEPS floats or 8 KB, stays
+# in the first-level cache while it passes over the panel. PIXELS is a multiple of every tile's
+# columns (simd.TILE_SHAPES).
+STEPS, PIXELS = 256, 192
 # For the gradient of the weights: rows of the column matrix at a time, and pixels at a time.
 # Each dot product of DOT_PIXELS is long enough to hide the summing of the vector at its end.
 DOT_STEPS, DOT_PIXELS = 64, 1024

@@ -119,6 +119,7 @@ def jit_relaxed(body: Function) -> Function:
 
 def native(emit: Callable[[], Any]) -> Callable[[Function], Function]:
     """Mark a Python function as the readable twin of an instruction sequence made by ``emit``."""
+
     def mark(body: Function) -> Function:
         return cast(Function, Native(body, emit))
 
@@ -180,7 +181,8 @@ def source_digest() -> str:
         digest.update(path.relative_to(package).as_posix().encode())
         digest.update(path.read_bytes())
     digest.update(f"{numba.__version__} {np.__version__} {sys.version}".encode())
-    digest.update(f"{numba.config.BOUNDSCHECK}".encode())  # type: ignore[attr-defined]
+    bounds = numba.config.BOUNDSCHECK  # type: ignore[attr-defined]
+    digest.update(f"{bounds} {os.environ.get('TINYDILATE_TILE')}".encode())
     return digest.hexdigest()[:16]
 
 

@@ -8,7 +8,7 @@ combine each with each.
 
 * `outer_tile` holds ROWS x COLUMNS results. A step loads COLUMNS numbers of B as vectors, spreads
   each of ROWS numbers of A over a vector, and adds ROWS x COLUMNS products: an outer product.
-  With 12 x 32 that is 12 + 2 loads for 24 multiply-adds. Both factors are laid out step by step.
+  With 8 x 48 that is 8 + 3 loads for 24 multiply-adds. Both factors are laid out step by step.
 * `dot_tile` holds DOT_ROWS x DOT_COLUMNS results, each as a vector of partial sums, for factors
   that are both laid out *along* the inner dimension. A step loads 4 + 4 vectors for 16
   multiply-adds, and the vectors are summed at the end.
@@ -28,9 +28,12 @@ The shape of the tiles follows the host: its number of vector registers and thei
 
 from __future__ import annotations
 
+import os
+from functools import cache
 from typing import Any, NamedTuple
 
 from tinydilate.device import Array
+from tinydilate.errors import ConfigError
 from tinydilate.kernel import native
 
 
@@ -45,19 +48,28 @@ class TileShape(NamedTuple):
     dot_columns: int
 
 
-# 32 registers of 16: 12*2 sums + 2 of B + 1 of A.   16 registers of 8: 6*2 sums + 2 + 1.
+# 32 registers of 16 lanes: 8*3 sums + 3 of B + 1 of A.  16 registers of 8: 6*2 sums + 2 + 1.
 TILE_SHAPES = {
-    "avx512": TileShape("avx512", 16, 12, 32, 4, 4),
+    "avx512": TileShape("avx512", 16, 8, 48, 4, 4),
     "avx2": TileShape("avx2", 8, 6, 16, 4, 2),
     "neon": TileShape("neon", 4, 8, 12, 4, 4),
     "plain": TileShape("plain", 4, 4, 8, 4, 2),
 }
 
 
+@cache
 def host_tile() -> TileShape:
-    """The tile shape for this processor."""
+    """The tile shape for this processor; ``TINYDILATE_TILE`` chooses another by name."""
     import llvmlite.binding as llvm
 
+    wanted = os.environ.get("TINYDILATE_TILE")
+    if wanted is not None:
+        if wanted not in TILE_SHAPES:
+            raise ConfigError(
+                f"expected TINYDILATE_TILE to be one of {', '.join(TILE_SHAPES)}; got {wanted!r}. "
+                "Unset it to use the one for this processor."
+            )
+        return TILE_SHAPES[wanted]
     features = llvm.get_host_cpu_features()
     if features.get("avx512f"):
         return TILE_SHAPES["avx512"]
@@ -141,7 +153,7 @@ def _emit_outer_tile() -> Any:
                 out,
                 number,
                 number,
-                types.UniTuple(number, 2),
+                types.UniTuple(number, 2),  # type: ignore[no-untyped-call]
                 types.boolean,
                 types.boolean,
                 bias,

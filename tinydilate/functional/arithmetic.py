@@ -53,7 +53,8 @@ def sum_to_shape(x: Array, shape: tuple[int, ...]) -> Array:
     """Sum ``x`` over the axes that were repeated when ``shape`` was broadcast to ``x.shape``."""
     lead = x.ndim - len(shape)
     repeated = [axis for axis in range(lead, x.ndim) if shape[axis - lead] != x.shape[axis]]
-    return np.sum(x, axis=(*range(lead), *repeated)).reshape(shape).astype(x.dtype)
+    total: Array = np.sum(x, axis=(*range(lead), *repeated), keepdims=True)
+    return total.reshape(shape)
 
 
 @sum_to_shape.cpu

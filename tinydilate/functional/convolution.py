@@ -205,7 +205,7 @@ def conv2d_grad_weight(x: Array, grad: Array, window: Window, groups: int = 1) -
     columns = unfold_forward.implementations["numpy"](x, window)  # (N, C, KH, KW, OH, OW)
     columns = columns.reshape(count, groups, x.shape[1] // groups * window.taps, out_h, out_w)
     grads = grad.reshape(count, groups, filters // groups, out_h, out_w)
-    result = np.einsum("ngfij,ngkij->gfk", grads, columns)  # (G, F/G, K)
+    result: Array = np.einsum("ngfij,ngkij->gfk", grads, columns)  # (G, F/G, K)
     return result.reshape(filters, x.shape[1] // groups, *window.kernel)
 
 

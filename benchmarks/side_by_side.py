@@ -1,0 +1,106 @@
+"""What the benchmark programs share: alternating blocks, medians, a table, JSON.
+
+Both sides run in one process, in turns, so that both see the same machine in the same minute.
+A short pause before each block lets the other side's worker threads fall asleep first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """An argument parser with the options that every benchmark has."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    made.add_argument("--repeats", type=int, default=9, help="blocks a side (default: 9)")
+    made.add_argument("--threads", type=int, default=2, help="threads a side (default: 2)")
+    return made
+
+
+def alternate(
+    sides: dict[str, Callable[[], Any]], repeats: int, calls: int = 5, pause: float = 0.05
+) -> dict[str, list[float]]:
+    """Seconds a call for each side: ``repeats`` blocks of ``calls`` calls, sides taking turns."""
+    for run in sides.values():  # compile, fill caches, allocate
+        for _ in range(2):
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, run in sides.items():
+            time.sleep(pause)
+            run()  # wakes this side's threads
+            begin = time.perf_counter()
+            for _ in range(calls):
+                run()
+            seconds[name].append((time.perf_counter() - begin) / calls)
+    return seconds
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    import numba
+    import numpy
+
+    import tinydilate
+
+    found = {
+        "machine": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+        "numba": numba.__version__,
+        "tinydilate": tinydilate.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    try:
+        import torch
+
+        found["torch"] = torch.__version__
+    except ImportError:
+        pass
+    return found
+
+
+def median(values: list[float]) -> float:
+    """The middle value."""
+    return statistics.median(values)
+
+
+def paired_ratio(theirs: list[float], ours: list[float]) -> float:
+    """Median over the blocks of (their seconds / our seconds); above 1 we are faster."""
+    return median([t / o for t, o in zip(theirs, ours, strict=True)])
+
+
+def table(header: list[str], rows: list[list[Any]]) -> str:
+    """Columns aligned for reading; numbers to the right."""
+    cells = [header, *[[str(cell) for cell in row] for row in rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in cells
+    ]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def write_json(path: Path | None, figures: dict[str, Any]) -> None:
+    """Write the figures with the machine that they were taken on."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps({"machine": machine(), **figures}, indent=2) + "\n")
+    temporary.replace(path)
+    print(f"\nwritten: {path}")
