@@ -6,6 +6,7 @@ functional/convolution, then the other pages, nn, models, train.
 
 from tinydilate import functional
 from tinydilate.autograd import Op, Tensor, is_grad_enabled, no_grad, tensor
+from tinydilate.gradient_check import gradcheck
 from tinydilate.kernel import use, watching
 from tinydilate.threads import get_num_threads, set_num_threads
 
@@ -16,6 +17,7 @@ __all__ = [
     "Tensor",
     "functional",
     "get_num_threads",
+    "gradcheck",
     "is_grad_enabled",
     "no_grad",
     "set_num_threads",

@@ -26,6 +26,10 @@ class GraphError(TinydilateError, RuntimeError):
     """A backward pass that cannot be run."""
 
 
+class GradcheckError(TinydilateError, AssertionError):
+    """A gradient that is not the slope of its function, or a point where there is no slope."""
+
+
 class KernelError(TinydilateError, RuntimeError):
     """A kernel that is missing on a device, or that Numba could not compile."""
 
