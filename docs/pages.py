@@ -17,6 +17,7 @@ import shutil
 from functools import cache
 from graphlib import TopologicalSorter
 from importlib import import_module
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
@@ -381,9 +382,10 @@ def formulas(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: l
 
 
 def properties(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Keep napoleon from taking "Number of taps: KH * KW." for a type and its description."""
-    if what in ("attribute", "data", "property"):
-        lines.insert(0, "")
+    """Undo what napoleon makes of "Number of taps: KH * KW.", which it takes for a type."""
+    text = (obj.__doc__ or "") if isinstance(obj, property) else ""
+    if text and "---" not in text:
+        lines[:] = [*cleandoc(text).splitlines(), ""]
 
 
 def skip_fields(
@@ -403,6 +405,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("op-table", OpTable)
     app.add_directive("paper-to-code", PaperToCode)
     app.connect("autodoc-process-docstring", formulas)
-    app.connect("autodoc-process-docstring", properties, priority=400)  # napoleon runs at 500
+    app.connect("autodoc-process-docstring", properties, priority=600)  # after napoleon, at 500
     app.connect("autodoc-skip-member", skip_fields)
     return {"parallel_read_safe": True}
