@@ -64,24 +64,25 @@ clean:  ## delete what was built; the virtual environment and runs/ stay
 # --- the virtual environment ----------------------------------------------------------------
 # Each stamp says which extras are installed; a newer pyproject.toml makes it out of date.
 
-$(VENV)/bin/python:
+$(VENV)/ready-venv:
 	@command -v $(PYTHON) >/dev/null || \
 	  { echo "Expected a Python 3.11 or later as '$(PYTHON)'; there is none. Install it, or name yours: make PYTHON=/path/to/python3"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit("Expected Python 3.11 or later; $(PYTHON) is %d.%d. Name a newer one: make PYTHON=python3.13" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
+	@touch $@
 
-$(VENV)/ready-run: pyproject.toml | $(VENV)/bin/python
+$(VENV)/ready-run: pyproject.toml | $(VENV)/ready-venv
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/ready-test: pyproject.toml | $(VENV)/bin/python
+$(VENV)/ready-test: pyproject.toml | $(VENV)/ready-venv
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
 	@touch $@ $(VENV)/ready-run
 
-$(VENV)/ready-dev: pyproject.toml | $(VENV)/bin/python
+$(VENV)/ready-dev: pyproject.toml | $(VENV)/ready-venv
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@ $(VENV)/ready-test $(VENV)/ready-run
 
-$(VENV)/ready-oracle: pyproject.toml | $(VENV)/bin/python
+$(VENV)/ready-oracle: pyproject.toml | $(VENV)/ready-venv
 	$(BIN)/python -m pip install --quiet --editable ".[test,oracle]"
 	@touch $@ $(VENV)/ready-test $(VENV)/ready-run
