@@ -6,6 +6,7 @@ bottom: definition, NumPy reference, Numba kernel, derivative, public function.
 
 from tinydilate.functional.arithmetic import add, div, exp, log, mul, neg, pow, sub
 from tinydilate.functional.convolution import conv2d
+from tinydilate.functional.padding import pad
 from tinydilate.functional.rectifier import relu
 from tinydilate.functional.unfolding import fold, unfold
 
@@ -18,6 +19,7 @@ __all__ = [
     "log",
     "mul",
     "neg",
+    "pad",
     "pow",
     "relu",
     "sub",

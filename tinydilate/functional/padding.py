@@ -1,0 +1,329 @@
+"""Padding: a border around the image, made of a constant or of the image itself.
+
+Definition: along each axis an index map says which input position an output position shows,
+
+    out[i] = input[m[i]],     or the constant where m[i] = -1 (no position)
+
+and a padding of ``before`` and ``after`` pixels makes the map from p = i - before:
+
+    constant    m[i] = p inside the image, -1 outside
+    replicate   m[i] = the nearest position inside the image
+    reflect     m[i] = p mirrored about the first or the last pixel, which is not repeated:
+                ... 2 1 | 0 1 2 3 | 2 1 ...
+
+Negative padding crops: the map simply starts later or ends earlier. Several axes at once need
+one map each, because the position along one axis does not depend on the others.
+
+The paper pads its images by reflection ("filled by reflecting the image about each edge",
+section 4), by more pixels than a small image has: see `reflect_border`.
+
+Derivative: the adjoint of reading through a map. Each output's gradient is added to the input
+position that it showed; what showed the constant is dropped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from operator import index
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinydilate.autograd import Op, Tensor, as_tensors, public
+from tinydilate.device import Array, MetaArray
+from tinydilate.errors import ShapeError
+from tinydilate.kernel import jit, kernel
+from tinydilate.threads import share
+from tinydilate.window import Pair
+
+_LEAST = 65_536  # elements worth a thread
+
+# ---- the index maps --------------------------------------------------------------------------
+
+
+class IndexMaps(NamedTuple):
+    """For each output row and column the input row and column that it shows; -1 shows none."""
+
+    rows: Array  # (OH,) int64
+    columns: Array  # (OW,) int64
+
+
+def index_map(size: int, before: int, after: int, mode: str) -> Array:
+    """Index map of one axis, ``before + size + after`` positions long.
+
+    Parameters
+    ----------
+    size : int
+        Input positions along the axis.
+    before, after : int
+        Positions to add at either end; negative ones are cropped.
+    mode : {"constant", "reflect", "replicate"}
+        What the new positions show. A reflection wider than the image is reflected again.
+
+    Returns
+    -------
+    (before + size + after,) int64
+    """
+    p = np.arange(-before, size + after, dtype=np.int64)
+    if mode == "constant":
+        return np.where((p >= 0) & (p < size), p, -1)
+    if mode == "replicate" or size == 1:  # one pixel has nothing beside it to reflect
+        return np.clip(p, 0, size - 1)
+    period = 2 * (size - 1)  # there and back: 0 1 2 3 2 1 | 0 1 2 3 2 1 | ...
+    p %= period
+    return np.minimum(p, period - p)
+
+
+def merge(outer: Array, inner: Array, inner_size: int) -> Array:
+    """Index map of two neighbouring axes taken as one: (OA,), (OB,) -> (OA*OB,)."""
+    both = outer[:, None] * inner_size + inner  # (OA, OB)
+    both[outer < 0] = -1
+    both[:, inner < 0] = -1
+    return both.reshape(-1)
+
+
+# ---- forward ---------------------------------------------------------------------------------
+
+
+@kernel
+def pad_forward(x: Array, maps: IndexMaps, value: float) -> Array:
+    """(P, H, W) -> (P, OH, OW): the planes read through the maps; ``value`` at -1."""
+    out = np.full((len(x), len(maps.rows), len(maps.columns)), value, x.dtype)
+    i, j = np.flatnonzero(maps.rows >= 0), np.flatnonzero(maps.columns >= 0)
+    out[:, i[:, None], j] = x[:, maps.rows[i][:, None], maps.columns[j]]
+    return out
+
+
+@pad_forward.cpu
+def pad_forward_cpu(x: Array, maps: IndexMaps, value: float) -> Array:
+    out = np.empty((len(x), len(maps.rows), len(maps.columns)), x.dtype)
+    jobs, least = out.shape[0] * out.shape[1], _LEAST // max(1, out.shape[2])
+    share(_pad, jobs, x, maps.rows, maps.columns, x.dtype.type(value), out, least=least)
+    return out
+
+
+@jit
+def _pad(
+    start: int, stop: int, x: Array, rows: Array, columns: Array, value: Any, out: Array
+) -> None:
+    """Job p*OH + i is one output row."""
+    for job in range(start, stop):
+        plane, i = divmod(job, len(rows))
+        source, target = x[plane, max(rows[i], 0)], out[plane, i]
+        for j in range(len(columns)):
+            inside = rows[i] >= 0 and columns[j] >= 0
+            target[j] = source[columns[j]] if inside else value
+
+
+@pad_forward.meta
+def pad_forward_meta(x: MetaArray, maps: IndexMaps, value: float) -> MetaArray:
+    return MetaArray((x.shape[0], len(maps.rows), len(maps.columns)), x.dtype)
+
+
+# ---- its adjoint -----------------------------------------------------------------------------
+
+
+@kernel
+def pad_backward(grad: Array, maps: IndexMaps, size: Pair) -> Array:
+    """(P, OH, OW) -> (P, H, W): each number added to the position that it showed."""
+    result = np.zeros((len(grad), *size), grad.dtype)
+    i, j = np.flatnonzero(maps.rows >= 0), np.flatnonzero(maps.columns >= 0)
+    seen: Any = (slice(None), maps.rows[i][:, None], maps.columns[j])
+    np.add.at(result, seen, grad[:, i[:, None], j])
+    return result
+
+
+@pad_backward.cpu
+def pad_backward_cpu(grad: Array, maps: IndexMaps, size: Pair) -> Array:
+    result = np.zeros((len(grad), *size), grad.dtype)
+    # Threads share planes, so no two of them add to one position.
+    least = _LEAST // max(1, len(maps.rows) * len(maps.columns))
+    share(_pad_backward, len(grad), grad, maps.rows, maps.columns, result, least=least)
+    return result
+
+
+@jit
+def _pad_backward(
+    start: int, stop: int, grad: Array, rows: Array, columns: Array, result: Array
+) -> None:
+    for plane in range(start, stop):
+        for i in range(len(rows)):
+            if rows[i] >= 0:
+                source, target = grad[plane, i], result[plane, rows[i]]
+                for j in range(len(columns)):
+                    if columns[j] >= 0:
+                        target[columns[j]] += source[j]
+
+
+@pad_backward.meta
+def pad_backward_meta(grad: MetaArray, maps: IndexMaps, size: Pair) -> MetaArray:
+    return MetaArray((grad.shape[0], *size), grad.dtype)
+
+
+# ---- the operation ---------------------------------------------------------------------------
+
+
+class Pad(Op):
+    """The input read through one index map for each of its last axes."""
+
+    def __init__(self, maps: Sequence[Array], value: float = 0.0) -> None:
+        self.maps, self.value = tuple(maps), value
+
+    def forward(self, x: Any) -> Any:
+        first = x.ndim - len(self.maps)  # the first axis with a map
+        self.shape, lead, padded = x.shape, x.shape[:first], x.shape[first:]
+        rows = np.zeros(1, np.int64)  # the kernel knows two axes; any before them join the rows
+        for outer, size in zip(self.maps[:-1], padded[:-1], strict=True):
+            rows = merge(rows, outer, size)
+        self.index = IndexMaps(rows, self.maps[-1])
+        self.planes = math.prod(lead), math.prod(padded[:-1]), padded[-1]  # (P, H, W)
+        out = pad_forward(x.reshape(*self.planes), self.index, self.value)  # (P, OH, OW)
+        return out.reshape(*lead, *(len(map) for map in self.maps))
+
+    def backward(self, grad: Any) -> Any:
+        count, *size = self.planes
+        grad = grad.reshape(count, len(self.index.rows), len(self.index.columns))  # (P, OH, OW)
+        return pad_backward(grad, self.index, tuple(size)).reshape(*self.shape)
+
+
+@public
+def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> Tensor:
+    """Pad the last axes of a tensor, or crop them by negative numbers.
+
+    Parameters
+    ----------
+    input : Tensor or array
+        Of any shape for ``"constant"``. The other modes take one axis of a 2-D or 3-D input, two
+        of a 3-D or 4-D input, three of a 4-D or 5-D input.
+    pad : sequence of int
+        Positions to add (before, after) along the last axis, then along the last but one, and so
+        on: (left, right, top, bottom) for an image.
+    mode : {"constant", "reflect", "replicate"}
+        ``"reflect"`` mirrors the image about its edge pixels and needs less padding than the axis
+        is long (`reflect_border` does not); ``"replicate"`` repeats the edge pixels.
+    value : float
+        What ``"constant"`` fills in.
+
+    Returns
+    -------
+    Tensor, each padded axis longer by before + after
+
+    Raises
+    ------
+    ShapeError
+        If the padding does not fit the input's axes or the mode, or crops more than there is.
+    """
+    (x,) = as_tensors(input)
+    pairs = _read_pad(pad, x, mode, value)
+    first = x.ndim - len(pairs)
+    for axis, (before, after) in enumerate(pairs, first):
+        _check_fits(axis, x.shape[axis], before, after, mode)
+    if not pairs:
+        return x
+    maps = [index_map(size, *pair, mode) for size, pair in zip(x.shape[first:], pairs, strict=True)]
+    return Pad(maps, float(value))(x)
+
+
+def reflect_border(input: Any, top: int, bottom: int, left: int, right: int) -> Tensor:
+    """Surround an image by its own reflection, however wide the border (Yu & Koltun, section 4).
+
+    Each edge pixel is a mirror and is not repeated. Where the border is wider than the image the
+    reflection is reflected again, to and fro; an image of one pixel is repeated. NumPy calls this
+    ``mode="reflect"``, OpenCV ``BORDER_REFLECT_101``. `pad` refuses such a border, as its namesake
+    in PyTorch does.
+
+    Parameters
+    ----------
+    input : (..., H, W)
+    top, bottom, left, right : int
+        Pixels to add at each edge, 0 or more.
+
+    Returns
+    -------
+    Tensor, (..., top + H + bottom, left + W + right)
+
+    Raises
+    ------
+    ShapeError
+        If the input has no pixels, or a border is negative.
+    """
+    (x,) = as_tensors(input)
+    if x.ndim < 2 or 0 in x.shape[-2:]:
+        raise ShapeError(
+            f"reflect_border expected an image of shape (..., H, W) with pixels; got {x.shape}."
+        )
+    borders = [_whole(border, "a border") for border in (top, bottom, left, right)]
+    if min(borders) < 0:
+        raise ShapeError(
+            f"reflect_border expected borders of at least 0 pixels; got {tuple(borders)}. "
+            "Crop by indexing: image[..., 1:-1, 1:-1]."
+        )
+    rows = index_map(x.shape[-2], borders[0], borders[1], "reflect")
+    columns = index_map(x.shape[-1], borders[2], borders[3], "reflect")
+    return Pad([rows, columns])(x)
+
+
+def _whole(number: Any, what: str) -> int:
+    try:
+        if isinstance(number, bool):
+            raise TypeError
+        return index(number)
+    except TypeError:
+        raise ShapeError(f"{what} should be an integer number of pixels, got {number!r}.") from None
+
+
+def _read_pad(pad: Sequence[int], x: Tensor, mode: str, value: float) -> list[Pair]:
+    """The (before, after) of each padded axis, in the order of the axes."""
+    if mode not in ("constant", "reflect", "replicate"):
+        raise ShapeError(
+            f'pad expected a mode out of "constant", "reflect", "replicate"; got {mode!r}.'
+        )
+    if not isinstance(pad, Sequence) or isinstance(pad, str) or len(pad) % 2:
+        raise ShapeError(
+            "pad expected (before, after) for the last axis, then for the one before it, and so "
+            f"on; got {pad!r}. For an image write (left, right, top, bottom)."
+        )
+    numbers = [_whole(number, "padding") for number in pad]
+    pairs = list(zip(numbers[::2], numbers[1::2], strict=True))[::-1]
+    if len(pairs) > x.ndim:
+        raise ShapeError(
+            f"pad expected at most {2 * x.ndim} numbers for an input of shape {x.shape}; got "
+            f"{len(numbers)}. Give two numbers for each axis to pad, the last axis first."
+        )
+    if mode == "constant":
+        return pairs
+    if not 1 <= len(pairs) <= 3:
+        raise ShapeError(
+            f'pad with mode="{mode}" takes the last one, two or three axes; got {len(pairs)}.'
+        )
+    if x.ndim not in (len(pairs) + 1, len(pairs) + 2):
+        raise ShapeError(
+            f'pad with mode="{mode}" along {len(pairs)} axes takes an input of {len(pairs) + 1} or '
+            f"{len(pairs) + 2} axes, channels and batch before them; got {x.shape}. Reshape it."
+        )
+    if value != 0:
+        raise ShapeError(
+            f'pad with mode="{mode}" fills in the image itself; got value={value!r} as well. '
+            'Leave value out, or use mode="constant".'
+        )
+    return pairs
+
+
+def _check_fits(axis: int, size: int, before: int, after: int, mode: str) -> None:
+    """Refuse a crop larger than the axis, and a border that the mode cannot fill."""
+    if mode == "constant":
+        fits = size + min(before, 0) + min(after, 0) >= 0
+    else:
+        fits = size >= 1 and size + before + after >= 1
+    if not fits:
+        raise ShapeError(
+            f'pad with mode="{mode}" cannot add ({before}, {after}) to axis {axis} of {size}: it '
+            "would crop more than there is. Crop less, or give a longer input."
+        )
+    if mode == "reflect" and max(before, after) >= size:
+        raise ShapeError(
+            f'pad with mode="reflect" needs less padding than the axis is long; got ({before}, '
+            f"{after}) along axis {axis} of {size}. Use functional.padding.reflect_border, which "
+            "reflects repeatedly."
+        )
