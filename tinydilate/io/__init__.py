@@ -1,0 +1,1 @@
+"""Reading and writing: files that are whole or not there, checkpoints, images."""
