@@ -102,7 +102,8 @@ class Tensor:
                 f"expected float32 or float64 for a tensor that requires grad; got {data.dtype}. "
                 "Whole numbers have no derivative: convert with .astype(np.float32)."
             )
-        self.data = data
+        # NumPy answers arithmetic on arrays without axes with numbers; a tensor holds an array.
+        self.data = np.asarray(data) if isinstance(data, np.generic) else data
         self.requires_grad = requires_grad
         self.grad: Tensor | None = None
         self.op = op
