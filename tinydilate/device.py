@@ -40,9 +40,9 @@ class MetaArray:
         """Number of elements that an array of this shape would have."""
         return math.prod(self.shape)
 
-    def reshape(self, *shape: int) -> MetaArray:
-        """The same number of elements in another shape (sizes all given)."""
-        return MetaArray(shape, self.dtype)
+    def reshape(self, *shape: Any) -> MetaArray:
+        """The same number of elements in another shape: sizes, all given, or a tuple of them."""
+        return MetaArray(shape[0] if shape and isinstance(shape[0], tuple) else shape, self.dtype)
 
     def astype(self, dtype: Any) -> MetaArray:
         """The same shape with another number type."""

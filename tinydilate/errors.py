@@ -14,6 +14,10 @@ class ShapeError(TinydilateError, ValueError):
     """Arrays, windows or sizes that do not fit each other."""
 
 
+class PositionError(ShapeError, IndexError):
+    """An index beyond the end of an axis; it ends a ``for`` loop over a tensor."""
+
+
 class DtypeError(TinydilateError, TypeError):
     """A number type that the operation does not take, or two types mixed."""
 

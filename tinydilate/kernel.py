@@ -289,9 +289,9 @@ class Kernel:
         name, implementation = self._choose(_common_device(self.name, arguments))
         arguments = tuple(_at_the_door(argument) for argument in arguments)
         if not _watchers:
-            return implementation(*arguments)
+            return _at_the_exit(implementation(*arguments))
         begin = time.perf_counter()
-        result = implementation(*arguments)
+        result = _at_the_exit(implementation(*arguments))
         launch = Launch(self.name, name, arguments, result, time.perf_counter() - begin)
         for watcher in tuple(_watchers):
             watcher(launch)
@@ -354,6 +354,11 @@ def _at_the_door(argument: Any) -> Any:
     if isinstance(argument, list):
         return [_at_the_door(array) for array in argument]
     return argument
+
+
+def _at_the_exit(result: Any) -> Any:
+    """Make NumPy's scalars arrays again: its ufuncs and indexing return them for arrays of 0 axes."""
+    return np.asarray(result) if isinstance(result, np.generic) else result
 
 
 @contextmanager
