@@ -127,7 +127,7 @@ class Window(NamedTuple):
         before, after = self.padding[axis]
         extent, stride = self.extent[axis], self.stride[axis]
         room = size + before + after - extent
-        if room < 0:
+        if room <= (-stride if self.ceil_mode else -1):  # ceil_mode's only window may hang over
             taps, gap = self.kernel[axis], self.dilation[axis]
             padding = f"2*{before}" if before == after else f"({before} + {after})"
             raise ShapeError(
