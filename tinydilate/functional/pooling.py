@@ -1,0 +1,508 @@
+"""Pooling: the largest number, or the mean, of what a window sees, channel by channel.
+
+Definition: with the tap rule of every window,
+
+    y = i * stride - padding + u * dilation          (rows)
+    z = j * stride - padding + v * dilation          (columns)
+
+    max_pool2d:  out[n, c, i, j] = max  over u, v of  input[n, c, y, z]
+    avg_pool2d:  out[n, c, i, j] = sum over u, v of  input[n, c, y, z]  /  number of taps
+
+The padding never wins a maximum and adds nothing to a sum. The paper's front end keeps three max
+poolings of 2x2 with stride 2 and deletes VGG-16's last two: what they would have halved stays
+sharp, and the layers after them are dilated instead.
+
+Derivative: a maximum passes its gradient to the one pixel that won (the first of equals; nan
+wins over numbers), so the forward pass notes who won. A mean gives each of its pixels an equal
+share. Pixels that several windows see get the sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tinydilate.autograd import Op, Tensor, as_tensors, public
+from tinydilate.device import Array, MetaArray
+from tinydilate.errors import ShapeError
+from tinydilate.functional.unfolding import check_axes, padded, seen_by_tap
+from tinydilate.kernel import jit, kernel, tap
+from tinydilate.threads import share
+from tinydilate.window import Pair, Window, pair
+
+_LEAST = 65_536  # elements worth a thread
+
+
+def covering(window: Window, size: Sequence[int]) -> Window:
+    """Widen the padding at the end until every tap lies in the padded input.
+
+    Only ``ceil_mode`` needs it, whose last window may hang over the edge.
+    """
+    padding = []
+    for axis, count in enumerate(window.output_size(size)):
+        before, after = window.padding[axis]
+        last = (count - 1) * window.stride[axis] + window.extent[axis]  # where the last one ends
+        padding.append((before, max(after, last - before - size[axis])))
+    return window._replace(padding=(padding[0], padding[1]))
+
+
+def output_shape(x: Any, window: Window) -> tuple[int, int, int, int]:
+    """(N, C, H, W) -> (N, C, OH, OW)."""
+    return (*x.shape[:2], *window.output_size(x.shape[2:]))
+
+
+# ---- maximum ---------------------------------------------------------------------------------
+
+
+@kernel
+def max_pool2d_forward(x: Array, window: Window) -> tuple[Array, Array]:
+    """(N, C, H, W) -> the maxima and their positions y*W + z, both (N, C, OH, OW)."""
+    shape, cover = output_shape(x, window), covering(window, x.shape[2:])
+    image = padded(x, cover)  # (N, C, PH, PW)
+    plane = np.arange(x.shape[2] * x.shape[3]).reshape(1, 1, *x.shape[2:])  # y*W + z
+    position = padded(plane + 1, cover) - 1  # (1, 1, PH, PW), -1 in the padding
+    values = np.full(shape, -np.inf, x.dtype)
+    indices = np.full(shape, -1, np.int64)
+    for u in range(window.kernel[0]):
+        for v in range(window.kernel[1]):
+            value = seen_by_tap(image, cover, shape[2:], u, v)  # (N, C, OH, OW)
+            index = np.broadcast_to(seen_by_tap(position, cover, shape[2:], u, v), shape)
+            wins = (index >= 0) & ((indices < 0) | (value > values) | np.isnan(value))
+            values, indices = np.where(wins, value, values), np.where(wins, index, indices)
+    return values, indices
+
+
+@max_pool2d_forward.cpu
+def max_pool2d_forward_cpu(x: Array, window: Window) -> tuple[Array, Array]:
+    if window._replace(ceil_mode=False) != Window((2, 2), (2, 2)):
+        return max_pool2d_forward_loops(x, window)
+    if window.ceil_mode and (x.shape[2] % 2 or x.shape[3] % 2):  # the last window hangs over
+        return max_pool2d_forward_loops(x, window)
+    return _run_max_pool(_max_pool_2x2, x, window)
+
+
+@max_pool2d_forward.variant("cpu:loops")
+def max_pool2d_forward_loops(x: Array, window: Window) -> tuple[Array, Array]:
+    options = window.kernel, window.stride, window.before, window.dilation
+    return _run_max_pool(_max_pool, x, window, *options)
+
+
+def _run_max_pool(body: Any, x: Array, window: Window, *options: Pair) -> tuple[Array, Array]:
+    shape = output_shape(x, window)
+    values, indices = np.empty(shape, x.dtype), np.empty(shape, np.int64)
+    count, size = shape[0] * shape[1], shape[2:]
+    arrays = x.reshape(count, *x.shape[2:]), values.reshape(count, *size)
+    least = _LEAST // max(1, shape[3] * window.taps)
+    share(body, count * size[0], *arrays, indices.reshape(count, *size), *options, least=least)
+    return values, indices
+
+
+@jit
+def _max_pool(
+    start: int,
+    stop: int,
+    x: Array,
+    values: Array,
+    indices: Array,
+    kernel: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+) -> None:
+    """The definition, loop by loop; job plane*OH + i is one output row."""
+    height, width = x.shape[1:]
+    for job in range(start, stop):
+        plane, i = divmod(job, values.shape[1])
+        for j in range(values.shape[2]):
+            best, where = x.dtype.type(-np.inf), -1
+            for u in range(kernel[0]):
+                y = tap(i, u, stride[0], padding[0], dilation[0])
+                if 0 <= y < height:
+                    for v in range(kernel[1]):
+                        z = tap(j, v, stride[1], padding[1], dilation[1])
+                        if 0 <= z < width:
+                            value = x[plane, y, z]
+                            if where < 0 or value > best or value != value:  # nan differs from nan
+                                best, where = value, y * width + z
+            values[plane, i, j], indices[plane, i, j] = best, where
+
+
+@jit
+def _max_pool_2x2(start: int, stop: int, x: Array, values: Array, indices: Array) -> None:
+    """`_max_pool` of 2x2 with stride 2 and no padding: four numbers, no questions, vectors."""
+    width = x.shape[2]
+    for job in range(start, stop):
+        plane, i = divmod(job, values.shape[1])
+        upper, lower = x[plane, 2 * i], x[plane, 2 * i + 1]
+        best, where = values[plane, i], indices[plane, i]
+        for j in range(len(best)):
+            left, right = upper[2 * j], upper[2 * j + 1]
+            wins = right > left or right != right
+            top, top_at = (right, 1) if wins else (left, 0)
+            left, right = lower[2 * j], lower[2 * j + 1]
+            wins = right > left or right != right
+            bottom, bottom_at = (right, width + 1) if wins else (left, width)
+            wins = bottom > top or bottom != bottom
+            best[j] = bottom if wins else top
+            where[j] = 2 * (i * width + j) + (bottom_at if wins else top_at)
+
+
+@max_pool2d_forward.meta
+def max_pool2d_forward_meta(x: MetaArray, window: Window) -> tuple[MetaArray, MetaArray]:
+    shape = output_shape(x, window)
+    return MetaArray(shape, x.dtype), MetaArray(shape, np.int64)
+
+
+# ---- its derivative --------------------------------------------------------------------------
+
+
+@kernel
+def max_pool2d_backward(grad: Array, indices: Array, size: Pair) -> Array:
+    """(N, C, OH, OW) twice -> (N, C, H, W): each gradient added to the pixel that won."""
+    planes, outs = grad.shape[0] * grad.shape[1], grad.shape[2] * grad.shape[3]
+    grads, winners = grad.reshape(planes, outs), indices.reshape(planes, outs)
+    result = np.zeros((planes, size[0] * size[1]), grad.dtype)
+    plane, out = np.nonzero(winners >= 0)  # a window that saw only padding has no winner
+    np.add.at(result, (plane, winners[plane, out]), grads[plane, out])
+    return result.reshape(*grad.shape[:2], *size)
+
+
+@max_pool2d_backward.cpu
+def max_pool2d_backward_cpu(grad: Array, indices: Array, size: Pair) -> Array:
+    result = np.zeros((*grad.shape[:2], *size), grad.dtype)
+    planes, outs = grad.shape[0] * grad.shape[1], grad.shape[2] * grad.shape[3]
+    pixels = size[0] * size[1]
+    grads, winners = grad.reshape(planes, outs), indices.reshape(planes, outs)
+    # Threads share planes, so no two of them add to one pixel.
+    arrays = grads, winners, result.reshape(planes, pixels)
+    share(_give_to_winners, planes, *arrays, least=_LEAST // max(1, pixels))
+    return result
+
+
+@jit
+def _give_to_winners(start: int, stop: int, grad: Array, indices: Array, result: Array) -> None:
+    for plane in range(start, stop):
+        for out in range(grad.shape[1]):
+            if indices[plane, out] >= 0:
+                result[plane, indices[plane, out]] += grad[plane, out]
+
+
+@max_pool2d_backward.meta
+def max_pool2d_backward_meta(grad: MetaArray, indices: MetaArray, size: Pair) -> MetaArray:
+    return MetaArray((*grad.shape[:2], *size), grad.dtype)
+
+
+# ---- mean ------------------------------------------------------------------------------------
+
+
+def divisors(window: Window, size: Sequence[int], include_pad: bool, divisor: int | None) -> Array:
+    """What each output's sum is divided by: (OH, OW).
+
+    ``divisor`` if it is given; else the window's pixels, the padding among them if
+    ``include_pad``, but never what hangs over the padding in ``ceil_mode``.
+    """
+    output = window.output_size(size)
+    if divisor is not None:
+        return np.full(output, divisor)
+    counts = []
+    for axis, count in enumerate(output):
+        before, after = window.padding[axis]
+        first = np.arange(count) * window.stride[axis] - before  # tap 0 of each output
+        last = first + window.kernel[axis]
+        low, high = (-before, size[axis] + after) if include_pad else (0, size[axis])
+        counts.append(np.minimum(last, high) - np.maximum(first, low))
+    return np.outer(*counts)
+
+
+@kernel
+def avg_pool2d_forward(
+    x: Array, window: Window, include_pad: bool = True, divisor: int | None = None
+) -> Array:
+    """(N, C, H, W) -> (N, C, OH, OW): the sum of what each tap reads, divided."""
+    shape, cover = output_shape(x, window), covering(window, x.shape[2:])
+    image = padded(x, cover)  # (N, C, PH, PW)
+    total = np.zeros(shape, x.dtype)
+    for u in range(window.kernel[0]):
+        for v in range(window.kernel[1]):
+            total += seen_by_tap(image, cover, shape[2:], u, v)
+    total /= divisors(window, x.shape[2:], include_pad, divisor)
+    return total
+
+
+@avg_pool2d_forward.cpu
+def avg_pool2d_forward_cpu(
+    x: Array, window: Window, include_pad: bool = True, divisor: int | None = None
+) -> Array:
+    shape = output_shape(x, window)
+    out = np.empty(shape, x.dtype)
+    count, size = shape[0] * shape[1], shape[2:]
+    arrays = x.reshape(count, *x.shape[2:]), out.reshape(count, *size)
+    counts = divisors(window, x.shape[2:], include_pad, divisor).astype(x.dtype)
+    options = window.kernel, window.stride, window.before
+    least = _LEAST // max(1, shape[3] * window.taps)
+    share(_avg_pool, count * size[0], *arrays, counts, *options, least=least)
+    return out
+
+
+@jit
+def _avg_pool(
+    start: int,
+    stop: int,
+    x: Array,
+    out: Array,
+    divisors: Array,
+    kernel: Pair,
+    stride: Pair,
+    padding: Pair,
+) -> None:
+    """The definition, loop by loop; job plane*OH + i is one output row."""
+    height, width = x.shape[1:]
+    for job in range(start, stop):
+        plane, i = divmod(job, out.shape[1])
+        for j in range(out.shape[2]):
+            total = x.dtype.type(0)
+            for u in range(kernel[0]):
+                y = tap(i, u, stride[0], padding[0], 1)
+                if 0 <= y < height:
+                    for v in range(kernel[1]):
+                        z = tap(j, v, stride[1], padding[1], 1)
+                        if 0 <= z < width:
+                            total += x[plane, y, z]
+            out[plane, i, j] = total / divisors[i, j]
+
+
+@avg_pool2d_forward.meta
+def avg_pool2d_forward_meta(
+    x: MetaArray, window: Window, include_pad: bool = True, divisor: int | None = None
+) -> MetaArray:
+    return MetaArray(output_shape(x, window), x.dtype)
+
+
+# ---- its adjoint -----------------------------------------------------------------------------
+
+
+@kernel
+def avg_pool2d_backward(
+    grad: Array, size: Pair, window: Window, include_pad: bool = True, divisor: int | None = None
+) -> Array:
+    """(N, C, OH, OW) -> (N, C, H, W): each gradient divided, and added to all it was made of."""
+    cover = covering(window, size)
+    parts = grad / divisors(window, size, include_pad, divisor).astype(grad.dtype)
+    image = padded(np.zeros((*grad.shape[:2], *size), grad.dtype), cover)  # (N, C, PH, PW)
+    for u in range(window.kernel[0]):
+        for v in range(window.kernel[1]):
+            view = seen_by_tap(image, cover, grad.shape[2:], u, v)
+            view += parts
+    top, left = window.before
+    return image[:, :, top : top + size[0], left : left + size[1]].copy()
+
+
+@avg_pool2d_backward.cpu
+def avg_pool2d_backward_cpu(
+    grad: Array, size: Pair, window: Window, include_pad: bool = True, divisor: int | None = None
+) -> Array:
+    result = np.zeros((*grad.shape[:2], *size), grad.dtype)
+    count = grad.shape[0] * grad.shape[1]
+    arrays = grad.reshape(count, *grad.shape[2:]), result.reshape(count, *size)
+    counts = divisors(window, size, include_pad, divisor).astype(grad.dtype)
+    options = window.kernel, window.stride, window.before
+    # Threads share planes, so no two of them add to one pixel.
+    least = _LEAST // max(1, grad.shape[2] * grad.shape[3] * window.taps)
+    share(_avg_pool_backward, count, *arrays, counts, *options, least=least)
+    return result
+
+
+@jit
+def _avg_pool_backward(
+    start: int,
+    stop: int,
+    grad: Array,
+    result: Array,
+    divisors: Array,
+    kernel: Pair,
+    stride: Pair,
+    padding: Pair,
+) -> None:
+    height, width = result.shape[1:]
+    for plane in range(start, stop):
+        for i in range(grad.shape[1]):
+            for j in range(grad.shape[2]):
+                part = grad[plane, i, j] / divisors[i, j]
+                for u in range(kernel[0]):
+                    y = tap(i, u, stride[0], padding[0], 1)
+                    if 0 <= y < height:
+                        for v in range(kernel[1]):
+                            z = tap(j, v, stride[1], padding[1], 1)
+                            if 0 <= z < width:
+                                result[plane, y, z] += part
+
+
+@avg_pool2d_backward.meta
+def avg_pool2d_backward_meta(
+    grad: MetaArray,
+    size: Pair,
+    window: Window,
+    include_pad: bool = True,
+    divisor: int | None = None,
+) -> MetaArray:
+    return MetaArray((*grad.shape[:2], *size), grad.dtype)
+
+
+# ---- the operations --------------------------------------------------------------------------
+
+
+class MaxPool(Op):
+    """The largest number in each window."""
+
+    def __init__(self, window: Window) -> None:
+        self.window = window
+
+    def forward(self, x: Any) -> Any:
+        self.size = x.shape[2:]
+        out, self.indices = max_pool2d_forward(x, self.window)
+        return out
+
+    def backward(self, grad: Any) -> Any:
+        return max_pool2d_backward(grad, self.indices, self.size)
+
+
+class AvgPool(Op):
+    """The mean of each window."""
+
+    def __init__(self, window: Window, include_pad: bool, divisor: int | None) -> None:
+        self.options = window, include_pad, divisor
+
+    def forward(self, x: Any) -> Any:
+        self.size = x.shape[2:]
+        return avg_pool2d_forward(x, *self.options)
+
+    def backward(self, grad: Any) -> Any:
+        return avg_pool2d_backward(grad, self.size, *self.options)
+
+
+@public
+def max_pool2d(
+    input: Any,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """Largest number in each window.
+
+    Parameters
+    ----------
+    input : (N, C, H, W) or (C, H, W)
+    kernel_size : int or (rows, columns)
+    stride : int or (rows, columns), optional
+        Pixels from one window to the next; ``kernel_size`` if not given, so that windows touch.
+    padding : int or (rows, columns)
+        Pixels around the input that never win; at most half the kernel.
+    dilation : int or (rows, columns)
+        Pixels from one tap to the next.
+    ceil_mode : bool
+        Whether a last window counts that hangs over the edge, so that no pixel is left out.
+    return_indices : bool
+        Whether to return as well where each maximum stands.
+
+    Returns
+    -------
+    Tensor, (N, C, OH, OW), or without N for an unbatched input
+        With ``return_indices`` a pair: the maxima, and int64 positions y*W + z in the input's
+        plane. A window that sees nothing but padding gives -inf and position -1.
+
+    Raises
+    ------
+    ShapeError
+        If the window does not fit into the padded input, or the padding exceeds half the kernel.
+    """
+    (x,) = as_tensors(input)
+    window = _pooling_window(kernel_size, stride, padding, dilation, ceil_mode)
+    op = MaxPool(window)
+    out = op(_batched("max_pool2d", x))
+    indices = Tensor(op.indices)
+    if x.ndim == 3:
+        out, indices = out.reshape(*out.shape[1:]), Tensor(op.indices.reshape(*out.shape[1:]))
+    return (out, indices) if return_indices else out
+
+
+@public
+def avg_pool2d(
+    input: Any,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """Mean of each window.
+
+    Parameters
+    ----------
+    input : (N, C, H, W) or (C, H, W)
+    kernel_size : int or (rows, columns)
+    stride : int or (rows, columns), optional
+        Pixels from one window to the next; ``kernel_size`` if not given, so that windows touch.
+    padding : int or (rows, columns)
+        Zeros around the input; at most half the kernel.
+    ceil_mode : bool
+        Whether a last window counts that hangs over the edge, so that no pixel is left out.
+    count_include_pad : bool
+        Whether the zeros count as pixels of the mean.
+    divisor_override : int, optional
+        Divide every sum by this instead of by the number of pixels.
+
+    Returns
+    -------
+    Tensor, (N, C, OH, OW), or without N for an unbatched input
+
+    Raises
+    ------
+    ShapeError
+        If the window does not fit into the padded input, the padding exceeds half the kernel, or
+        ``divisor_override`` is 0.
+    """
+    (x,) = as_tensors(input)
+    if divisor_override == 0:
+        raise ShapeError(
+            "avg_pool2d expected a divisor_override other than 0; got 0. Leave it out to divide by "
+            "the number of pixels."
+        )
+    window = _pooling_window(kernel_size, stride, padding, 1, ceil_mode)
+    op = AvgPool(window, bool(count_include_pad), divisor_override)
+    out = op(_batched("avg_pool2d", x))
+    return out if x.ndim == 4 else out.reshape(*out.shape[1:])
+
+
+def _pooling_window(
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None,
+    padding: int | Sequence[int],
+    dilation: int | Sequence[int],
+    ceil_mode: bool,
+) -> Window:
+    """The window, its stride the kernel's size by default, its padding at most half the kernel."""
+    around = pair(padding, "padding", 0)
+    steps = kernel_size if stride is None else stride
+    window = Window.of(kernel_size, steps, around, dilation, bool(ceil_mode))
+    if any(2 * added > taps for added, taps in zip(around, window.kernel, strict=True)):
+        raise ShapeError(
+            f"pooling expected a padding of at most {tuple(taps // 2 for taps in window.kernel)}, "
+            f"half its kernel of {window.kernel}; got {around}. Pad less, or take a larger kernel."
+        )
+    return window
+
+
+def _batched(name: str, x: Tensor) -> Tensor:
+    """(C, H, W) -> (1, C, H, W); refuse other numbers of axes, and images without pixels."""
+    if x.ndim == 3:
+        x = x.reshape(1, *x.shape)
+    check_axes(name, x, 4, "(N, C, H, W) or (C, H, W)")
+    if 0 in x.shape[2:]:
+        raise ShapeError(f"{name} expected images with pixels; got shape {x.shape}.")
+    return x
