@@ -1,0 +1,130 @@
+"""Networks as tables: what a row may be, and the builder that turns rows into layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinydilate import init, nn
+from tinydilate.errors import ConfigError
+from tinydilate.field import Reader, field_of
+
+
+class Conv(NamedTuple):
+    """A square convolution with a bias, and the rectifier unless ``relu`` is False."""
+
+    name: str
+    kernel: int
+    dilation: int
+    maps: int
+    relu: bool = True
+    padding: int = 0
+
+
+class Pool(NamedTuple):
+    """The largest of each 2x2 block; maps come out half as large."""
+
+    name: str
+
+
+class Drop(NamedTuple):
+    """Dropout."""
+
+    name: str
+    p: float
+
+
+Row = Conv | Pool | Drop
+
+
+def build(
+    rows: Iterable[Row],
+    maps: int,
+    *,
+    ceil_mode: bool = False,
+    device: str = "cpu",
+    dtype: Any = np.float32,
+    rng: init.Seed = None,
+) -> list[tuple[str, nn.Module]]:
+    """Turn rows into (name, layer) pairs; ``maps`` is the number of maps that go in."""
+    layers: list[tuple[str, nn.Module]] = []
+    for row in rows:
+        layer: nn.Module
+        if isinstance(row, Conv):
+            layer = nn.Conv2d(
+                maps,
+                row.maps,
+                row.kernel,
+                padding=row.padding,
+                dilation=row.dilation,
+                relu=row.relu,
+                device=device,
+                dtype=dtype,
+                rng=rng,
+            )
+            maps = row.maps
+        elif isinstance(row, Pool):
+            layer = nn.MaxPool2d(2, ceil_mode=ceil_mode)
+        else:
+            layer = nn.Dropout(row.p)
+        layers.append((row.name, layer))
+    return layers
+
+
+def readers_of(layers: Iterable[nn.Module]) -> list[Reader]:
+    """What each layer reads along the rows; our windows are square, so columns are alike.
+
+    Raises
+    ------
+    ConfigError
+        If a layer is not a window.
+    """
+    readers = []
+    for layer in layers:
+        reader = layer.readers((1, 1, 1, 1), (1, 1, 1, 1))
+        if reader is None:
+            raise ConfigError(
+                f"expected layers that slide a window over their input; got {layer!r:.80}."
+            )
+        readers.append(reader[0])
+    return readers
+
+
+def stride_of(layers: Iterable[nn.Module]) -> int:
+    """Image pixels from one output to the next."""
+    return int(field_of(readers_of(layers)).stride)
+
+
+def check_classes(num_classes: Any) -> int:
+    """Return the number of classes if it is one.
+
+    Raises
+    ------
+    ConfigError
+        If it is not a whole number of at least 1.
+    """
+    whole = isinstance(num_classes, int | np.integer) and not isinstance(num_classes, bool)
+    if not whole or num_classes < 1:
+        raise ConfigError(
+            f"expected num_classes, a whole number of at least 1; got {num_classes!r}."
+        )
+    return int(num_classes)
+
+
+def check_rows(rows: Sequence[Any]) -> None:
+    """Refuse what is not a row of a table.
+
+    Raises
+    ------
+    ConfigError
+        If there are no rows, or one of them is something else.
+    """
+    wrong = [row for row in rows if not isinstance(row, Row)]
+    if wrong or not rows:
+        raise ConfigError(
+            f"expected a table of rows, each a Conv, a Pool or a Drop; got {wrong[0]!r:.60}."
+            if wrong
+            else "expected a table with rows; got an empty one."
+        )
