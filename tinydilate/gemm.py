@@ -345,7 +345,7 @@ def gathered_outer(images: Array, gradient: Array, gather: Gather, groups: int =
             (group * each, (group + 1) * each),
             gather,
             (tile.dot_rows, tile.dot_columns),
-            least=_least(flat[0, 0].size * count * each * inner, splits * row_blocks),
+            least=_least(flat.shape[2] * count * each * inner, splits * row_blocks),
         )
         results.append(parts.sum(axis=0))
     return np.concatenate(results).reshape(filters, per_group, *gather.kernel)

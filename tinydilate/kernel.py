@@ -127,16 +127,21 @@ def native(emit: Callable[[], Any]) -> Callable[[Function], Function]:
 
 
 class Elementwise:
-    """A rule of scalars as a NumPy ufunc, compiled when it is first called: it broadcasts."""
+    """A rule of scalars as a NumPy ufunc, compiled when it is first called: it broadcasts.
+
+    There is one ufunc for each dtype: a ufunc that knew float64 alone would take float32 too, and
+    return float64.
+    """
 
     def __init__(self, rule: Callable[..., Any]) -> None:
         self.rule = rule
-        self._compiled: Callable[..., Any] | None = None
+        self._compiled: dict[np.dtype[Any], Callable[..., Any]] = {}
 
     def __call__(self, *arguments: Any) -> Any:
-        if self._compiled is None:
-            self._compiled = self._compile()
-        return self._compiled(*arguments)
+        dtype = arguments[0].dtype
+        if dtype not in self._compiled:
+            self._compiled[dtype] = self._compile()
+        return self._compiled[dtype](*arguments)
 
     def _compile(self) -> Callable[..., Any]:
         import numba
@@ -357,7 +362,7 @@ def _at_the_door(argument: Any) -> Any:
 
 
 def _at_the_exit(result: Any) -> Any:
-    """Make NumPy's scalars arrays again: its ufuncs and indexing return them for arrays of 0 axes."""
+    """Make NumPy's scalars arrays again: it returns them in place of arrays without axes."""
     return np.asarray(result) if isinstance(result, np.generic) else result
 
 
