@@ -41,7 +41,7 @@ def pair(value: int | Sequence[int], name: str, least: int) -> Pair:
     if min(rows, columns) < least:
         raise ShapeError(
             f"{name} should be at least {least}, got {value!r}."
-            + (f" An ordinary window has {name}=1." if least == 1 else "")
+            + (f" An ordinary window has {name}=1." if name in ("stride", "dilation") else "")
         )
     return rows, columns
 
