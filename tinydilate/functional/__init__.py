@@ -9,21 +9,30 @@ from tinydilate.functional.convolution import conv2d
 from tinydilate.functional.padding import pad
 from tinydilate.functional.pooling import avg_pool2d, max_pool2d
 from tinydilate.functional.rectifier import relu
+from tinydilate.functional.reduction import argmax, max, mean, sum
+from tinydilate.functional.resizing import interpolate
 from tinydilate.functional.shaping import cat, flatten, getitem, permute, reshape, transpose
+from tinydilate.functional.softmax_loss import cross_entropy, log_softmax, softmax
 from tinydilate.functional.unfolding import fold, unfold
 
 __all__ = [
     "add",
+    "argmax",
     "avg_pool2d",
     "cat",
     "conv2d",
+    "cross_entropy",
     "div",
     "exp",
     "flatten",
     "fold",
     "getitem",
+    "interpolate",
     "log",
+    "log_softmax",
+    "max",
     "max_pool2d",
+    "mean",
     "mul",
     "neg",
     "pad",
@@ -31,7 +40,9 @@ __all__ = [
     "pow",
     "relu",
     "reshape",
+    "softmax",
     "sub",
+    "sum",
     "transpose",
     "unfold",
 ]

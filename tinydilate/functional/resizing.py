@@ -1,0 +1,341 @@
+"""Resizing images: nearest pixel, or a blend of the four nearest.
+
+Definition: output pixel i stands at position y of the input, a real number of pixels. The nearest
+mode takes the pixel there; the bilinear one blends the neighbours below and above, first along
+the columns, then along the rows:
+
+    out[i] = (1 - w) * input[lower] + w * input[upper]       lower = floor(y),  w = y - lower
+
+Where does pixel i stand? There are two conventions, and mixing them shifts the picture.
+
+    half-pixel centres (align_corners=False)    y = (i + 1/2) * H / OH - 1/2
+        A pixel is a small square with its centre at 1/2. The edges of the images coincide.
+    corners (align_corners=True)                y = i * (H - 1) / (OH - 1)
+        A pixel is a point. The centres of the corner pixels coincide.
+
+A network of stride 8 whose layers keep the middle of their windows, such as the front end, puts
+the centre of cell i's field at pixel 8*i + 3.5. Enlarged 8 times about half-pixel centres, cell i
+stands at exactly that pixel: (8*i + 3.5 + 1/2) / 8 - 1/2 = i. So this is the convention that keeps
+each cell over what it has seen. The authors' published weights are the exception: they were
+trained with the label of pixel 8*i for cell i, so their scores belong 3.5 pixels further up and
+left, at the positions p / 8, and neither convention here places them there.
+
+Derivative: both modes are linear, so the adjoint spreads each output's gradient over the pixels
+that it was blended from, with the same weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinydilate.autograd import Op, Tensor, as_tensors, public
+from tinydilate.device import Array, MetaArray
+from tinydilate.errors import ShapeError
+from tinydilate.functional.padding import IndexMaps, pad_backward, pad_forward
+from tinydilate.functional.unfolding import check_axes
+from tinydilate.kernel import jit, kernel
+from tinydilate.threads import share
+from tinydilate.window import Pair, pair
+
+_LEAST = 65_536  # elements worth a thread
+
+# ---- where output pixels stand ---------------------------------------------------------------
+
+
+class Axis(NamedTuple):
+    """One axis of a resized image.
+
+    Attributes
+    ----------
+    size, output : int
+        Pixels before and after.
+    scale : float or None
+        The factor that the user asked for; it may differ from output / size, which is rounded.
+    align_corners : bool
+        Whether the corner pixels' centres coincide, rather than the images' edges.
+    """
+
+    size: int
+    output: int
+    scale: float | None = None
+    align_corners: bool = False
+
+    def step(self, dtype: Any) -> Any:
+        """Input pixels from one output pixel to the next."""
+        real = np.dtype(dtype).type
+        if self.align_corners:
+            return real(self.size - 1) / real(max(self.output - 1, 1))
+        return real(self.size) / real(self.output) if self.scale is None else real(1 / self.scale)
+
+
+class Neighbours(NamedTuple):
+    """For each output position of one axis, the input positions that it blends."""
+
+    lower: Array  # (O,) int64
+    upper: Array  # (O,) int64, lower + 1 except at the end of the axis
+    weight: Array  # (O,), the share of the upper neighbour, in [0, 1]
+
+
+def nearest(axis: Axis, dtype: Any) -> Array:
+    """Input position of each output pixel, rounded down: an index map, (O,) int64.
+
+    The arithmetic is done in the image's ``dtype``, as in PyTorch: near whole numbers the
+    rounding decides.
+    """
+    y: Array = np.floor(np.arange(axis.output).astype(dtype) * axis.step(dtype))
+    return np.minimum(y.astype(np.int64), axis.size - 1)
+
+
+def neighbours(axis: Axis, dtype: Any) -> Neighbours:
+    """The two neighbours of each output pixel, and the weight of the upper one."""
+    i = np.arange(axis.output).astype(dtype)
+    half = i.dtype.type(0 if axis.align_corners else 0.5)
+    y = np.maximum((i + half) * axis.step(dtype) - half, 0)  # before the first centre: the edge
+    lower = np.minimum(y.astype(np.int64), axis.size - 1)
+    weight = np.clip(y - lower.astype(dtype), 0, 1)
+    return Neighbours(lower, np.minimum(lower + 1, axis.size - 1), weight)
+
+
+# ---- bilinear: forward -----------------------------------------------------------------------
+
+
+@kernel
+def bilinear_forward(x: Array, rows: Neighbours, columns: Neighbours) -> Array:
+    """(P, H, W) -> (P, OH, OW): neighbours blended along the columns, then along the rows."""
+    low, high, w = columns
+    wide = (1 - w) * x[:, :, low] + w * x[:, :, high]  # (P, H, OW)
+    low, high, w = rows.lower, rows.upper, rows.weight[:, None]  # (OH, 1), for all columns
+    out: Array = (1 - w) * wide[:, low] + w * wide[:, high]  # (P, OH, OW)
+    return out
+
+
+@bilinear_forward.cpu
+def bilinear_forward_cpu(x: Array, rows: Neighbours, columns: Neighbours) -> Array:
+    out = np.empty((len(x), len(rows.lower), len(columns.lower)), x.dtype)
+    least = _LEAST // max(1, out.shape[1] * out.shape[2])
+    share(_bilinear, len(x), x, *rows, *columns, out, least=least)
+    return out
+
+
+@jit
+def _bilinear(
+    start: int,
+    stop: int,
+    x: Array,
+    y_low: Array,
+    y_high: Array,
+    y_weight: Array,
+    z_low: Array,
+    z_high: Array,
+    z_weight: Array,
+    out: Array,
+) -> None:
+    one = x.dtype.type(1)
+    wide = np.empty((x.shape[1], out.shape[2]), x.dtype)  # one plane, blended along the columns
+    for plane in range(start, stop):
+        for y in range(x.shape[1]):
+            row, target = x[plane, y], wide[y]
+            for j in range(out.shape[2]):
+                w = z_weight[j]
+                target[j] = (one - w) * row[z_low[j]] + w * row[z_high[j]]
+        for i in range(out.shape[1]):
+            low, high, target = wide[y_low[i]], wide[y_high[i]], out[plane, i]
+            w = y_weight[i]
+            for j in range(out.shape[2]):
+                target[j] = (one - w) * low[j] + w * high[j]
+
+
+@bilinear_forward.meta
+def bilinear_forward_meta(x: MetaArray, rows: Neighbours, columns: Neighbours) -> MetaArray:
+    return MetaArray((x.shape[0], len(rows.lower), len(columns.lower)), x.dtype)
+
+
+# ---- bilinear: adjoint -----------------------------------------------------------------------
+
+
+@kernel
+def bilinear_backward(grad: Array, rows: Neighbours, columns: Neighbours, size: Pair) -> Array:
+    """(P, OH, OW) -> (P, H, W): gradients spread along the rows, then along the columns."""
+    tall = np.zeros((len(grad), size[0], grad.shape[2]), grad.dtype)  # (P, H, OW)
+    for i, (low, high, w) in enumerate(zip(*rows, strict=True)):
+        tall[:, low] += (1 - w) * grad[:, i]
+        tall[:, high] += w * grad[:, i]
+    result = np.zeros((len(grad), *size), grad.dtype)
+    for j, (low, high, w) in enumerate(zip(*columns, strict=True)):
+        result[:, :, low] += (1 - w) * tall[:, :, j]
+        result[:, :, high] += w * tall[:, :, j]
+    return result
+
+
+@bilinear_backward.cpu
+def bilinear_backward_cpu(grad: Array, rows: Neighbours, columns: Neighbours, size: Pair) -> Array:
+    result = np.zeros((len(grad), *size), grad.dtype)
+    # Threads share planes, so no two of them add to one pixel.
+    least = _LEAST // max(1, grad.shape[1] * grad.shape[2])
+    share(_bilinear_backward, len(grad), grad, *rows, *columns, result, least=least)
+    return result
+
+
+@jit
+def _bilinear_backward(
+    start: int,
+    stop: int,
+    grad: Array,
+    y_low: Array,
+    y_high: Array,
+    y_weight: Array,
+    z_low: Array,
+    z_high: Array,
+    z_weight: Array,
+    result: Array,
+) -> None:
+    one = grad.dtype.type(1)
+    tall = np.empty((result.shape[1], grad.shape[2]), grad.dtype)  # one plane, spread along rows
+    for plane in range(start, stop):
+        tall[:] = 0
+        for i in range(grad.shape[1]):
+            source, low, high = grad[plane, i], tall[y_low[i]], tall[y_high[i]]
+            w = y_weight[i]
+            for j in range(grad.shape[2]):
+                low[j] += (one - w) * source[j]
+            for j in range(grad.shape[2]):  # on its own: at the last row, high is low
+                high[j] += w * source[j]
+        for y in range(result.shape[1]):
+            source, target = tall[y], result[plane, y]
+            for j in range(grad.shape[2]):
+                w = z_weight[j]
+                target[z_low[j]] += (one - w) * source[j]
+                target[z_high[j]] += w * source[j]
+
+
+@bilinear_backward.meta
+def bilinear_backward_meta(
+    grad: MetaArray, rows: Neighbours, columns: Neighbours, size: Pair
+) -> MetaArray:
+    return MetaArray((grad.shape[0], *size), grad.dtype)
+
+
+# ---- the operations --------------------------------------------------------------------------
+
+
+class ResizeNearest(Op):
+    """The nearest input pixel at each output pixel: reading through index maps, as `pad` does."""
+
+    def __init__(self, rows: Axis, columns: Axis) -> None:
+        self.rows, self.columns = rows, columns
+
+    def forward(self, x: Any) -> Any:
+        self.maps = IndexMaps(nearest(self.rows, x.dtype), nearest(self.columns, x.dtype))
+        planes = x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])  # (N*C, H, W)
+        out = pad_forward(planes, self.maps, 0.0)  # (N*C, OH, OW)
+        return out.reshape(*x.shape[:2], *out.shape[1:])
+
+    def backward(self, grad: Any) -> Any:
+        planes = grad.reshape(grad.shape[0] * grad.shape[1], *grad.shape[2:])  # (N*C, OH, OW)
+        size = self.rows.size, self.columns.size
+        return pad_backward(planes, self.maps, size).reshape(*grad.shape[:2], *size)
+
+
+class ResizeBilinear(Op):
+    """A blend of the four nearest input pixels at each output pixel."""
+
+    def __init__(self, rows: Axis, columns: Axis) -> None:
+        self.rows, self.columns = rows, columns
+
+    def forward(self, x: Any) -> Any:
+        self.blend = neighbours(self.rows, x.dtype), neighbours(self.columns, x.dtype)
+        planes = x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])  # (N*C, H, W)
+        out = bilinear_forward(planes, *self.blend)  # (N*C, OH, OW)
+        return out.reshape(*x.shape[:2], *out.shape[1:])
+
+    def backward(self, grad: Any) -> Any:
+        planes = grad.reshape(grad.shape[0] * grad.shape[1], *grad.shape[2:])  # (N*C, OH, OW)
+        size = self.rows.size, self.columns.size
+        return bilinear_backward(planes, *self.blend, size).reshape(*grad.shape[:2], *size)
+
+
+@public
+def interpolate(
+    input: Any,
+    size: int | Sequence[int] | None = None,
+    scale_factor: float | Sequence[float] | None = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+) -> Tensor:
+    """Enlarge or shrink images.
+
+    Parameters
+    ----------
+    input : (N, C, H, W)
+    size : int or (OH, OW), optional
+        Pixels of the result.
+    scale_factor : float or (rows, columns), optional
+        Instead of ``size``: the result has floor(H * scale_factor) rows, and output pixels stand
+        1 / scale_factor input pixels apart.
+    mode : {"nearest", "bilinear"}
+    align_corners : bool, optional
+        For ``"bilinear"`` only. Whether the centres of the corner pixels coincide; by default the
+        edges of the images do, which keeps each cell of a network over the middle of its field.
+        With True, ``scale_factor`` decides nothing but the size.
+
+    Returns
+    -------
+    Tensor, (N, C, OH, OW)
+
+    Raises
+    ------
+    ShapeError
+        If neither or both of ``size`` and ``scale_factor`` are given, the mode is unknown, or an
+        image would have no pixels.
+    """
+    (x,) = as_tensors(input)
+    check_axes("interpolate", x, 4, "(N, C, H, W)")
+    if mode not in ("nearest", "bilinear"):
+        raise ShapeError(f'interpolate expected a mode out of "nearest", "bilinear"; got {mode!r}.')
+    if mode == "nearest" and align_corners is not None:
+        raise ShapeError(
+            'interpolate with mode="nearest" blends nothing, so it has no align_corners; got '
+            f'{align_corners!r}. Leave it out, or use mode="bilinear".'
+        )
+    if 0 in x.shape[2:]:
+        raise ShapeError(f"interpolate expected images with pixels; got shape {x.shape}.")
+    height, width = x.shape[2:]
+    output, (by_rows, by_columns) = _output((height, width), size, scale_factor)
+    corners = bool(align_corners)
+    rows = Axis(height, output[0], by_rows, corners)
+    columns = Axis(width, output[1], by_columns, corners)
+    return (ResizeNearest if mode == "nearest" else ResizeBilinear)(rows, columns)(x)
+
+
+def _output(
+    size: Pair, output: int | Sequence[int] | None, scale: float | Sequence[float] | None
+) -> tuple[Pair, tuple[float | None, float | None]]:
+    """Pixels of the result, and the factors if the user gave factors."""
+    if (output is None) == (scale is None):
+        raise ShapeError(
+            "interpolate expected either size or scale_factor; got "
+            + ("neither." if scale is None else "both.")
+            + " Write size=(64, 64), or scale_factor=2."
+        )
+    if scale is None:
+        assert output is not None
+        return pair(output, "size", 1), (None, None)
+    factors = tuple(scale) if isinstance(scale, Sequence) else (scale, scale)
+    usable = all(isinstance(f, int | float) and 0 < f < math.inf for f in factors)
+    if len(factors) != 2 or isinstance(scale, str) or not usable:
+        raise ShapeError(
+            f"scale_factor should be a positive number or a pair of them, got {scale!r}. "
+            "Write scale_factor=2, or scale_factor=(2, 1.5) for rows and columns."
+        )
+    rows, columns = float(factors[0]), float(factors[1])
+    result = math.floor(size[0] * rows), math.floor(size[1] * columns)
+    if min(result) < 1:
+        raise ShapeError(
+            f"scale_factor should leave at least one pixel, got {scale!r}, which makes {result} "
+            f"of {size}. Scale less, or give the size."
+        )
+    return result, (rows, columns)
