@@ -141,14 +141,14 @@ class Elementwise:
         dtype = arguments[0].dtype
         if dtype not in self._compiled:
             self._compiled[dtype] = self._compile()
-        return self._compiled[dtype](*arguments)
+        # A rule with whole numbers in it may answer in float64.
+        return self._compiled[dtype](*arguments).astype(dtype, copy=False)
 
     def _compile(self) -> Callable[..., Any]:
         import numba
 
         if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
-            rule = np.vectorize(self.rule)
-            return lambda *arrays: rule(*arrays).astype(arrays[0].dtype)
+            return np.vectorize(self.rule, otypes=[np.float64])
         return _cached(self.rule, lambda cache: numba.vectorize([], cache=cache))  # type: ignore[no-untyped-call]
 
 
