@@ -1,0 +1,75 @@
+"""What holds for every test: examples drawn the same way each time, and the world left as found."""
+
+import os
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tinydilate import is_grad_enabled, kernel, threads
+
+# `HYPOTHESIS_PROFILE=thorough make check` draws new examples each time, and more of them.
+# The database of failures stays off: a draw that fails prints the line that repeats it.
+settings.register_profile(
+    "default",
+    deadline=None,  # the first call of a kernel compiles it
+    derandomize=True,
+    max_examples=15,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.register_profile(
+    "thorough", settings.get_profile("default"), derandomize=False, max_examples=300, print_blob=True
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(scope="session")
+def empty_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("working-folder")
+
+
+def _world(folder: Path) -> dict[str, object]:
+    """Everything global that a test could change and leave changed."""
+    numba = sys.modules.get("numba")
+    generator = np.random.get_state()
+    return {
+        "kernels": {name: dict(entry.implementations) for name, entry in kernel.KERNELS.items()},
+        "forced implementations": list(kernel._forced),
+        "watchers": list(kernel._watchers),
+        "cache folder of kernels": kernel._cache_folder if kernel._cache_settled else None,
+        "number of threads": threads.get_num_threads(),
+        "recording of gradients": is_grad_enabled(),
+        "cache folder of the user's kernels": numba and numba.config.CACHE_DIR,
+        "NumPy's error state": np.geterr(),
+        "NumPy's error handler": np.geterrcall(),
+        "NumPy's print options": np.get_printoptions(),
+        "NumPy's global generator": (generator[1].tobytes(), generator[2:]),
+        "Python's global generator": random.getstate(),
+        "environment": {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"},
+        "working folder": Path.cwd(),
+        "files in the working folder": sorted(path.name for path in folder.iterdir()),
+    }
+
+
+@pytest.fixture(autouse=True)
+def the_world_is_left_as_found(empty_folder):
+    """Fail a test that leaks global state into the next one."""
+    home = Path.cwd()
+    os.chdir(empty_folder)
+    before = _world(empty_folder)
+    yield
+    after = _world(empty_folder)
+    os.chdir(home)
+    for path in empty_folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if before["cache folder of kernels"] is None:  # settled by the first kernel of the session
+        del before["cache folder of kernels"]
+    if before["cache folder of the user's kernels"] is None:  # Numba was imported just now
+        del before["cache folder of the user's kernels"]
+    leaks = [what for what, value in before.items() if after[what] != value]
+    assert not leaks, f"the test changed and did not put back: {', '.join(leaks)}"

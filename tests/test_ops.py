@@ -1,0 +1,477 @@
+"""Every op against its oracle, its derivative, its adjoint and its twins: a walk over the cases."""
+
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+from cases import CASES, Call, Case, axes, convolutions, pairs
+from hypothesis import Phase, find, given, settings
+from hypothesis import strategies as st
+
+import tinydilate
+import tinydilate.functional as F
+from tinydilate import Tensor, gradcheck, kernel, tensor, use, watching
+from tinydilate.autograd import FUNCTIONS
+from tinydilate.device import MetaArray
+
+# Rounding, relative to the largest number of the result (and at least to one).
+TOLERANCE = {np.dtype(np.float32): 2e-5, np.dtype(np.float64): 1e-12}
+dtypes = st.sampled_from([np.float32, np.float64])
+
+each_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+
+
+def close(actual, desired, dtype):
+    """Equal but for rounding in ``dtype``, nan and inf included."""
+    actual, desired = np.asarray(actual), np.asarray(desired)
+    assert actual.shape == desired.shape
+    finite = np.abs(desired[np.isfinite(desired)])
+    size = max(1.0, float(finite.max(initial=0.0)))
+    np.testing.assert_allclose(actual, desired, rtol=0, atol=TOLERANCE[np.dtype(dtype)] * size)
+
+
+def laid_out(array: np.ndarray, layout: str) -> np.ndarray:
+    """The same numbers, lying differently in memory."""
+    if layout == "reversed axes":
+        return np.ascontiguousarray(array.T).T
+    if layout == "every other":
+        wide = np.zeros((*array.shape, 2), array.dtype)
+        wide[..., 0] = array
+        return wide[..., 0]
+    if layout == "backwards":
+        return np.ascontiguousarray(array[..., ::-1])[..., ::-1] if array.ndim else array.copy()
+    result = array.copy()
+    result.flags.writeable = layout != "read-only"
+    return result
+
+
+layouts = st.sampled_from(["contiguous", "reversed axes", "every other", "backwards", "read-only"])
+
+
+def run(case: Case, arrays, options, requires_grad=False):
+    """(leaves, result) of the public function."""
+    leaves = [tensor(array, requires_grad) for array in arrays]
+    return leaves, case.run(getattr(F, case.function), leaves, options)
+
+
+def launches_of(case: Case, call: Call, dtype) -> list:
+    """Every kernel launch of one step forwards and backwards."""
+    seen: list = []
+    arrays = [array.astype(dtype) for array in call.arrays]
+    with watching(seen.append):
+        _, out = run(case, arrays, call.options, case.differentiable)
+        if out.requires_grad:
+            out.backward(np.random.default_rng(0).normal(size=out.shape).astype(dtype))
+    return seen
+
+
+# ---- the list itself -------------------------------------------------------------------------
+
+
+def test_every_public_function_has_a_case():
+    named = {case.function for case in CASES}
+    assert named == set(F.__all__), "cases.py and functional/__init__.py name different functions"
+
+
+def test_every_registered_function_is_exported():
+    assert set(FUNCTIONS) == set(F.__all__)
+
+
+def test_every_kernel_has_a_case_and_every_case_its_kernels():
+    named = {name for case in CASES for name in case.kernels} | {"accumulate"}  # see test_autograd
+    missing, unknown = kernel.KERNELS.keys() - named, named - kernel.KERNELS.keys()
+    assert not missing, f"kernels without a case in tests/cases.py: {sorted(missing)}"
+    assert not unknown, f"cases name kernels that do not exist: {sorted(unknown)}"
+
+
+def test_every_kernel_has_a_cpu_twin_and_a_shape_rule():
+    for name, entry in kernel.KERNELS.items():
+        assert {"numpy", "cpu", "meta"} <= entry.implementations.keys(), name
+
+
+@each_case
+@given(data=st.data())
+def test_each_launched_kernel_is_named(case, data):
+    launches = launches_of(case, data.draw(case.calls), np.float64)
+    assert {launch.kernel for launch in launches} <= set(case.kernels)
+
+
+@each_case
+def test_each_named_kernel_is_launched(case):
+    for name in case.kernels:
+        find(
+            case.calls,
+            lambda call, name=name: any(
+                launch.kernel == name for launch in launches_of(case, call, np.float64)
+            ),
+            settings=settings(max_examples=200, phases=[Phase.generate]),
+        )
+
+
+def test_dilation_is_common_among_the_drawn_convolutions():
+    """In at least 40 % of them some axis has several taps with gaps between them."""
+    counts = Counter()
+
+    @settings(max_examples=200)
+    @given(call=convolutions())
+    def draw(call):
+        taps = call.arrays[1].shape[2:]
+        gaps = pairs(call.options["dilation"])
+        counts[any(k > 1 and d > 1 for k, d in zip(taps, gaps, strict=True))] += 1
+
+    draw()
+    assert counts[True] >= 0.4 * counts.total()
+
+
+@given(axis=axes())
+def test_windows_are_drawn_to_fit(axis):
+    room = axis.size + 2 * axis.padding - (axis.dilation * (axis.kernel - 1) + 1)
+    assert axis.size >= 1
+    assert room // axis.stride + 1 == axis.output
+
+
+# ---- values ----------------------------------------------------------------------------------
+
+
+@each_case
+@given(data=st.data(), dtype=dtypes, layout=layouts)
+def test_forward_is_the_oracles(case, data, dtype, layout):
+    call = data.draw(case.calls)
+    arrays = [laid_out(array.astype(dtype), layout) for array in call.arrays]
+    before = [array.copy() for array in arrays]
+    _, out = run(case, arrays, call.options)
+    expected = case.run(case.oracle, [array.astype(np.float64) for array in before], call.options)
+    close(out.numpy(), expected, dtype)
+    if case.differentiable:
+        assert out.dtype == dtype
+    assert out.data.flags.c_contiguous
+    for array, copy in zip(arrays, before, strict=True):
+        np.testing.assert_array_equal(array, copy, err_msg="an input was changed")
+
+
+@each_case
+@given(data=st.data())
+def test_backward_changes_neither_inputs_nor_result(case, data):
+    if not case.differentiable:
+        pytest.skip("no gradient")
+    call = data.draw(case.calls)
+    leaves, out = run(case, [array.copy() for array in call.arrays], call.options, True)
+    result, gradient = out.data.copy(), np.ones(out.shape)
+    out.backward(gradient)
+    np.testing.assert_array_equal(out.data, result)
+    np.testing.assert_array_equal(gradient, 1)
+    for leaf, array in zip(leaves, call.arrays, strict=True):
+        np.testing.assert_array_equal(leaf.data, array)
+        assert leaf.grad.shape == leaf.shape
+        assert leaf.grad.dtype == leaf.dtype
+        assert not np.shares_memory(leaf.grad.data, leaf.data)
+        assert not np.shares_memory(leaf.grad.data, gradient)
+
+
+@each_case
+@given(data=st.data())
+def test_gradient_is_the_slope(case, data):
+    if not case.differentiable:
+        pytest.skip("no gradient")
+    call = data.draw(case.calls)
+
+    def function(*tensors: Tensor) -> Tensor:
+        return case.run(getattr(F, case.function), tensors, call.options)
+
+    gradcheck(function, *call.arrays, directions=1)
+
+
+@pytest.mark.parametrize(
+    ("case", "position"),
+    [(case, position) for case in CASES for position in case.linear],
+    ids=[f"{case.name}-{position}" for case in CASES for position in case.linear],
+)
+@given(data=st.data())
+def test_backward_is_the_adjoint(case, position, data):
+    """<A x, y> = <x, A' y>, to the last digits, where A is the op as a function of one array."""
+    call = data.draw(case.calls)
+    leaves = [tensor(a, requires_grad=n == position) for n, a in enumerate(call.arrays)]
+    zeros = [np.zeros_like(a) if n == position else a for n, a in enumerate(call.arrays)]
+    out = case.run(getattr(F, case.function), leaves, call.options)
+    constant = run(case, zeros, call.options)[1]
+    y = np.random.default_rng(1).normal(size=out.shape)
+    out.backward(y)
+    left = np.sum((out.data - constant.data) * y)
+    right = np.sum(leaves[position].data * leaves[position].grad.data)
+    scale = max(1.0, float(np.abs(out.data * y).sum()))
+    assert abs(left - right) <= 1e-12 * scale
+    assert all(leaf.grad is None for n, leaf in enumerate(leaves) if n != position)
+
+
+# ---- twins -----------------------------------------------------------------------------------
+
+
+@each_case
+@given(data=st.data(), dtype=dtypes)
+def test_twins_agree(case, data, dtype):
+    """Every implementation of every kernel that the case runs, on the arrays that it ran on."""
+    call = data.draw(case.calls)
+    for launch in launches_of(case, call, dtype):
+        twins = kernel.KERNELS[launch.kernel].implementations
+        expected = flat(twins["numpy"](*copied(launch.arguments)))
+        for name, twin in twins.items():
+            if name in ("meta", "cuda"):
+                continue
+            arguments = copied(launch.arguments)
+            result = flat(twin(*arguments))
+            for mine, theirs in zip(result, expected, strict=True):
+                assert mine.dtype == theirs.dtype, f"{launch.kernel} by {name}"
+                close(mine, theirs, dtype)
+            for after, before in zip(flat(arguments), flat(launch.arguments), strict=True):
+                np.testing.assert_array_equal(after, before, f"{launch.kernel} by {name}")
+        shapes = flat(twins["meta"](*as_meta(launch.arguments)))
+        assert [(m.shape, m.dtype) for m in shapes] == [(a.shape, a.dtype) for a in expected]
+
+
+def flat(value) -> list:
+    """The arrays among arguments or results, lists and tuples opened."""
+    if isinstance(value, np.ndarray | np.generic | MetaArray):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [array for part in value for array in flat(part)]
+    return []
+
+
+def copied(value):
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, list) or type(value) is tuple:
+        return type(value)(copied(part) for part in value)
+    return value
+
+
+def as_meta(value):
+    if isinstance(value, np.ndarray):
+        return MetaArray(value.shape, value.dtype)
+    if isinstance(value, list) or type(value) is tuple:
+        return type(value)(as_meta(part) for part in value)
+    return value
+
+
+VARIANTS = sorted(
+    {name for entry in kernel.KERNELS.values() for name in entry.implementations}
+    - {"cpu", "cuda", "meta"}
+)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@each_case
+@settings(max_examples=5)
+@given(data=st.data())
+def test_a_forced_variant_runs_and_agrees(case, variant, data):
+    having = {n for n in case.kernels if variant in kernel.KERNELS[n].implementations}
+    if not having:
+        pytest.skip(f"no kernel of the case has {variant}")
+    call = data.draw(case.calls)
+    results = []
+    for forced in ("cpu", variant):
+        launches: list = []
+        arrays = [array.astype(np.float32) for array in call.arrays]
+        with use(forced), watching(launches.append):
+            leaves, out = run(case, arrays, call.options, case.differentiable)
+            if out.requires_grad:
+                out.backward(np.ones(out.shape, np.float32))
+        results.append([out.data, *(leaf.grad.data for leaf in leaves if leaf.grad is not None)])
+        for launch in launches:
+            assert launch.implementation == (forced if launch.kernel in having else "cpu")
+    for mine, theirs in zip(*results, strict=True):
+        close(mine, theirs, np.float32)
+
+
+# ---- shapes alone ----------------------------------------------------------------------------
+
+
+@each_case
+@given(data=st.data())
+def test_meta_tensors_have_the_real_shapes(case, data):
+    call = data.draw(case.calls)
+    _, real = run(case, call.arrays, call.options)
+    leaves = [tensor(array, case.differentiable, device="meta") for array in call.arrays]
+    out = case.run(getattr(F, case.function), leaves, call.options)
+    assert out.device == "meta"
+    assert (out.shape, out.dtype) == (real.shape, real.dtype)
+    if case.differentiable:
+        out.backward(tensor(MetaArray(out.shape, out.dtype), device="meta"))
+        assert [leaf.grad.shape for leaf in leaves] == [leaf.shape for leaf in leaves]
+
+
+# ---- batches ---------------------------------------------------------------------------------
+
+batched = pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if case.batched],
+    ids=[case.name for case in CASES if case.batched],
+)
+
+
+@batched
+@given(data=st.data())
+def test_without_a_batch_axis(case, data):
+    call = data.draw(case.calls.filter(lambda call: len(call.arrays[0])))
+    x, *others = call.arrays
+    whole = run(case, (x[:1], *others), call.options, True)
+    single = run(case, (x[0], *others), call.options, True)
+    close(single[1].data, whole[1].data[0], np.float64)
+    whole[1].backward(np.ones(whole[1].shape))
+    single[1].backward(np.ones(single[1].shape))
+    close(single[0][0].grad.data, whole[0][0].grad.data[0], np.float64)
+    for mine, theirs in zip(single[0][1:], whole[0][1:], strict=True):
+        close(mine.grad.data, theirs.grad.data, np.float64)
+
+
+@batched
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@settings(max_examples=3)
+@given(data=st.data())
+def test_an_empty_batch(case, dtype, data):
+    call = data.draw(case.calls)
+    x, *others = (array.astype(dtype) for array in call.arrays)
+    usual = run(case, (np.ones((2, *x.shape[1:]), dtype), *others), call.options)[1]
+    leaves, out = run(case, (x[:0], *others), call.options, True)
+    assert out.shape == (0, *usual.shape[1:])
+    out.backward(np.ones(out.shape, dtype))
+    assert leaves[0].grad.shape == (0, *x.shape[1:])
+    for leaf in leaves[1:]:  # nothing was seen, so nothing is learnt
+        np.testing.assert_array_equal(leaf.grad.data, np.zeros(leaf.shape))
+
+
+@given(call=convolutions())
+def test_batch_members_do_not_see_each_other(call):
+    x, *others = call.arrays
+    out = F.conv2d(x, *others, **call.options).numpy()
+    for n in range(len(x)):
+        close(F.conv2d(x[n], *others, **call.options).numpy(), out[n], np.float64)
+
+
+# ---- bad input -------------------------------------------------------------------------------
+
+
+def image(*shape):
+    return np.zeros(shape)
+
+
+ERRORS = [
+    (
+        "the window does not fit",
+        lambda: F.conv2d(image(1, 1, 8, 8), image(1, 1, 3, 3), dilation=8),
+        tinydilate.errors.ShapeError,
+        "the window does not fit: a 3-tap kernel with dilation 8 spans 17 pixels, but the input "
+        "has 8 + 2*0 padding = 8. Pad by at least 5 or dilate less.",
+    ),
+    (
+        "dilation 0",
+        lambda: F.conv2d(image(1, 1, 8, 8), image(1, 1, 3, 3), dilation=0),
+        tinydilate.errors.ShapeError,
+        "dilation should be at least 1, got 0. An ordinary window has dilation=1.",
+    ),
+    (
+        "negative dilation along one axis",
+        lambda: F.conv2d(image(1, 1, 8, 8), image(1, 1, 3, 3), dilation=(1, -2)),
+        tinydilate.errors.ShapeError,
+        "dilation should be at least 1, got (1, -2). An ordinary window has dilation=1.",
+    ),
+    (
+        "stride 0",
+        lambda: F.conv2d(image(1, 1, 8, 8), image(1, 1, 3, 3), stride=0),
+        tinydilate.errors.ShapeError,
+        "stride should be at least 1, got 0. An ordinary window has stride=1.",
+    ),
+    (
+        "negative padding",
+        lambda: F.conv2d(image(1, 1, 8, 8), image(1, 1, 3, 3), padding=-1),
+        tinydilate.errors.ShapeError,
+        "padding should be at least 0, got -1.",
+    ),
+    (
+        "padding by an unknown name",
+        lambda: F.conv2d(image(1, 1, 8, 8), image(1, 1, 3, 3), padding="full"),
+        tinydilate.errors.ShapeError,
+        'padding should be an integer, a pair, "same" or "valid", got \'full\'.',
+    ),
+    (
+        '"same" with a stride',
+        lambda: F.conv2d(image(1, 1, 8, 8), image(1, 1, 3, 3), stride=2, padding="same"),
+        tinydilate.errors.ShapeError,
+        'padding="same" keeps the size, so it needs stride 1, got stride (2, 2). Give the padding '
+        "as a number.",
+    ),
+    (
+        "half a stride",
+        lambda: F.conv2d(image(1, 1, 8, 8), image(1, 1, 3, 3), stride=1.5),
+        tinydilate.errors.ShapeError,
+        "stride should be an integer or a pair of integers, got 1.5. Write stride=2, or "
+        "stride=(2, 1) for rows and columns.",
+    ),
+    (
+        "an image without channels",
+        lambda: F.conv2d(image(8, 8), image(1, 1, 3, 3)),
+        tinydilate.errors.ShapeError,
+        "conv2d expected an input of shape (N, C, H, W) or (C, H, W); got (8, 8). Reshape it, or "
+        "add the missing axes with x[None].",
+    ),
+    (
+        "a weight for other channels",
+        lambda: F.conv2d(image(1, 3, 8, 8), image(2, 4, 3, 3)),
+        tinydilate.errors.ShapeError,
+        "expected a weight for 3 channels (3 input channels in 1 group); got one for 4. "
+        "The weight's second axis is channels / groups.",
+    ),
+    (
+        "groups that do not divide",
+        lambda: F.conv2d(image(1, 3, 8, 8), image(2, 3, 3, 3), groups=2),
+        tinydilate.errors.ShapeError,
+        "expected channels and filters that divide into 2 groups; got 3 channels and 2 filters. "
+        "Choose groups that divides both.",
+    ),
+    (
+        "groups 0",
+        lambda: F.conv2d(image(1, 3, 8, 8), image(2, 3, 3, 3), groups=0),
+        tinydilate.errors.ShapeError,
+        "groups should be an integer of at least 1, got 0.",
+    ),
+    (
+        "a bias for other filters",
+        lambda: F.conv2d(image(1, 3, 8, 8), image(2, 3, 3, 3), image(3)),
+        tinydilate.errors.ShapeError,
+        "expected a bias of shape (2,), one number a filter; got (3,).",
+    ),
+    (
+        "two dtypes",
+        lambda: F.conv2d(image(1, 1, 8, 8).astype(np.float32), image(1, 1, 3, 3)),
+        tinydilate.errors.DtypeError,
+        "expected tensors of one dtype, float32 or float64; got float32 and float64. Convert one "
+        "of them, for example with .to(np.float32).",
+    ),
+    (
+        "two devices",
+        lambda: F.add(tensor([1.0]), tensor([1.0], device="meta")),
+        tinydilate.errors.DeviceError,
+        'expected tensors on one device; got cpu and meta. Move one of them, for example with .to("cpu").',
+    ),
+    (
+        "shapes that do not broadcast",
+        lambda: F.add(image(2, 3), image(2)),
+        tinydilate.errors.ShapeError,
+        "expected shapes that broadcast; got (2, 3) and (2,). Counted from the last axis, two "
+        "sizes must be equal or one of them 1: reshape one of them.",
+    ),
+    (
+        "columns of another image",
+        lambda: F.fold(image(1, 9, 5), 4, 3),
+        tinydilate.errors.ShapeError,
+        "fold expected (N, C*9, 2*2) for a window of 9 taps on an image of (4, 4); got (1, 9, 5). "
+        "Check output_size and the window.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "text"), [row[1:] for row in ERRORS], ids=[row[0] for row in ERRORS])
+def test_bad_input_is_refused_with_advice(call, error, text):
+    with pytest.raises(error, match="^" + re.escape(text) + "$"):
+        call()
