@@ -6,6 +6,7 @@ functional/convolution, then the other pages, nn, models, train.
 
 from tinydilate import functional
 from tinydilate.autograd import Op, Tensor, is_grad_enabled, no_grad, tensor
+from tinydilate.functional.dropping import get_rng_state, manual_seed, set_rng_state
 from tinydilate.gradient_check import gradcheck
 from tinydilate.kernel import use, watching
 from tinydilate.threads import get_num_threads, set_num_threads
@@ -17,10 +18,13 @@ __all__ = [
     "Tensor",
     "functional",
     "get_num_threads",
+    "get_rng_state",
     "gradcheck",
     "is_grad_enabled",
+    "manual_seed",
     "no_grad",
     "set_num_threads",
+    "set_rng_state",
     "tensor",
     "use",
     "watching",

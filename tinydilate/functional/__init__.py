@@ -6,6 +6,7 @@ bottom: definition, NumPy reference, Numba kernel, derivative, public function.
 
 from tinydilate.functional.arithmetic import add, div, exp, log, mul, neg, pow, sub
 from tinydilate.functional.convolution import conv2d
+from tinydilate.functional.dropping import dropout
 from tinydilate.functional.padding import pad
 from tinydilate.functional.pooling import avg_pool2d, max_pool2d
 from tinydilate.functional.rectifier import relu
@@ -23,6 +24,7 @@ __all__ = [
     "conv2d",
     "cross_entropy",
     "div",
+    "dropout",
     "exp",
     "flatten",
     "fold",
