@@ -521,6 +521,8 @@ def check_dim(name: str, dim: Any, ndim: int) -> int:
     A single number (no axes) is taken for one axis of length 1, as PyTorch does.
     """
     axes = max(1, ndim)
+    if isinstance(dim, tuple | list):
+        raise ShapeError(f"{name} expected one axis; got {dim}. Give one integer.")
     (number,) = integers((dim,), name)
     if not -axes <= number < axes:
         raise ShapeError(

@@ -1,0 +1,279 @@
+"""Sums, means and maxima over axes.
+
+Definition: with ``dim`` a set of axes, ``out[kept] = sum (or max) over dim of x[kept, dim]``. No
+``dim`` means all axes; ``keepdim`` leaves each of them in place with length 1.
+
+Derivative: every number of a sum gets the sum's gradient, ``dx = dout`` repeated along ``dim``:
+the adjoint of a sum is broadcasting. Of a maximum the largest number gets all. Where several are
+equally large there is no derivative; they share it evenly, as in PyTorch's ``amax``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tinydilate.autograd import Op, Tensor, as_tensors, no_grad, public
+from tinydilate.device import Array, MetaArray
+from tinydilate.errors import ShapeError
+from tinydilate.functional.arithmetic import sum_to_shape
+from tinydilate.functional.shaping import View, check_dim, copy_view, integers, permute, reshape
+from tinydilate.kernel import jit, kernel
+from tinydilate.threads import share
+
+_LEAST = 65_536  # elements worth a thread
+Dims = int | Sequence[int] | None
+
+
+def check_dims(name: str, dim: Dims, ndim: int) -> tuple[int, ...]:
+    """Axes as sorted numbers from 0 on; None or () stand for all of them.
+
+    Raises
+    ------
+    ShapeError
+        If there is no such axis, or one is named twice.
+    """
+    given = () if dim is None else integers((dim,), name)
+    if not given:
+        return tuple(range(ndim))
+    axes = tuple(sorted(check_dim(name, number, ndim) for number in given))
+    if len(set(axes)) < len(axes):
+        raise ShapeError(f"{name} expected each axis once; got dim={dim}. Name it once.")
+    return axes if ndim else ()
+
+
+def _reduced(shape: tuple[int, ...], axes: tuple[int, ...], keepdim: bool) -> tuple[int, ...]:
+    """Shape after a reduction: the axes gone, or of length 1."""
+    if keepdim:
+        return tuple(1 if axis in axes else size for axis, size in enumerate(shape))
+    return tuple(size for axis, size in enumerate(shape) if axis not in axes)
+
+
+# ---- the largest of each row -----------------------------------------------------------------
+
+
+@kernel
+def max_forward(rows: Array) -> Array:
+    """(R, S) -> (R,): the largest number of each row; nan if there is one."""
+    return np.asarray(np.max(rows, axis=1))
+
+
+@max_forward.cpu
+def max_forward_cpu(rows: Array) -> Array:
+    out = np.empty(len(rows), rows.dtype)
+    share(_max, len(rows), rows, out, least=_rows_worth_a_thread(rows))
+    return out
+
+
+def _rows_worth_a_thread(rows: Array) -> int:
+    return 1 + _LEAST // (1 + int(rows.shape[1]))
+
+
+@jit
+def _max(start: int, stop: int, rows: Array, out: Array) -> None:
+    for r in range(start, stop):
+        best = rows[r, 0]
+        for s in range(rows.shape[1]):
+            number = rows[r, s]
+            best = number if number > best or number != number else best  # nan is not itself
+        out[r] = best
+
+
+@max_forward.meta
+def max_forward_meta(rows: MetaArray) -> MetaArray:
+    return MetaArray(rows.shape[:1], rows.dtype)
+
+
+@kernel
+def max_backward(grad: Array, rows: Array, out: Array) -> Array:
+    """(R,), (R, S), (R,) -> (R, S): the gradient, shared evenly by those equal to the maximum."""
+    largest = rows == out[:, None]
+    with np.errstate(all="ignore"):  # a nan equals nothing: 0/0, and the gradient is nan as well
+        result = grad[:, None] * largest / largest.sum(axis=1, keepdims=True)
+    return np.asarray(result, rows.dtype)
+
+
+@max_backward.cpu
+def max_backward_cpu(grad: Array, rows: Array, out: Array) -> Array:
+    result = np.empty_like(rows)
+    share(_max_backward, len(rows), grad, rows, out, result, least=_rows_worth_a_thread(rows))
+    return result
+
+
+@jit
+def _max_backward(
+    start: int, stop: int, grad: Array, rows: Array, out: Array, result: Array
+) -> None:
+    for r in range(start, stop):
+        ties = 0
+        for s in range(rows.shape[1]):
+            ties += rows[r, s] == out[r]
+        for s in range(rows.shape[1]):
+            result[r, s] = (grad[r] if rows[r, s] == out[r] else 0 * grad[r]) / ties
+
+
+@max_backward.meta
+def max_backward_meta(grad: MetaArray, rows: MetaArray, out: MetaArray) -> MetaArray:
+    return rows
+
+
+# ---- and where it stands ---------------------------------------------------------------------
+
+
+@kernel
+def argmax_forward(rows: Array) -> Array:
+    """(R, S) -> (R,) of int64: index of the first of the largest numbers, or of the first nan."""
+    return np.asarray(np.argmax(rows, axis=1))
+
+
+@argmax_forward.cpu
+def argmax_forward_cpu(rows: Array) -> Array:
+    out = np.empty(len(rows), np.int64)
+    share(_argmax, len(rows), rows, out, least=_rows_worth_a_thread(rows))
+    return out
+
+
+@jit
+def _argmax(start: int, stop: int, rows: Array, out: Array) -> None:
+    for r in range(start, stop):
+        best = 0
+        for s in range(rows.shape[1]):
+            number = rows[r, s]
+            if number != number:  # nan is not itself
+                best = s
+                break
+            if number > rows[r, best]:
+                best = s
+        out[r] = best
+
+
+@argmax_forward.meta
+def argmax_forward_meta(rows: MetaArray) -> MetaArray:
+    return MetaArray(rows.shape[:1], np.int64)
+
+
+# ---- the operations --------------------------------------------------------------------------
+
+
+class Sum(Op):
+    """Sum over axes."""
+
+    def __init__(self, axes: tuple[int, ...], keepdim: bool) -> None:
+        self.axes, self.keepdim = axes, keepdim
+
+    def forward(self, x: Any) -> Any:
+        self.shape = x.shape
+        total = sum_to_shape(x, _reduced(x.shape, self.axes, keepdim=True))
+        return total.reshape(_reduced(x.shape, self.axes, self.keepdim))
+
+    def backward(self, grad: Any) -> Any:
+        # A view whose stride is 0 along the summed axes repeats the gradient there.
+        strides = list(View.whole(_reduced(self.shape, self.axes, keepdim=True)).strides)
+        for axis in self.axes:
+            strides[axis] = 0
+        return copy_view(grad, View(self.shape, tuple(strides)))
+
+
+class MaxOfRows(Op):
+    """Largest number of each row."""
+
+    def forward(self, rows: Any) -> Any:
+        self.rows = rows
+        self.out = max_forward(rows)
+        return self.out
+
+    def backward(self, grad: Any) -> Any:
+        return max_backward(grad, self.rows, self.out)
+
+
+@public
+def sum(input: Any, dim: Dims = None, keepdim: bool = False) -> Tensor:
+    """Sum over axes.
+
+    Parameters
+    ----------
+    input : Tensor or array
+    dim : int or tuple of int, optional
+        The axes to sum over; negative ones count from the last. All of them by default.
+    keepdim : bool
+        Whether the axes stay, with length 1.
+
+    Raises
+    ------
+    ShapeError
+        If there is no such axis, or one is named twice.
+    """
+    (x,) = as_tensors(input)
+    return Sum(check_dims("sum", dim, x.ndim), keepdim)(x)
+
+
+@public
+def mean(input: Any, dim: Dims = None, keepdim: bool = False) -> Tensor:
+    """Mean over axes, the sum divided by the number of elements; nan where there are none.
+
+    Takes the arguments of `sum`.
+    """
+    (x,) = as_tensors(input)
+    axes = check_dims("mean", dim, x.ndim)
+    count = math.prod(x.shape[axis] for axis in axes)
+    return Sum(axes, keepdim)(x) / count  # type: ignore[no-any-return]
+
+
+@public
+def max(input: Any, dim: Dims = None, keepdim: bool = False) -> Tensor:
+    """Largest number over axes; nan where there is one.
+
+    Takes the arguments of `sum`, as ``torch.amax`` does: it returns the numbers only, where
+    ``torch.max(input, dim)`` returns their indices as well (see `argmax`), and takes several axes.
+    Numbers that are equally large share the gradient evenly.
+
+    Raises
+    ------
+    ShapeError
+        If there is no such axis, one is named twice, or there is nothing to choose from.
+    """
+    (x,) = as_tensors(input)
+    axes = check_dims("max", dim, x.ndim)
+    return reshape(MaxOfRows()(_rows("max", x, axes)), _reduced(x.shape, axes, keepdim))  # type: ignore[no-any-return]
+
+
+@public
+def argmax(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    """Index of the largest number along an axis, the first of several; int64, without a gradient.
+
+    Parameters
+    ----------
+    input : Tensor or array
+    dim : int, optional
+        The axis; a negative one counts from the last. By default the index counts through the
+        flattened input.
+    keepdim : bool
+        Whether the axis stays, with length 1.
+
+    Raises
+    ------
+    ShapeError
+        If there is no such axis, or there is nothing to choose from.
+    """
+    (x,) = as_tensors(input)
+    axes = check_dims("argmax", dim, x.ndim) if dim is None else (check_dim("argmax", dim, x.ndim),)
+    with no_grad():
+        rows = _rows("argmax", x, axes if x.ndim else ())
+    return Tensor(argmax_forward(rows.data).reshape(_reduced(x.shape, axes, keepdim)))
+
+
+def _rows(name: str, x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Any shape -> (R, S): the axes to reduce joined as S, the others before them as R."""
+    kept = tuple(axis for axis in range(x.ndim) if axis not in axes)
+    rows = math.prod(x.shape[axis] for axis in kept)
+    size = math.prod(x.shape[axis] for axis in axes)
+    if rows and not size:
+        raise ShapeError(
+            f"{name} expected at least one number to choose from; got shape {x.shape}, empty along "
+            f"the axes {axes}. A sum of nothing is 0, but a maximum of nothing is nothing."
+        )
+    ordered = x if (*kept, *axes) == tuple(range(x.ndim)) else permute(x, (*kept, *axes))
+    return reshape(ordered, (rows, size))  # type: ignore[no-any-return]
