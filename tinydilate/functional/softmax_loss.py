@@ -1,0 +1,725 @@
+"""Softmax, its logarithm, and the cross-entropy that every network here is trained with.
+
+Definition: the softmax turns C scores x (the paper's logits) into probabilities, pixel by pixel:
+
+    p[c] = exp(x[c]) / sum over k of exp(x[k])
+
+and the cross-entropy is the surprise at the true class t, ``loss = -log p[t]``. Both are unchanged
+when the same number is taken from all scores. So we first take away the largest one: the exponents
+are then at most 0, nothing overflows, and the sum is at least 1:
+
+    peak = max over c of x[c]         total = sum over c of exp(x[c] - peak)
+    log p[c] = (x[c] - peak) - log(total)
+
+Derivative: for the softmax ``dx = p * (dp - sum(dp * p))``; for its logarithm
+``dx = dlogp - p * sum(dlogp)``; and for the cross-entropy the famous ``dx = p - onehot(t)``: what
+the network says less what it should say. Class weights and label smoothing change what it should
+say: the target ``q[c] = w[c] * ((1 - s) * [c = t] + s / C)`` gives ``loss = -sum(q * log p)`` and
+``dx = p * sum(q) - q``.
+
+The kernels see an array as (N, C, M): M pixels whose C scores lie M numbers apart. The inner loop
+runs along a block of neighbouring pixels, which vector instructions take sixteen at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from operator import index as as_integer
+from typing import Any
+
+import numpy as np
+
+from tinydilate.autograd import Op, Tensor, as_tensors, public
+from tinydilate.device import Array, MetaArray, move
+from tinydilate.errors import ConfigError, DataError, DtypeError, GraphError, ShapeError
+from tinydilate.functional.arithmetic import div_forward, sum_to_shape
+from tinydilate.functional.reduction import sum as sum_over
+from tinydilate.functional.shaping import View, check_dim, copy_view
+from tinydilate.kernel import jit, kernel
+from tinydilate.threads import share
+
+_BLOCK = 128  # neighbouring pixels that a loop treats together
+_LEAST = 16_384  # exponentials worth a thread
+
+# ---- the exponential function ----------------------------------------------------------------
+
+# e**r = 1 + r + r*r*q(r) for |r| <= log(2)/2: q by a weighted least-squares fit that was repeated
+# until the error had level peaks; 3.1e-9 relative, a twentieth of float32's rounding.
+_Q4, _Q3, _Q2 = np.float32(1.38144672e-3), np.float32(8.36878084e-3), np.float32(4.16683927e-2)
+_Q1, _Q0 = np.float32(1.66665196e-1), np.float32(0.49999994)
+_PER_LOG_2 = np.float32(1.0 / math.log(2.0))
+# log(2) in two parts. The first has nine binary digits, so a whole number below 2**15 times it is
+# exact; the second is the rest.
+_LOG_2_HIGH, _LOG_2_LOW = np.float32(355 / 512), np.float32(math.log(2.0) - 355 / 512)
+_ONE = np.float32(1.0)
+_LEAST_POWER, _LARGEST_POWER = np.float32(-104.0), np.float32(89.0)  # e**x is 0, or inf, beyond
+# Numbers around 1.5 * 2**23 are spaced one apart: adding this rounds to a whole number, which then
+# stands in the lowest bits.
+_ROUND, _ROUND_BITS = np.float32(1.5 * 2**23), 0x4B400000
+
+
+@jit
+def exp_rule(x: Any) -> Any:
+    """``e ** x``: in float32 without a branch or a call, at most 1 unit in the last place off.
+
+    Mathematical libraries compute one exponential a call, which a vector loop cannot hold. The
+    rule for float32 is ``e**x = 2**k * e**r`` with k the whole number next to x / log(2), and
+    arithmetic only, so the compiler computes sixteen at a time. float64 calls the library.
+    """
+    if isinstance(x, np.float32):
+        bounded = _LEAST_POWER if x < _LEAST_POWER else x  # comparisons with nan are false,
+        bounded = _LARGEST_POWER if bounded > _LARGEST_POWER else bounded  # so nan stays nan
+        shifted = bounded * _PER_LOG_2 + _ROUND
+        k = shifted - _ROUND
+        r = bounded - k * _LOG_2_HIGH - k * _LOG_2_LOW
+        q = (((_Q4 * r + _Q3) * r + _Q2) * r + _Q1) * r + _Q0
+        power = q * (r * r) + r + _ONE
+        # 2**k is a float whose exponent bits hold k + 127. In two factors, since k + 127 may be
+        # below 1 (results under 1.2e-38, which lose digits gradually) or above 254.
+        whole = np.float32(shifted).view(np.int32) - _ROUND_BITS
+        half = whole >> 1
+        scale = np.int32((half + 127) << 23).view(np.float32)
+        return power * scale * np.int32((whole - half + 127) << 23).view(np.float32)
+    return np.exp(x)
+
+
+# ---- softmax ---------------------------------------------------------------------------------
+
+
+@kernel
+def softmax_forward(x: Array) -> Array:
+    """(N, C, M) -> (N, C, M): probabilities over C."""
+    with np.errstate(all="ignore"):  # scores that are all -inf have no softmax: nan
+        powers = np.exp(x - peak_of(x))
+        return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def peak_of(x: Array) -> Array:
+    """(N, C, M) -> (N, 1, M): the largest score of each pixel."""
+    return np.asarray(np.max(x, axis=1, keepdims=True, initial=-np.inf))
+
+
+@softmax_forward.cpu
+def softmax_forward_cpu(x: Array) -> Array:
+    out = np.empty_like(x)
+    share(_softmax, _jobs(x), x, out, False, least=_least(x))
+    return out
+
+
+def _jobs(x: Array) -> int:
+    """Number of blocks of pixels: job n*blocks + block is pixels [block*_BLOCK, ...) of item n."""
+    return len(x) * -(-int(x.shape[2]) // _BLOCK) if x.size else 0
+
+
+def _least(x: Array) -> int:
+    """Number of jobs worth a thread."""
+    return max(1, _LEAST // max(1, int(x.shape[1]) * min(_BLOCK, int(x.shape[2]))))
+
+
+@jit
+def _block(job: int, pixels: int) -> tuple[int, int, int]:
+    """Item, first pixel and number of pixels of a job."""
+    n, block = divmod(job, (pixels + _BLOCK - 1) // _BLOCK)
+    return n, block * _BLOCK, min(_BLOCK, pixels - block * _BLOCK)
+
+
+@jit
+def _peaks_and_totals(x: Array, n: int, first: int, peaks: Array, totals: Array) -> None:
+    """For len(peaks) pixels from ``first`` on: the largest score and sum of exp(score - peak)."""
+    count = len(peaks)
+    peaks[:] = x[n, 0, first : first + count]
+    totals[:] = 0
+    for c in range(1, x.shape[1]):
+        scores = x[n, c, first : first + count]
+        for m in range(count):
+            peaks[m] = scores[m] if scores[m] > peaks[m] else peaks[m]
+    for c in range(x.shape[1]):
+        scores = x[n, c, first : first + count]
+        for m in range(count):
+            totals[m] += exp_rule(scores[m] - peaks[m])
+
+
+@jit
+def _softmax(start: int, stop: int, x: Array, out: Array, logarithm: bool) -> None:
+    peaks, totals = np.empty(_BLOCK, x.dtype), np.empty(_BLOCK, x.dtype)
+    for job in range(start, stop):
+        n, first, count = _block(job, x.shape[2])
+        _peaks_and_totals(x, n, first, peaks[:count], totals[:count])
+        if logarithm:
+            for m in range(count):
+                totals[m] = np.log(totals[m])
+        for c in range(x.shape[1]):
+            scores, result = x[n, c, first : first + count], out[n, c, first : first + count]
+            if logarithm:
+                for m in range(count):
+                    result[m] = scores[m] - peaks[m] - totals[m]
+            else:
+                for m in range(count):
+                    result[m] = exp_rule(scores[m] - peaks[m]) / totals[m]
+
+
+@softmax_forward.meta
+def softmax_forward_meta(x: MetaArray) -> MetaArray:
+    return x
+
+
+@kernel
+def softmax_backward(grad: Array, out: Array) -> Array:
+    """(N, C, M) each -> (N, C, M): ``p * (dp - sum(dp * p))``."""
+    return np.asarray(out * (grad - (grad * out).sum(axis=1, keepdims=True)))
+
+
+@softmax_backward.cpu
+def softmax_backward_cpu(grad: Array, out: Array) -> Array:
+    result = np.empty_like(grad)
+    share(_softmax_backward, _jobs(grad), grad, out, result, False, least=_least(grad))
+    return result
+
+
+@jit
+def _softmax_backward(
+    start: int, stop: int, grad: Array, out: Array, result: Array, logarithm: bool
+) -> None:
+    sums = np.empty(_BLOCK, grad.dtype)
+    for job in range(start, stop):
+        n, first, count = _block(job, grad.shape[2])
+        sums[:] = 0
+        for c in range(grad.shape[1]):
+            given, value = grad[n, c, first : first + count], out[n, c, first : first + count]
+            if logarithm:
+                for m in range(count):
+                    sums[m] += given[m]
+            else:
+                for m in range(count):
+                    sums[m] += given[m] * value[m]
+        for c in range(grad.shape[1]):
+            given, value = grad[n, c, first : first + count], out[n, c, first : first + count]
+            row = result[n, c, first : first + count]
+            if logarithm:
+                for m in range(count):
+                    row[m] = given[m] - exp_rule(value[m]) * sums[m]
+            else:
+                for m in range(count):
+                    row[m] = value[m] * (given[m] - sums[m])
+
+
+@softmax_backward.meta
+def softmax_backward_meta(grad: MetaArray, out: MetaArray) -> MetaArray:
+    return grad
+
+
+# ---- its logarithm ---------------------------------------------------------------------------
+
+
+@kernel
+def log_softmax_forward(x: Array) -> Array:
+    """(N, C, M) -> (N, C, M): logarithms of the probabilities over C."""
+    with np.errstate(all="ignore"):
+        below = x - peak_of(x)
+        return np.asarray(below - np.log(np.exp(below).sum(axis=1, keepdims=True)))
+
+
+@log_softmax_forward.cpu
+def log_softmax_forward_cpu(x: Array) -> Array:
+    out = np.empty_like(x)
+    share(_softmax, _jobs(x), x, out, True, least=_least(x))
+    return out
+
+
+@log_softmax_forward.meta
+def log_softmax_forward_meta(x: MetaArray) -> MetaArray:
+    return x
+
+
+@kernel
+def log_softmax_backward(grad: Array, out: Array) -> Array:
+    """(N, C, M) each -> (N, C, M): ``dlogp - p * sum(dlogp)``."""
+    return np.asarray(grad - np.exp(out) * grad.sum(axis=1, keepdims=True))
+
+
+@log_softmax_backward.cpu
+def log_softmax_backward_cpu(grad: Array, out: Array) -> Array:
+    result = np.empty_like(grad)
+    share(_softmax_backward, _jobs(grad), grad, out, result, True, least=_least(grad))
+    return result
+
+
+@log_softmax_backward.meta
+def log_softmax_backward_meta(grad: MetaArray, out: MetaArray) -> MetaArray:
+    return grad
+
+
+# ---- cross-entropy with labels ---------------------------------------------------------------
+
+
+@kernel
+def cross_entropy_forward(
+    x: Array, labels: Array, weights: Array, ignore_index: int, smoothing: float
+) -> tuple[Array, Array, Array]:
+    """(N, C, M), (N, M), (C,) -> three of (N, M): loss of each pixel, its peak and its total.
+
+    The loss is 0 where the label is ``ignore_index``. The other two are kept for the derivative.
+    """
+    with np.errstate(all="ignore"):
+        peaks = peak_of(x)[:, 0]
+        totals = np.exp(x - peaks[:, None]).sum(axis=1)
+        log_p = x - peaks[:, None] - np.log(totals)[:, None]  # (N, C, M)
+        known = labels != ignore_index
+        safe = np.where(known, labels, 0)
+        losses = -weights[safe] * np.take_along_axis(log_p, safe[:, None], axis=1)[:, 0]
+        if smoothing > 0:
+            evenly = -(weights[:, None] * log_p).sum(axis=1)
+            losses = (1 - smoothing) * losses + smoothing / x.shape[1] * evenly
+    return np.where(known, losses, 0).astype(x.dtype), peaks, totals
+
+
+@cross_entropy_forward.cpu
+def cross_entropy_forward_cpu(
+    x: Array, labels: Array, weights: Array, ignore_index: int, smoothing: float
+) -> tuple[Array, Array, Array]:
+    losses, peaks, totals = (np.empty(labels.shape, x.dtype) for _ in range(3))
+    arrays = x, labels, weights, losses, peaks, totals
+    share(_cross_entropy, _jobs(x), *arrays, ignore_index, float(smoothing), least=_least(x))
+    return losses, peaks, totals
+
+
+@jit
+def _cross_entropy(
+    start: int,
+    stop: int,
+    x: Array,
+    labels: Array,
+    weights: Array,
+    losses: Array,
+    peaks: Array,
+    totals: Array,
+    ignore_index: int,
+    smoothing: float,
+) -> None:
+    logs, evenly = np.empty(_BLOCK, x.dtype), np.empty(_BLOCK, x.dtype)
+    for job in range(start, stop):
+        n, first, count = _block(job, x.shape[2])
+        peak = peaks[n, first : first + count]
+        _peaks_and_totals(x, n, first, peak, totals[n, first : first + count])
+        for m in range(count):
+            logs[m] = np.log(totals[n, first + m])
+            evenly[m] = 0
+        if smoothing > 0:
+            for c in range(x.shape[1]):
+                scores = x[n, c, first : first + count]
+                for m in range(count):
+                    evenly[m] += weights[c] * (peak[m] - scores[m] + logs[m])
+        for m in range(count):
+            label = labels[n, first + m]
+            losses[n, first + m] = 0
+            if label != ignore_index:
+                loss = weights[label] * (peak[m] - x[n, label, first + m] + logs[m])
+                if smoothing > 0:
+                    loss = (1 - smoothing) * loss + smoothing / x.shape[1] * evenly[m]
+                losses[n, first + m] = loss
+
+
+@cross_entropy_forward.meta
+def cross_entropy_forward_meta(
+    x: MetaArray, labels: MetaArray, weights: MetaArray, ignore_index: int, smoothing: float
+) -> tuple[MetaArray, MetaArray, MetaArray]:
+    return (MetaArray(labels.shape, x.dtype),) * 3
+
+
+@kernel
+def cross_entropy_backward(
+    grad: Array,
+    x: Array,
+    peaks: Array,
+    totals: Array,
+    labels: Array,
+    weights: Array,
+    ignore_index: int,
+    smoothing: float,
+) -> Array:
+    """(N, M), (N, C, M), ... -> (N, C, M): ``p * sum(q) - q``, times each pixel's gradient."""
+    classes = np.arange(x.shape[1])[:, None]  # (C, 1)
+    true = labels[:, None] == classes  # (N, C, M)
+    with np.errstate(all="ignore"):
+        p = np.exp(x - peaks[:, None]) / totals[:, None]
+        q = weights[:, None] * ((1 - smoothing) * true + smoothing / x.shape[1])
+        scale = np.where(labels != ignore_index, grad, 0)[:, None]  # (N, 1, M)
+        return np.asarray((p * q.sum(axis=1, keepdims=True) - q) * scale, x.dtype)
+
+
+@cross_entropy_backward.cpu
+def cross_entropy_backward_cpu(
+    grad: Array,
+    x: Array,
+    peaks: Array,
+    totals: Array,
+    labels: Array,
+    weights: Array,
+    ignore_index: int,
+    smoothing: float,
+) -> Array:
+    result = np.empty_like(x)
+    arrays = grad, x, peaks, totals, labels, weights, result
+    share(
+        _cross_entropy_backward,
+        _jobs(x),
+        *arrays,
+        ignore_index,
+        float(smoothing),
+        least=_least(x),
+    )
+    return result
+
+
+@jit
+def _cross_entropy_backward(
+    start: int,
+    stop: int,
+    grad: Array,
+    x: Array,
+    peaks: Array,
+    totals: Array,
+    labels: Array,
+    weights: Array,
+    result: Array,
+    ignore_index: int,
+    smoothing: float,
+) -> None:
+    said, evenly = np.empty(_BLOCK, x.dtype), np.empty(_BLOCK, x.dtype)
+    all_weights = weights.sum()
+    for job in range(start, stop):
+        n, first, count = _block(job, x.shape[2])
+        peak = peaks[n, first : first + count]
+        for m in range(count):  # grad * sum(q) / total, and the part of q that all classes share
+            label = labels[n, first + m]
+            said[m] = evenly[m] = 0
+            if label != ignore_index:
+                evenly[m] = grad[n, first + m] * smoothing / x.shape[1]
+                own = grad[n, first + m] * (1 - smoothing) * weights[label]
+                said[m] = (own + evenly[m] * all_weights) / totals[n, first + m]
+        for c in range(x.shape[1]):
+            scores, row = x[n, c, first : first + count], result[n, c, first : first + count]
+            for m in range(count):
+                row[m] = exp_rule(scores[m] - peak[m]) * said[m] - evenly[m] * weights[c]
+        for m in range(count):
+            label = labels[n, first + m]
+            if label != ignore_index:
+                own = grad[n, first + m] * (1 - smoothing) * weights[label]
+                result[n, label, first + m] -= own
+
+
+@cross_entropy_backward.meta
+def cross_entropy_backward_meta(
+    grad: MetaArray,
+    x: MetaArray,
+    peaks: MetaArray,
+    totals: MetaArray,
+    labels: MetaArray,
+    weights: MetaArray,
+    ignore_index: int,
+    smoothing: float,
+) -> MetaArray:
+    return x
+
+
+@kernel
+def label_weights(labels: Array, weights: Array, ignore_index: int) -> Array:
+    """(N, M), (C,) -> (N, M): weight of each pixel's class, 0 for an ignored pixel."""
+    known = labels != ignore_index
+    return np.where(known, weights[np.where(known, labels, 0)], 0).astype(weights.dtype)
+
+
+@label_weights.cpu
+def label_weights_cpu(labels: Array, weights: Array, ignore_index: int) -> Array:
+    out = np.empty(labels.shape, weights.dtype)
+    _label_weights(labels.reshape(-1), weights, ignore_index, out.reshape(-1))
+    return out
+
+
+@jit
+def _label_weights(labels: Array, weights: Array, ignore_index: int, out: Array) -> None:
+    for n in range(len(labels)):
+        out[n] = weights[labels[n]] if labels[n] != ignore_index else 0
+
+
+@label_weights.meta
+def label_weights_meta(labels: MetaArray, weights: MetaArray, ignore_index: int) -> MetaArray:
+    return MetaArray(labels.shape, weights.dtype)
+
+
+# ---- the operations --------------------------------------------------------------------------
+
+
+def around(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
+    """Shape as (N, C, M): the product of the axes before ``axis``, its size, of those after it."""
+    sizes = shape or (1,)
+    return math.prod(sizes[:axis]), sizes[axis], math.prod(sizes[axis + 1 :])
+
+
+class Softmax(Op):
+    """Probabilities along an axis."""
+
+    def __init__(self, axis: int) -> None:
+        self.axis = axis
+
+    def forward(self, x: Any) -> Any:
+        self.out = softmax_forward(x.reshape(around(x.shape, self.axis)))
+        return self.out.reshape(x.shape)
+
+    def backward(self, grad: Any) -> Any:
+        return softmax_backward(grad.reshape(self.out.shape), self.out).reshape(grad.shape)
+
+
+class LogSoftmax(Op):
+    """Logarithms of probabilities along an axis."""
+
+    def __init__(self, axis: int) -> None:
+        self.axis = axis
+
+    def forward(self, x: Any) -> Any:
+        self.out = log_softmax_forward(x.reshape(around(x.shape, self.axis)))
+        return self.out.reshape(x.shape)
+
+    def backward(self, grad: Any) -> Any:
+        return log_softmax_backward(grad.reshape(self.out.shape), self.out).reshape(grad.shape)
+
+
+class CrossEntropy(Op):
+    """Surprise at the labels, pixel by pixel or summed up."""
+
+    def __init__(
+        self, labels: Any, weights: Any, ignore_index: int, reduction: str, smoothing: float
+    ) -> None:
+        self.labels, self.weights, self.ignore_index = labels, weights, ignore_index
+        self.reduction, self.smoothing = reduction, smoothing
+
+    def forward(self, x: Any) -> Any:
+        before, classes, after = around(x.shape, min(1, len(x.shape) - 1))
+        self.x = x.reshape(before, classes, after)  # (N, C, M)
+        self.x_shape, self.losses_shape = x.shape, self.labels.shape
+        self.labels = self.labels.reshape(before, after)
+        self.options = self.labels, self.weights, self.ignore_index, self.smoothing
+        losses, self.peaks, self.totals = cross_entropy_forward(self.x, *self.options)
+        if self.reduction == "none":
+            return losses.reshape(self.losses_shape)
+        loss = sum_to_shape(losses, ())
+        if self.reduction == "sum":
+            return loss
+        weights = label_weights(self.labels, self.weights, self.ignore_index)
+        self.divisor = sum_to_shape(weights, ())
+        return div_forward(loss, self.divisor)
+
+    def backward(self, grad: Any) -> Any:
+        if self.reduction == "mean":
+            grad = div_forward(grad, self.divisor)
+        if self.reduction != "none":  # every pixel gets the one number
+            grad = copy_view(grad, View(self.labels.shape, (0, 0)))
+        grad = grad.reshape(self.labels.shape)
+        dx = cross_entropy_backward(grad, self.x, self.peaks, self.totals, *self.options)
+        return dx.reshape(self.x_shape)
+
+
+@public
+def softmax(input: Any, dim: int) -> Tensor:
+    """Probabilities along an axis: ``exp(input)``, divided by its sum.
+
+    Parameters
+    ----------
+    input : Tensor or array of any shape
+    dim : int
+        The axis of the classes, 1 for (N, C, H, W); negative axes count from the last. It has no
+        default, since a wrong guess would go unseen.
+
+    Returns
+    -------
+    Tensor of the input's shape
+
+    Raises
+    ------
+    ShapeError
+        If there is no such axis.
+    """
+    (x,) = as_tensors(input)
+    return Softmax(check_dim("softmax", dim, x.ndim))(x)
+
+
+@public
+def log_softmax(input: Any, dim: int) -> Tensor:
+    """Logarithm of the `softmax`, right even where the probability itself is too small to store.
+
+    Parameters
+    ----------
+    input : Tensor or array of any shape
+    dim : int
+        The axis of the classes; negative axes count from the last.
+
+    Returns
+    -------
+    Tensor of the input's shape
+
+    Raises
+    ------
+    ShapeError
+        If there is no such axis.
+    """
+    (x,) = as_tensors(input)
+    return LogSoftmax(check_dim("log_softmax", dim, x.ndim))(x)
+
+
+# ---- the loss --------------------------------------------------------------------------------
+
+
+@public
+def cross_entropy(
+    input: Any,
+    target: Any,
+    weight: Any = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross-entropy of scores with labels, or with probabilities, for each pixel.
+
+    Parameters
+    ----------
+    input : (N, C, H, W), (N, C), (N, C, ...) or (C,)
+        Scores, not probabilities: the softmax is part of the loss.
+    target : integers of shape (N, H, W), (N,), (N, ...) or (); or numbers of the input's shape
+        The class of each pixel, 0 to C-1; or a probability for each class and pixel.
+    weight : (C,), optional
+        What one pixel of each class counts. It is not differentiated.
+    ignore_index : int
+        Label of pixels that do not count. Probabilities cannot be ignored.
+    reduction : {"mean", "sum", "none"}
+        "mean" divides the sum by the weights of the pixels that count, as PyTorch does (for
+        probabilities: by the number of pixels). Where no pixel counts it is 0/0, nan.
+    label_smoothing : float, from 0 to 1
+        Share of the target that is spread evenly over all classes.
+
+    Returns
+    -------
+    Tensor
+        One number, or with ``reduction="none"`` one for each pixel.
+
+    Raises
+    ------
+    DataError
+        If a label is neither a class nor ``ignore_index``.
+    ShapeError, DtypeError
+        If target or weight do not fit the input.
+    ConfigError
+        If an option has no such value.
+
+    Notes
+    -----
+    PyTorch's deprecated ``size_average`` and ``reduce`` are left out, so the options after
+    ``weight`` are given by name. Losses are summed in float64.
+    """
+    (x,) = as_tensors(input)
+    if x.ndim == 0 or x.shape[min(1, x.ndim - 1)] == 0:
+        raise ShapeError(
+            f"cross_entropy expected scores of shape (N, C, ...) or (C,) with at least one class; "
+            f"got {x.shape}."
+        )
+    _check_options(ignore_index, reduction, label_smoothing)
+    classes = x.shape[min(1, x.ndim - 1)]
+    weights = _class_weights(weight, classes, x)
+    given = target.data if isinstance(target, Tensor) else target
+    if not isinstance(given, MetaArray):
+        given = np.asarray(given)
+    if given.shape == x.shape and given.dtype.kind == "f":
+        soft = target if isinstance(target, Tensor) else given
+        return _soft_cross_entropy(x, soft, weights, reduction, label_smoothing)
+    labels = _labels(given, x.shape, ignore_index)
+    if weights is None:
+        weights = move(np.ones(classes, x.dtype), x.device)
+    labels = move(labels, x.device)
+    return CrossEntropy(labels, weights, ignore_index, reduction, float(label_smoothing))(x)
+
+
+def _soft_cross_entropy(
+    x: Tensor, target: Any, weights: Any, reduction: str, smoothing: float
+) -> Tensor:
+    """Cross-entropy with probabilities, written out in the operations above."""
+    axis = min(1, x.ndim - 1)
+    classes = x.shape[axis]
+    target = as_tensors(target)[0].to(x.device)
+    if smoothing > 0:
+        target = target * (1 - smoothing) + smoothing / classes
+    surprise = -log_softmax(x, axis) * target
+    if weights is not None:
+        surprise = surprise * Tensor(weights.reshape((classes,) + (1,) * (x.ndim - axis - 1)))
+    if reduction == "none":
+        return sum_over(surprise, axis)  # type: ignore[no-any-return]
+    loss = sum_over(surprise)
+    return loss / (x.size // classes) if reduction == "mean" else loss  # type: ignore[no-any-return]
+
+
+def _class_weights(weight: Any, classes: int, x: Tensor) -> Any:
+    """The weights as an array on the input's device, or None."""
+    if weight is None:
+        return None
+    if isinstance(weight, Tensor) and weight.requires_grad:
+        raise GraphError(
+            "expected class weights outside the graph; got a tensor that requires grad. They are "
+            "constants of the loss: pass weight.detach()."
+        )
+    (given,) = as_tensors(weight)
+    if given.shape != (classes,):
+        raise ShapeError(
+            f"expected class weights of shape ({classes},), one number a class; got {given.shape}."
+        )
+    if given.dtype != x.dtype:
+        raise DtypeError(
+            f"expected class weights of {x.dtype}, as the scores are; got {given.dtype}. "
+            f"Convert them with .astype({x.dtype.name!r})."
+        )
+    return move(given.data, x.device)
+
+
+def _labels(given: Any, shape: tuple[int, ...], ignore_index: int) -> Any:
+    """Labels as int64, checked: their shape, their dtype and every single one of them."""
+    classes = shape[min(1, len(shape) - 1)]
+    wanted = (shape[0], *shape[2:]) if len(shape) > 1 else ()
+    if given.shape != wanted:
+        raise ShapeError(
+            f"cross_entropy expected labels of shape {wanted}, the scores' {shape} without its "
+            f"class axis, or probabilities of shape {shape}; got {given.dtype} of shape "
+            f"{given.shape}. Labels hold class numbers: one-hot integers become labels by "
+            ".argmax along the class axis."
+        )
+    if given.dtype.kind not in "iu":
+        raise DtypeError(
+            f"cross_entropy expected integer labels from 0 to {classes - 1}; got {given.dtype}. "
+            "Convert them with .astype(np.int64); probabilities take the shape of the scores, "
+            f"{shape}."
+        )
+    if isinstance(given, MetaArray):
+        return given
+    labels = given.astype(np.int64, order="C")
+    # As unsigned numbers negative labels are huge: one comparison finds both ends.
+    wrong = (labels.view(np.uint64) >= classes) & (labels != ignore_index)
+    if wrong.any():
+        where = tuple(int(place) for place in np.argwhere(wrong)[0])
+        label = int(labels[where])
+        raise DataError(
+            f"expected labels from 0 to {classes - 1}, or {ignore_index} (ignore_index) for pixels "
+            f"that do not count; got {label} at {where}. Map it to a class, or pass "
+            f"ignore_index={label}."
+        )
+    return labels
+
+
+def _check_options(ignore_index: int, reduction: str, smoothing: float) -> None:
+    if reduction not in ("mean", "sum", "none"):
+        raise ConfigError(f'reduction should be "mean", "sum" or "none", got {reduction!r}.')
+    if not isinstance(smoothing, int | float) or not 0 <= smoothing <= 1:
+        raise ConfigError(
+            f"label_smoothing should lie between 0 and 1, got {smoothing!r}. "
+            "It is the share of the target that is spread over all classes; 0.1 is usual."
+        )
+    try:
+        as_integer(ignore_index)
+    except TypeError:
+        raise ConfigError(f"ignore_index should be an integer, got {ignore_index!r}.") from None
