@@ -17,24 +17,18 @@ import numpy as np
 from tinydilate.autograd import Tensor
 from tinydilate.device import Array, move
 from tinydilate.errors import ConfigError, ShapeError
+from tinydilate.functional.dropping import chance
 
 Target = TypeVar("Target")
 Fill = Callable[[tuple[int, ...], np.random.Generator], Array]
 Seed = np.random.Generator | int | None
 
 
-_count = 0
-
-
-def next_generator() -> np.random.Generator:
-    """A fresh generator, another one at every call."""
-    global _count
-    _count += 1
-    return np.random.default_rng((0, _count))
-
-
 def generator(rng: Seed) -> np.random.Generator:
-    """The generator itself, a fresh one from a seed, or for None the one that `manual_seed` sets.
+    """The generator itself, a fresh one from a seed, or for None one that follows `manual_seed`.
+
+    Every None is one more of the random calls that `tinydilate.get_rng_state` counts, so a seed
+    gives the same network, and one state resumes dropout and initialisation alike.
 
     Raises
     ------
@@ -44,7 +38,7 @@ def generator(rng: Seed) -> np.random.Generator:
     if isinstance(rng, np.random.Generator):
         return rng
     if rng is None:
-        return next_generator()
+        return np.random.default_rng(chance.draw())
     if isinstance(rng, bool) or not isinstance(rng, int | np.integer) or rng < 0:
         raise ConfigError(
             "expected rng to be a numpy Generator, a whole number of at least 0, or None; got "

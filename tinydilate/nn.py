@@ -883,7 +883,7 @@ class _Pad2d(_Windowed):
     mode: str
 
     def __init__(self, padding: int | Sequence[int]) -> None:
-        sides = (padding,) * 4 if isinstance(padding, int) else tuple(padding)
+        sides = tuple(padding) if isinstance(padding, Sequence) else (padding,) * 4
         if len(sides) != 4 or any(isinstance(s, bool) or not isinstance(s, int) for s in sides):
             raise ShapeError(
                 "expected a padding in whole pixels, one for all sides or (left, right, top, "

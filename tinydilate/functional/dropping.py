@@ -65,7 +65,7 @@ def threshold(p: float) -> Any:
 
 
 class Chance:
-    """The seed, and how many random calls it has served."""
+    """The seed, and how many random calls it has served: dropouts, and starts of layers."""
 
     def __init__(self) -> None:
         self.lock = Lock()
@@ -78,11 +78,13 @@ class Chance:
             return self.seed, self.calls - 1
 
 
-_chance = Chance()
+chance = Chance()
 
 
 def manual_seed(seed: int) -> None:
-    """Begin the random calls of dropout anew under ``seed``, an integer in [0, 2**64).
+    """Begin all random calls anew under ``seed``, an integer in [0, 2**64).
+
+    Random calls are those of dropout, and the starting values of layers that are given no ``rng``.
 
     Without it the seed is 0, so that every program is repeatable.
 
@@ -95,15 +97,15 @@ def manual_seed(seed: int) -> None:
 
 
 def get_rng_state() -> dict[str, int]:
-    """State of dropout's random numbers, two integers that JSON can hold.
+    """State of the random calls, two integers that JSON can hold.
 
     Returns
     -------
     dict
         ``seed``, and ``calls``, the number of random calls since `manual_seed`.
     """
-    with _chance.lock:
-        return {"seed": _chance.seed, "calls": _chance.calls}
+    with chance.lock:
+        return {"seed": chance.seed, "calls": chance.calls}
 
 
 def set_rng_state(state: dict[str, int]) -> None:
@@ -125,8 +127,8 @@ def set_rng_state(state: dict[str, int]) -> None:
             raise ConfigError(
                 f"expected an integer of at least 0 and below 2**64 as {name}; got {number!r}."
             )
-    with _chance.lock:
-        _chance.seed, _chance.calls = int(state["seed"]), int(state["calls"])
+    with chance.lock:
+        chance.seed, chance.calls = int(state["seed"]), int(state["calls"])
 
 
 # ---- forward, which is its own adjoint -------------------------------------------------------
@@ -210,5 +212,5 @@ def dropout(input: Any, p: float = 0.5, training: bool = True) -> Tensor:
         raise ConfigError(f"dropout expected a probability p from 0 to 1; got {p!r}.")
     if not training or p == 0:
         return x
-    seed, call = (0, 0) if x.device == "meta" else _chance.draw()  # shapes leave chance alone
+    seed, call = (0, 0) if x.device == "meta" else chance.draw()  # shapes leave chance alone
     return Dropout(float(p), seed, call)(x)
