@@ -38,7 +38,7 @@ from tinydilate.functional.shaping import View, check_dim, copy_view
 from tinydilate.kernel import jit, kernel
 from tinydilate.threads import share
 
-_BLOCK = 128  # neighbouring pixels that a loop treats together
+_BLOCK = 256  # neighbouring pixels that a loop treats together
 _LEAST = 16_384  # exponentials worth a thread
 
 # ---- the exponential function ----------------------------------------------------------------
@@ -386,26 +386,27 @@ def _cross_entropy_backward(
     smoothing: float,
 ) -> None:
     said, evenly = np.empty(_BLOCK, x.dtype), np.empty(_BLOCK, x.dtype)
+    own = np.empty(_BLOCK, x.dtype)
     all_weights = weights.sum()
+    to_label = x.dtype.type(1 - smoothing)
+    to_each = x.dtype.type(smoothing / x.shape[1])
     for job in range(start, stop):
         n, first, count = _block(job, x.shape[2])
-        peak = peaks[n, first : first + count]
-        for m in range(count):  # grad * sum(q) / total, and the part of q that all classes share
-            label = labels[n, first + m]
-            said[m] = evenly[m] = 0
-            if label != ignore_index:
-                evenly[m] = grad[n, first + m] * smoothing / x.shape[1]
-                own = grad[n, first + m] * (1 - smoothing) * weights[label]
-                said[m] = (own + evenly[m] * all_weights) / totals[n, first + m]
+        peak, total = peaks[n, first : first + count], totals[n, first : first + count]
+        label, given = labels[n, first : first + count], grad[n, first : first + count]
+        for m in range(count):  # q is own[m] at the label and evenly[m] * weights[c] everywhere
+            known = label[m] != ignore_index
+            own[m] = given[m] * to_label * weights[label[m]] if known else 0
+            evenly[m] = given[m] * to_each if known else 0
+            said[m] = (own[m] + evenly[m] * all_weights) / total[m]
         for c in range(x.shape[1]):
             scores, row = x[n, c, first : first + count], result[n, c, first : first + count]
+            weight = weights[c]
             for m in range(count):
-                row[m] = exp_rule(scores[m] - peak[m]) * said[m] - evenly[m] * weights[c]
+                row[m] = exp_rule(scores[m] - peak[m]) * said[m] - evenly[m] * weight
         for m in range(count):
-            label = labels[n, first + m]
-            if label != ignore_index:
-                own = grad[n, first + m] * (1 - smoothing) * weights[label]
-                result[n, label, first + m] -= own
+            if label[m] != ignore_index:
+                result[n, label[m], first + m] -= own[m]
 
 
 @cross_entropy_backward.meta
