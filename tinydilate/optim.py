@@ -369,10 +369,10 @@ def _check_options(group: Mapping[str, Any]) -> None:
 
 
 def _check_parameters(parameters: list[Any]) -> None:
-    if not parameters:
+    if not any(getattr(parameter, "requires_grad", True) for parameter in parameters):
         raise ConfigError(
-            "expected parameters to train; got none. Pass module.parameters(); an iterator that "
-            "was used before is empty."
+            f"expected parameters to train; got {len(parameters)}, none of which requires grad. "
+            "Pass module.parameters(); an iterator that was used before is empty."
         )
     for parameter in parameters:
         if not isinstance(parameter, Tensor):
@@ -380,10 +380,10 @@ def _check_parameters(parameters: list[Any]) -> None:
                 f"expected tensors as parameters; got {type(parameter).__name__}. "
                 "Pass module.parameters()."
             )
-        if not parameter.requires_grad or parameter.op is not None:
+        if parameter.op is not None:
             raise ConfigError(
-                f"expected leaves that require grad as parameters; got {parameter.shape}, which "
-                "is computed or takes no gradient. Pass module.parameters()."
+                f"expected leaves as parameters; got {parameter.shape}, the result of an "
+                "operation. Pass module.parameters()."
             )
         if not isinstance(parameter.data, np.ndarray):
             raise ConfigError(

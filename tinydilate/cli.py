@@ -1,0 +1,384 @@
+"""The command ``tinydilate``: reading arguments, calling the library, printing.
+
+What a command needs is imported inside it, so that ``--help`` answers at once. Tables go to stdout,
+with ``--json`` as JSON and nothing else; progress and errors go to stderr. What is wrong with the
+input is said in one sentence, with exit code 2. Ctrl-C ends with exit code 130.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tinydilate import __version__
+from tinydilate.config import Config, add_arguments, given_options, read_options
+from tinydilate.errors import ConfigError, TinydilateError
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code.
+
+    0 means done, 1 that doctor found something broken, 2 bad input, 130 Ctrl-C.
+    """
+    try:
+        parsed = make_parser().parse_args(arguments)
+        code: int = parsed.run(parsed)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt as stop:
+        return _complain(str(stop) or "stopped.", INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has gone, as in `tinydilate ops | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except TinydilateError as error:
+        return _complain(str(error), BAD_INPUT)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{where}{error.strerror or error}.", BAD_INPUT)
+
+
+def _complain(sentence: str, code: int) -> int:
+    print(f"tinydilate: {sentence}", file=sys.stderr)
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one sentence, instead of printing the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message.rstrip('.')}. Run {self.prog} --help for what there is.")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """All commands with their options."""
+    parser = _Parser(
+        prog="tinydilate",
+        description="Dilated convolutions from scratch: train, look, understand.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"tinydilate {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], title: str, more: str = ""
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=title, description=f"{title}. {more}".strip(), allow_abbrev=False
+        )
+        sub.set_defaults(run=run)
+        sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
+        return sub
+
+    _add_train(command("train", _train, "Train the networks of the demo", _TRAIN))
+    _add_eval(command("eval", _eval, "Score trained networks on scenes"))
+    _add_predict(command("predict", _predict, "Label every pixel of an image file", _PREDICT))
+    _add_summary(command("summary", _summary, "Show the layers of a network", _SUMMARY))
+    command("ops", _ops, "Show which kernel exists on which device")
+    _add_warmup(command("warmup", _warmup, "Compile the kernels now rather than when needed"))
+    command("doctor", _doctor, "Check this installation and say what to do")
+    return parser
+
+
+def _print(value: Any, as_json: bool, table: Callable[[], str]) -> None:
+    print(json.dumps(value, indent=2) if as_json else table())
+
+
+def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Rows of text in columns, the first row as a header; ``right`` are the columns of numbers."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if k in right else cell.ljust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([lines[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]])
+
+
+# ---- train -----------------------------------------------------------------------------------
+
+_TRAIN = (
+    "Stage 1 trains the front end, stage 2 the context module on the frozen front end, stage 3 "
+    "both; then, for comparison, the front end alone for as many steps. Ctrl-C saves."
+)
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", default="runs/demo", metavar="FOLDER", help="the run folder (default: runs/demo)"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the interrupted run in the folder"
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="a TOML file of options such as batch = 16 (default: none)"
+    )
+    add_arguments(parser.add_argument_group("what to train (each can stand in the file, too)"))
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    # The command line has the last word, then the file, then the defaults.
+    options = read_options(arguments.config) if arguments.config else {}
+    Config.of(options, arguments.config or "")  # so that a complaint names the file
+    options |= given_options(arguments)
+    if arguments.resume:
+        kept = Path(arguments.out) / "config.toml"
+        options = (read_options(kept) if kept.exists() else {}) | options
+    config = Config.of(options)
+
+    from tinydilate.train import results_table, train
+
+    results = train(config, arguments.out, arguments.resume)
+    _print(results, arguments.json, lambda: results_table(results))
+    if not arguments.json:
+        print(f"\nLook at {arguments.out}/predictions.png and {arguments.out}/curves.png.")
+    return 0
+
+
+# ---- eval ------------------------------------------------------------------------------------
+
+
+def _add_eval(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", help="a run folder or a network's checkpoint")
+    _add_network(parser)
+    parser.add_argument(
+        "--split", default="test", choices=("train", "validation", "test"),
+        help="whose handwriting (default: test)",
+    )  # fmt: skip
+    parser.add_argument("--count", type=int, default=300, metavar="N", help="scenes (default: 300)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of them (default: 0)")
+
+
+def _add_network(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--network", choices=("joint", "context", "alone", "front"),
+        help="which of a run folder's networks (default: the first of these that is there)",
+    )  # fmt: skip
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from tinydilate.data import digits
+    from tinydilate.predict import load_network, score
+
+    trained = load_network(arguments.path, arguments.network)
+    size = trained.recipe.config.scene_size
+    images, labels = digits.scenes(arguments.split, arguments.count, arguments.seed, size=size)
+    found = score(trained.network, images, labels, trained.recipe.classes, progress="scoring")
+
+    def table() -> str:
+        rows = [("class", "IoU")]
+        for name, iou in zip(found.classes, found.iou, strict=True):
+            rows.append((name, f"{iou:.3f}" if iou == iou else "absent"))  # only nan is not itself
+        return f"{trained.path}\n\n{columns(rows, right=(1,))}\n\n{found}"
+
+    _print({"checkpoint": str(trained.path), **found.to_dict()}, arguments.json, table)
+    return 0
+
+
+# ---- predict ---------------------------------------------------------------------------------
+
+_PREDICT = (
+    "Writes NAME-labels.png, whose pixels are class numbers with a palette, and NAME-overlay.png. "
+    "The demo network knows bright strokes on a dark ground, digits of 24 to 30 pixels; see "
+    "--scale and --invert."
+)
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", help="a run folder or a network's checkpoint")
+    parser.add_argument("image", metavar="IMAGE", help="a PNG, JPEG or other image file")
+    _add_network(parser)
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="where the results go (default: beside the image)"
+    )
+    parser.add_argument(
+        "--scale", type=float, default=1.0, metavar="X", help="resize the image first (default: 1)"
+    )
+    parser.add_argument(
+        "--invert", action="store_true", help="exchange black and white first (default: no)"
+    )
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from tinydilate.predict import load_network, predict_file
+
+    trained = load_network(arguments.path, arguments.network)
+    found = predict_file(trained, arguments.image, arguments.out, arguments.scale, arguments.invert)
+
+    def table() -> str:
+        shares = sorted(found.shares.items(), key=lambda item: -item[1])
+        rows = [("class", "pixels"), *((name, f"{share:.1%}") for name, share in shares if share)]
+        return f"{columns(rows, right=(1,))}\n\nWrote {found.labels} and {found.overlay}."
+
+    value = {
+        "checkpoint": str(trained.path),
+        "labels": str(found.labels),
+        "overlay": str(found.overlay),
+        "shares": found.shares,
+    }
+    _print(value, arguments.json, table)
+    return 0
+
+
+# ---- summary ---------------------------------------------------------------------------------
+
+_SUMMARY = "Sends shapes without numbers through the network, so size costs no memory."
+
+# What can be shown: how to build it (on the meta device) and the size of an input that suits it.
+_MODELS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "demo": ("the demo's network: small front end and context", (1, 1, 64, 64)),
+    "demo-front": ("the demo's front end alone", (1, 1, 64, 64)),
+    "front-end": ("VGG-16 with its last poolings deleted (section 4)", (1, 3, 500, 500)),
+    "context-basic": ("the context module, Basic (Table 1)", (1, 21, 64, 64)),
+    "context-large": ("the context module, Large (Table 1)", (1, 21, 64, 64)),
+    "voc": ("front end and Large context, as for VOC 2012", (1, 3, 500, 500)),
+}
+
+
+def _add_summary(parser: argparse.ArgumentParser) -> None:
+    names = "; ".join(f"{name}: {what}" for name, (what, _) in _MODELS.items())
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="?", default="demo", choices=tuple(_MODELS),
+        help=f"{names} (default: demo)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--classes", type=int, metavar="C",
+        help="number of classes (default: 11 for the demo's networks, else 21)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--size", metavar="HxW", help="height and width of the input (default: suits the network)"
+    )
+
+
+def _summary(arguments: argparse.Namespace) -> int:
+    from tinydilate import models
+    from tinydilate.see.summary import format_table, summarise, to_json
+
+    name, config = arguments.model, Config()
+    classes = (11 if name.startswith("demo") else 21) if arguments.classes is None else (
+        arguments.classes
+    )  # fmt: skip
+    count, channels, height, width = _MODELS[name][1]
+    if arguments.size is not None:
+        height, width = _size(arguments.size)
+    if name.startswith("context"):
+        channels = classes
+        network: Any = models.context(classes, name.removeprefix("context-"), device="meta")
+    elif name == "front-end":
+        network = models.front_end(classes, device="meta")
+    elif name == "voc":
+        network = models.FrontEndWithContext(
+            models.front_end(classes, device="meta"),
+            models.context(classes, "large", device="meta"),
+        )
+    else:
+        from tinydilate.models import FrontEndWithContext, small_front_end
+
+        front = small_front_end(classes, device="meta")
+        dilations = config.dilations
+        context = models.context(classes, config.variant, dilations, device="meta")
+        network = FrontEndWithContext(front, context if name == "demo" else None)
+    summary = summarise(network, (count, channels, height, width))
+    print(to_json(summary) if arguments.json else format_table(summary))
+    return 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) not in (1, 2) or not all(part.isdecimal() for part in parts):
+        raise ConfigError(f"expected --size as in 500x500; got {text!r}.")
+    return int(parts[0]), int(parts[-1])
+
+
+# ---- ops -------------------------------------------------------------------------------------
+
+_DEVICES = ("numpy", "cpu", "cuda", "meta")
+
+
+def _ops(arguments: argparse.Namespace) -> int:
+    import tinydilate.optim  # noqa: F401 - its kernels are part of the table
+    from tinydilate.kernel import KERNELS
+
+    pages: dict[str, list[Any]] = {}
+    for kernel in KERNELS.values():
+        pages.setdefault(kernel.page, []).append(kernel)
+    value = {
+        page: {kernel.name: sorted(kernel.implementations) for kernel in kernels}
+        for page, kernels in pages.items()
+    }
+
+    def table() -> str:
+        rows: list[tuple[str, ...]] = [("page", "kernel", *_DEVICES, "variants")]
+        for page, kernels in pages.items():
+            for kernel in kernels:
+                has = kernel.implementations
+                others = ", ".join(name for name in has if name not in _DEVICES)
+                marks = ["yes" if device in has else "-" for device in _DEVICES]
+                rows.append((page if kernel is kernels[0] else "", kernel.name, *marks, others))
+        totals = [sum(d in k.implementations for k in KERNELS.values()) for d in _DEVICES]
+        rows.append((f"{len(pages)} pages", f"{len(KERNELS)} kernels", *map(str, totals), ""))
+        return columns(rows)
+
+    _print(value, arguments.json, table)
+    return 0
+
+
+# ---- warmup ----------------------------------------------------------------------------------
+
+
+def _add_warmup(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--again", action="store_true", help="even if they are compiled already (default: no)"
+    )
+
+
+def _warmup(arguments: argparse.Namespace) -> int:
+    from tinydilate.kernel import KERNELS, cache_folder
+    from tinydilate.train import tiny_steps
+    from tinydilate.warmup import every_kernel, warm_up
+
+    again = arguments.again
+    seconds = warm_up("training-adam", lambda: tiny_steps(Config()), again=again)
+    seconds += warm_up("all", every_kernel, again=again)
+    folder = cache_folder()
+    value = {
+        "seconds": round(seconds, 3),
+        "kernels": len(KERNELS),
+        "folder": None if folder is None else str(folder),
+    }
+
+    def table() -> str:
+        if folder is None:
+            return "Kernels work, but there is no folder to keep them in; see tinydilate doctor."
+        done = f"compiled in {seconds:.1f} s" if seconds else "compiled before"
+        return f"{len(KERNELS)} kernels {done}; machine code in {folder}."
+
+    _print(value, arguments.json, table)
+    return 0
+
+
+# ---- doctor ----------------------------------------------------------------------------------
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from tinydilate.doctor import examine
+
+    findings = examine()
+
+    def table() -> str:
+        rows = [("", "what", "found")]
+        for finding in findings:
+            rows.append((finding.mark, finding.what, finding.found))
+        advice = [f"{f.what}: {f.next_step}" for f in findings if f.next_step]
+        return "\n".join([columns(rows), *([""] if advice else []), *advice])
+
+    _print([finding._asdict() for finding in findings], arguments.json, table)
+    return FAILED if any(finding.mark == "fail" for finding in findings) else 0

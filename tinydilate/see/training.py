@@ -1,0 +1,249 @@
+"""Pictures of a training run: how it went, and what the networks see."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinydilate.data.digits import IGNORE, IGNORE_COLOUR, PALETTE
+from tinydilate.device import Array
+from tinydilate.io.files import write_bytes
+
+# Two colours that stay apart for readers of any colour vision (Okabe and Ito), and ink and paper.
+_WITH, _ALONE, _INK, _PALE = "#0072B2", "#D55E00", "#222222", "#BBBBBB"
+
+
+class StageLike(Protocol):
+    """What a picture needs to know of a stage of training."""
+
+    @property
+    def name(self) -> str:
+        """Name in the log."""
+
+    @property
+    def title(self) -> str:
+        """Name for people."""
+
+    @property
+    def start(self) -> str:
+        """Name of the stage that it continues, or ""."""
+
+    @property
+    def steps(self) -> int:
+        """Its length."""
+
+
+def _figure(width: float, height: float) -> Any:
+    """An empty figure that needs no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: Path | str, dpi: int) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=dpi)
+    write_bytes(path, content.getvalue())
+
+
+# ---- curves ----------------------------------------------------------------------------------
+
+
+def smoothed(values: Array, memory: float = 0.95) -> Array:
+    """Running mean that forgets: each value's weight falls by ``memory`` a step."""
+    result = np.empty(len(values))
+    total = weight = 0.0
+    for n, value in enumerate(values):
+        total, weight = memory * total + value, memory * weight + 1
+        result[n] = total / weight
+    return result
+
+
+def draw_curves(
+    path: Path | str,
+    log: Sequence[Mapping[str, Any]],
+    stages: Sequence[StageLike],
+    classes: Sequence[str],
+) -> None:
+    """Draw loss and validation mean IoU of both branches over the steps.
+
+    Parameters
+    ----------
+    path : path
+        Of the PNG.
+    log : sequence of dict
+        The lines of a run's log.jsonl.
+    stages : sequence of Stage
+        In the run's order. The comparison "alone" is drawn beside the stages it competes with.
+    classes : sequence of str
+        What the mean is taken over.
+    """
+    figure = _figure(9.5, 6.4)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    begin = _beginnings(stages)
+    last: dict[str, tuple[Array, Array]] = {}  # where each stage's validation curve ends
+    for stage in stages:
+        colour = _ALONE if stage.name == "alone" else _WITH
+        colour = _INK if stage.name == "front" else colour
+        entries = [entry for entry in log if entry["stage"] == stage.name]
+        steps, losses = _series(entries, "loss", begin[stage.name])
+        upper.plot(steps, losses, color=colour, alpha=0.15, linewidth=0.7)
+        upper.plot(steps, smoothed(losses), color=colour, linewidth=1.8)
+        steps, scores = _series(entries, "validation_mean_iou", begin[stage.name])
+        if stage.start:  # the curve goes on from where the stage before left it
+            steps, scores = (
+                np.append(last[stage.start][0], steps),
+                np.append(last[stage.start][1], scores),
+            )
+        last[stage.name] = steps[-1:], scores[-1:]
+        lower.plot(steps, scores, color=colour, linewidth=1.8, marker="o", markersize=3.5)
+    upper.axhline(np.log(len(classes)), color=_PALE, linewidth=1, linestyle=":")
+    upper.annotate(
+        f"ln {len(classes)}: knowing nothing", (1, np.log(len(classes))),
+        xycoords=("axes fraction", "data"), xytext=(-4, -4), textcoords="offset points",
+        ha="right", va="top", fontsize=8, color="#777777",
+    )  # fmt: skip
+    _mark_stages((upper, lower), stages, begin)
+    upper.set_ylabel("loss (thick: running mean)")
+    upper.set_ylim(0, 1.1 * np.log(len(classes)))
+    lower.set_ylabel(f"validation mean IoU, {len(classes)} classes")
+    lower.set_ylim(0, 1)
+    lower.set_xlabel("step")
+    handles = [
+        lower.plot([], [], color=colour, linewidth=1.8, marker="o", markersize=3.5, label=label)[0]
+        for colour, label in (
+            (_INK, "front end, stage 1"),
+            (_WITH, "front end + context"),
+            (_ALONE, "front end alone, as many steps"),
+        )
+        if label != "front end alone, as many steps" or "alone" in begin
+    ]
+    lower.legend(handles=handles, loc="lower right", frameon=False)
+    for axes in (upper, lower):
+        axes.grid(axis="y", color="#EEEEEE")
+        axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path, dpi=130)
+
+
+def _beginnings(stages: Sequence[StageLike]) -> dict[str, int]:
+    """Step at which each stage begins, counted along the branch that it belongs to."""
+    begin: dict[str, int] = {}
+    length = {stage.name: stage.steps for stage in stages}
+    for stage in stages:
+        begin[stage.name] = begin[stage.start] + length[stage.start] if stage.start else 0
+    return begin
+
+
+def _series(
+    entries: Sequence[Mapping[str, Any]], key: str, begin: int
+) -> tuple[NDArray[np.int64], Array]:
+    """Steps and values of the log's lines that have a value of this name."""
+    points = [
+        (entry["step"] + begin, entry[key]) for entry in entries if entry.get(key) is not None
+    ]
+    table = np.array(points, dtype=float).reshape(-1, 2)
+    return table[:, 0].astype(np.int64), table[:, 1]
+
+
+def _mark_stages(
+    axes: Sequence[Any], stages: Sequence[StageLike], begin: Mapping[str, int]
+) -> None:
+    """Write each stage of the upper branch above its stretch of the steps."""
+    branch = [stage for stage in stages if stage.name != "alone"]
+    for number, stage in enumerate(branch, start=1):
+        start = begin[stage.name]
+        for part in axes:
+            if start:
+                part.axvline(start, color=_PALE, linewidth=0.8)
+        axes[0].annotate(
+            f"{number} {stage.title}", (start + stage.steps / 2, 1),
+            xycoords=("data", "axes fraction"), xytext=(0, 4), textcoords="offset points",
+            ha="center", va="bottom", fontsize=9, color=_INK,
+        )  # fmt: skip
+
+
+# ---- predictions -----------------------------------------------------------------------------
+
+
+def coloured(labels: Array) -> NDArray[np.uint8]:
+    """Labels (H, W) -> their colours, uint8 (H, W, 3); pixels that do not count are white."""
+    colours = np.full((256, 3), IGNORE_COLOUR, np.uint8)
+    colours[: len(PALETTE)] = PALETTE
+    return colours[labels]
+
+
+def draw_predictions(
+    path: Path | str,
+    images: Array,
+    truth: Array,
+    predictions: Mapping[str, Array],
+    classes: Sequence[str],
+) -> None:
+    """Draw a sheet: one column a scene; image, truth, and for each network labels and mistakes.
+
+    Parameters
+    ----------
+    path : path
+        Of the PNG.
+    images : (N, H, W)
+        Grey levels in [0, 1].
+    truth : integers (N, H, W)
+    predictions : mapping from titles to integers (N, H, W)
+    classes : sequence of str
+    """
+    rows = 2 + len(predictions)
+    ground = classes.index("background")
+    figure = _figure(1.75 * len(images) + 0.6, 1.8 * rows + 0.75)
+    grid = figure.subplots(rows, len(images), squeeze=False)
+    for n, column in enumerate(grid.T):
+        column[0].imshow(images[n], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        column[1].imshow(coloured(truth[n]), interpolation="nearest")
+        for axes, labels in zip(column[2:], predictions.values(), strict=True):
+            _draw_mistakes(axes, labels[n], truth[n], ground)
+    titles = ["image", "truth", *predictions]
+    for axes, title in zip(grid[:, 0], titles, strict=True):
+        axes.set_ylabel(title, fontsize=10)
+    for axes in grid.flat:
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for side in axes.spines.values():
+            side.set_visible(False)
+    _legend(figure, classes)
+    _save(figure, path, dpi=130)
+
+
+def _draw_mistakes(axes: Any, labels: Array, truth: Array, ground: int) -> None:
+    """Labels in colour, a white line around what is wrong, the share of the strokes that is right.
+
+    Of the background almost everything is always right, so it does not enter the share.
+    """
+    counted = truth != IGNORE
+    wrong = counted & (labels != truth)
+    axes.imshow(coloured(labels), interpolation="nearest")
+    if wrong.any():
+        axes.contour(wrong, levels=[0.5], colors="white", linewidths=0.9)
+    strokes = counted & (truth != ground)
+    right = (strokes & ~wrong).sum() / max(1, strokes.sum())
+    axes.set_xlabel(f"{right:.0%} of the strokes right", fontsize=8, labelpad=2)
+
+
+def _legend(figure: Any, classes: Sequence[str]) -> None:
+    from matplotlib.patches import Patch
+
+    colours = [*PALETTE[: len(classes)].tolist(), IGNORE_COLOUR]
+    patches = [
+        Patch(facecolor=(r / 255, g / 255, b / 255), edgecolor=_INK, linewidth=0.4, label=name)
+        for (r, g, b), name in zip(colours, [*classes, "does not count"], strict=True)
+    ]
+    figure.legend(
+        handles=patches, loc="outside lower center", ncols=len(patches), frameon=False,
+        fontsize=9, handlelength=1.1, handletextpad=0.4, columnspacing=1.1,
+    )  # fmt: skip

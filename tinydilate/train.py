@@ -1,0 +1,668 @@
+"""Training as in the paper: front end, then context on top of it, then both together.
+
+    stage     starts from            learns
+    front     first weights          the front end (section 4)
+    context   front, identity        the context module, on the frozen front end (section 3)
+    joint     context                both
+    alone     front                  the front end, for as many steps as context and joint together
+
+The last one is the comparison: what would the same number of steps have brought without context?
+Every stage starts from the checkpoint file of another one, so nothing hidden is handed on.
+
+**A run is defined by steps, not by seconds**, and everything in it follows from its configuration:
+the scenes from the seed, the scenes of a batch from (seed, stage, step). So a run can be killed at
+any moment. The latest checkpoint holds weights, the optimiser's state, the step and the length that
+the log had; going on from there gives, bit for bit, the run that was never interrupted (on the same
+machine, with the same number of threads).
+
+A run folder holds config.toml, log.jsonl, checkpoints/, and at the end results.json, curves.png,
+predictions.png and example.png, a scene to try ``tinydilate predict`` on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+import tinydilate
+from tinydilate import functional as F
+from tinydilate import optim
+from tinydilate.autograd import Tensor, no_grad
+from tinydilate.config import Config
+from tinydilate.data import digits
+from tinydilate.device import Array
+from tinydilate.errors import ConfigError, DataError
+from tinydilate.functional.dropping import get_rng_state, manual_seed, set_rng_state
+from tinydilate.io.checkpoint import load_checkpoint, save_checkpoint
+from tinydilate.io.files import write_text
+from tinydilate.io.images import write_rgb
+from tinydilate.models import FrontEndWithContext
+from tinydilate.predict import Recipe, label_maps, load_network, save_network, score
+from tinydilate.threads import get_num_threads
+from tinydilate.warmup import warm_up
+
+IGNORE = digits.IGNORE
+LATEST = "latest.safetensors"
+_WATCHED = 20  # steps whose mean loss tells whether training has gone astray
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, after everything was saved; the message says how to go on."""
+
+
+# ---- data ------------------------------------------------------------------------------------
+
+
+class Scenes(NamedTuple):
+    """Images (N, 1, H, W), float32, and labels (N, H, W), class numbers or 255."""
+
+    images: Array
+    labels: Array
+
+
+class Data(NamedTuple):
+    """What a run learns from and is scored on."""
+
+    train: Scenes
+    validation: Scenes
+    test: Scenes
+    classes: tuple[str, ...]
+
+
+def make_scenes(config: Config, progress: bool = True) -> Data:
+    """The scenes of handwritten digits that a configuration asks for."""
+    counts = (config.train_scenes, config.validation_scenes, config.test_scenes)
+    # The run's seed makes its training scenes; it is scored on the same ones as every other run.
+    seeds = (config.seed, 0, 0)
+    train, validation, test = (
+        Scenes(*digits.scenes(split, count, seed, size=config.scene_size, progress=progress))
+        for split, count, seed in zip(digits.SPLITS, counts, seeds, strict=True)
+    )
+    return Data(train, validation, test, digits.CLASSES)
+
+
+def check_data(data: Data) -> None:
+    """Refuse data that cannot be learnt from.
+
+    Raises
+    ------
+    DataError
+        If a part is empty, sizes do not fit, a pixel is not finite, or a label is no class.
+    """
+    for name, (images, labels) in zip(("train", "validation", "test"), data[:3], strict=True):
+        if len(images) == 0:
+            raise DataError(f"expected {name} images; got none. Give at least one.")
+        if images.ndim != 4 or labels.shape != (len(images), *images.shape[2:]):
+            raise DataError(
+                f"expected {name} images (N, C, H, W) and labels (N, H, W); got {images.shape} "
+                f"and {labels.shape}."
+            )
+        broken = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
+        if len(broken):
+            raise DataError(
+                f"expected finite numbers in the {name} images; got nan or infinity in "
+                f"{len(broken)} of {len(images)}, the first of them number {broken[0]}. "
+                "Check how they were made."
+            )
+        found = np.unique(labels)
+        if name != "train" and (found == IGNORE).all():
+            raise DataError(
+                f"expected {name} labels that count; got {IGNORE} everywhere. Label some pixels."
+            )
+        wrong = found[(found != IGNORE) & ((found < 0) | (found >= len(data.classes)))]
+        if len(wrong):
+            raise DataError(
+                f"expected {name} labels 0..{len(data.classes) - 1}, or {IGNORE} for pixels that "
+                f"do not count; got {', '.join(map(str, wrong[:5]))}. "
+                "Check the number of classes."
+            )
+
+
+@lru_cache(maxsize=8)
+def _order(seed: int, stage: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """Order in which an epoch visits the scenes."""
+    return np.random.default_rng([seed, stage, epoch]).permutation(count)
+
+
+def batch_members(seed: int, stage: int, step: int, batch: int, count: int) -> NDArray[np.int64]:
+    """Numbers of the scenes in one step's batch; each epoch visits every scene once.
+
+    A function of its arguments alone, so that a run can go on at any step.
+    """
+    places = np.arange(step * batch, (step + 1) * batch)
+    return np.array([_order(seed, stage, int(p) // count, count)[p % count] for p in places])
+
+
+# ---- stages ----------------------------------------------------------------------------------
+
+
+class Stage(NamedTuple):
+    """One stretch of training: where it starts, what learns, for how long and how fast."""
+
+    name: str
+    title: str
+    start: str  # the stage whose checkpoint it starts from; "" for first weights
+    context: bool  # whether the network has a context module
+    frozen: bool  # whether the front end stays as it is
+    steps: int
+    lr: float
+    schedule: optim.Schedule
+
+
+def stages_of(config: Config) -> list[Stage]:
+    """The stages of a run, in order."""
+    c = config
+
+    def schedule(name: str, steps: int) -> optim.Schedule:
+        if name == "poly":
+            return optim.poly(steps, c.poly_power)
+        return optim.stepped(c.step_every, c.step_gamma) if name == "step" else optim.constant()
+
+    alone = c.context_steps + c.joint_steps
+    table = (  # name, title, start, context, frozen, steps, lr, schedule
+        ("front", "front end", "", False, False, c.front_steps, c.front_lr, c.front_schedule),
+        (
+            *("context", "context", "front", True, True),
+            *(c.context_steps, c.context_lr, c.context_schedule),
+        ),
+        ("joint", "joint", "context", True, False, c.joint_steps, c.joint_lr, c.joint_schedule),
+        ("alone", "front end alone", "front", False, False, alone, c.alone_lr, c.alone_schedule),
+    )
+    rows = table if c.comparison else table[:3]
+    return [Stage(*row[:7], schedule(row[7], row[5])) for row in rows]
+
+
+def recipe_of(config: Config, context: bool, classes: tuple[str, ...] = digits.CLASSES) -> Recipe:
+    """What is needed to build a network for the digits and to feed it."""
+    palette = tuple((int(r), int(g), int(b)) for r, g, b in digits.PALETTE)
+    return Recipe(config, context, classes, palette, digits.MEAN, digits.STD)
+
+
+def make_optimizer(config: Config, stage: Stage, network: FrontEndWithContext) -> optim.Optimizer:
+    """The stage's optimiser; biases learn twice as fast and do not decay, as in the paper."""
+    named = [
+        (name, parameter)
+        for name, parameter in network.named_parameters()
+        if not (stage.frozen and name.startswith("front_end."))
+    ]
+    groups = optim.weights_and_biases(named, stage.lr, config.weight_decay)
+    if config.optimizer == "sgd":
+        return optim.SGD(groups, momentum=config.momentum)
+    return optim.Adam(groups)
+
+
+def batch_loss(
+    network: FrontEndWithContext, images: Array, labels: Array, frozen: bool = False
+) -> Tensor:
+    """Cross entropy at full resolution, mean over the pixels that count.
+
+    ``frozen`` keeps the graph out of the front end: its maps are then nothing but input.
+    """
+    if frozen:
+        with no_grad():
+            maps = network.front_end(images)  # (N, classes, h, w)
+        scores = network.to_pixels(network.context(maps), images.shape[2:])  # type: ignore[misc]
+    else:
+        scores = network(images)  # (N, classes, H, W)
+    return F.cross_entropy(scores, labels.astype(np.int64), ignore_index=IGNORE)  # type: ignore[no-any-return]
+
+
+def tiny_steps(config: Config) -> None:
+    """One step of every stage on two images of 16 x 16 pixels: calls every kernel of a run."""
+    images = np.random.default_rng(0).standard_normal((2, 1, 16, 16), np.float32)
+    labels = np.zeros((2, 16, 16), np.uint8)
+    for stage in stages_of(config)[:3]:
+        network = recipe_of(config, stage.context).build()
+        batch_loss(network, images, labels, stage.frozen).backward()
+        make_optimizer(config, stage, network).step()
+        label_maps(network, images)
+
+
+# ---- what a run remembers --------------------------------------------------------------------
+
+
+class Progress:
+    """Where a run stands: everything that a checkpoint holds beside arrays."""
+
+    def __init__(self) -> None:
+        self.stage = 0  # number of the stage
+        self.step = 0  # steps of it that are done
+        self.skipped = 0  # batches without a pixel that counts
+        self.log_bytes = 0  # length of the log
+        self.seconds = 0.0  # spent so far, over all sittings
+        self.recent: list[float] = []  # the last losses of this stage
+        self.threads = get_num_threads()
+
+
+class Log:
+    """A file of one JSON object a line, cut back to where the checkpoint knows it."""
+
+    def __init__(self, path: Path, length: int) -> None:
+        self.path = path
+        self._file = path.open("ab")
+        self._file.truncate(length)  # what was written after the checkpoint is written again
+
+    def write(self, **entry: Any) -> None:
+        """Add a line."""
+        self._file.write(json.dumps(entry).encode() + b"\n")
+        self._file.flush()
+
+    def settle(self) -> int:
+        """Force the lines to the disk; returns the length in bytes."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log; a last one that was cut off in the middle is left out."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+# ---- a run -----------------------------------------------------------------------------------
+
+
+def train(
+    config: Config | None,
+    folder: Path | str,
+    resume: bool = False,
+    data: Data | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Run every stage of a training run and write its results.
+
+    Parameters
+    ----------
+    config : Config
+        May be None with ``resume``: the run folder keeps it.
+    folder : path
+        The run folder: a new one, or with ``resume`` that of an interrupted run.
+    resume : bool
+        Go on with the run in ``folder``.
+    data : Data, optional
+        Scenes of handwritten digits, as the configuration says, if not given.
+    progress : bool
+        Show bars on stderr.
+
+    Returns
+    -------
+    dict
+        What results.json holds.
+
+    Raises
+    ------
+    ConfigError
+        If the folder already holds a run, or none to resume, or one of another configuration; or
+        if training diverges.
+    DataError
+        If the data cannot be used or a file cannot be written.
+    Interrupted
+        After Ctrl-C; the state is saved.
+    """
+    folder = Path(folder)
+    config = _resumed_config(folder, config) if resume else _new_run(folder, config or Config())
+    results = folder / "results.json"
+    if results.exists():
+        return json.loads(results.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    data = make_scenes(config, progress) if data is None else data
+    check_data(data)
+    warm_up(f"training-{config.optimizer}", lambda: tiny_steps(config), progress)
+    run = Run(config, folder, data, progress)
+    try:
+        with _deferred_interrupt() as interrupted:
+            run.all_stages(interrupted)
+            return run.finish()
+    finally:
+        run.log.close()
+
+
+def _new_run(folder: Path, config: Config) -> Config:
+    """Make the run folder and put the configuration there."""
+    if (folder / "config.toml").exists():
+        raise ConfigError(
+            f"expected a new run folder; {folder} holds a run already. Go on with it by adding "
+            "--resume, or choose another folder with --out."
+        )
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"expected a folder that can be written to; {folder}: {error.strerror or error}. "
+            "Choose another one with --out."
+        ) from None
+    write_text(folder / "config.toml", config.to_toml())
+    return config
+
+
+def _resumed_config(folder: Path, config: Config | None) -> Config:
+    """The configuration of the run in a folder, which is the given one if any is given."""
+    if not (folder / "config.toml").exists():
+        raise ConfigError(
+            f"expected a run to resume in {folder}; there is no config.toml. Check --out, or leave "
+            "--resume out to start a new run there."
+        )
+    kept = Config.read(folder / "config.toml")
+    if config is not None and config != kept:
+        raise ConfigError(
+            f"expected the configuration that the run in {folder} was started with; got another "
+            f"({'; '.join(config.differences(kept))}). Leave these options out, or start a new run "
+            "with another --out."
+        )
+    return kept
+
+
+class Run:
+    """A training run in progress."""
+
+    def __init__(self, config: Config, folder: Path, data: Data, progress: bool) -> None:
+        self.config, self.folder, self.data, self.bars = config, folder, data, progress
+        self.stages = stages_of(config)
+        self.checkpoints = folder / "checkpoints"
+        self.progress = Progress()
+        self.network: FrontEndWithContext
+        self.optimizer: optim.Optimizer
+        self._begun = time.perf_counter()
+        if (self.checkpoints / LATEST).exists():
+            self._load()
+        else:
+            self._begin_stage()
+        self.log = Log(folder / "log.jsonl", self.progress.log_bytes)
+
+    # Beginning, saving and loading.
+
+    def recipe(self, stage: Stage) -> Recipe:
+        """What is needed to build a stage's network and to feed it."""
+        return recipe_of(self.config, stage.context, self.data.classes)
+
+    def path(self, stage: str) -> Path:
+        """The checkpoint of a finished stage."""
+        return self.checkpoints / f"{stage}.safetensors"
+
+    def _begin_stage(self) -> None:
+        """Build the stage's network and optimiser, and load what it starts from."""
+        stage = self.stages[self.progress.stage]
+        manual_seed(self.config.seed)
+        self.network = self.recipe(stage).build()
+        if stage.start:
+            start = load_network(self.path(stage.start)).network.state_dict()
+            self.network.load_state_dict(start, strict=False)
+        self.optimizer = make_optimizer(self.config, stage, self.network)
+        self.progress.step, self.progress.recent = 0, []
+
+    def save(self) -> None:
+        """Write the latest checkpoint: from here the run can go on bit for bit."""
+        state = self.progress
+        state.log_bytes = self.log.settle()
+        note = {**vars(state), "seconds": self.seconds(), "random": get_rng_state()}
+        arrays = {f"network.{name}": array for name, array in self.network.state_dict().items()}
+        for name, array in self.optimizer.state_dict().items():
+            arrays[f"optimizer.{name}"] = array
+        save_checkpoint(self.checkpoints / LATEST, arrays, {"run": note})
+
+    def _load(self) -> None:
+        arrays, note = load_checkpoint(self.checkpoints / LATEST)
+        try:
+            state = dict(note["run"])
+            random = state.pop("random")
+            if set(state) != set(vars(self.progress)):
+                raise KeyError("another version's checkpoint")
+        except (TypeError, KeyError) as error:
+            raise DataError(
+                f"expected the checkpoint of a run; {self.checkpoints / LATEST} is another one "
+                f"({error}). Start a new run with another --out."
+            ) from None
+        if state["threads"] != get_num_threads():
+            print(
+                f"This run was begun with {state['threads']} threads and goes on with "
+                f"{get_num_threads()}: sums may round differently in the last bit.",
+                file=sys.stderr,
+            )
+        vars(self.progress).update(state)
+        if self.progress.stage == len(self.stages):
+            return
+        step, recent = self.progress.step, self.progress.recent
+        self._begin_stage()
+        self.progress.step, self.progress.recent = step, recent
+        for prefix, load in (
+            ("network.", self.network.load_state_dict),
+            ("optimizer.", self.optimizer.load_state_dict),
+        ):
+            load({n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)})
+        set_rng_state(random)
+
+    def seconds(self) -> float:
+        """Seconds that the run has taken, over all sittings."""
+        now = time.perf_counter()
+        self.progress.seconds += now - self._begun
+        self._begun = now
+        return self.progress.seconds
+
+    # Stepping.
+
+    def all_stages(self, interrupted: threading.Event) -> None:
+        """Run from where the run stands to the end of the last stage."""
+        state = self.progress
+        while state.stage < len(self.stages):
+            stage = self.stages[state.stage]
+            title = f"{state.stage + 1}/{len(self.stages)} {stage.title}"
+            with tqdm(
+                total=stage.steps,
+                initial=state.step,
+                desc=title,
+                unit="step",
+                disable=not self.bars,
+            ) as bar:
+                while state.step < stage.steps:
+                    self._step(stage, bar)
+                    if interrupted.is_set():
+                        self.save()
+                        raise Interrupted(self._how_to_go_on(stage))
+                    if state.step % self.config.save_every == 0:
+                        self.save()
+            save_network(self.path(stage.name), self.network, self.recipe(stage))
+            state.stage += 1
+            if state.stage < len(self.stages):
+                self._begin_stage()
+            self.save()
+
+    def _step(self, stage: Stage, bar: Any) -> None:
+        """One step: batch, loss, gradients, new weights, log."""
+        state, config = self.progress, self.config
+        images, labels = self.data.train
+        seed, number = config.seed, state.stage
+        members = batch_members(seed, number, state.step, config.batch, len(images))
+        state.step += 1
+        if (labels[members] == IGNORE).all():
+            state.skipped += 1
+            self.log.write(stage=stage.name, step=state.step, skipped=True)
+        else:
+            loss = batch_loss(self.network, images[members], labels[members], stage.frozen)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.lr_factor = stage.schedule(state.step - 1)
+            self.optimizer.step()
+            self._record(stage, loss.item())
+            bar.set_postfix(loss=f"{np.mean(state.recent):.3f}", refresh=False)
+        bar.update()
+        if state.step % config.validate_every == 0 or state.step == stage.steps:
+            found = score(self.network, *self.data.validation, self.data.classes)
+            self.log.write(stage=stage.name, step=state.step, validation_mean_iou=found.mean_iou)
+
+    def _record(self, stage: Stage, loss: float) -> None:
+        """Log a step's loss, and stop where it makes no sense to go on."""
+        state = self.progress
+        lr = stage.lr * self.optimizer.lr_factor
+        self.log.write(
+            stage=stage.name, step=state.step, loss=loss, lr=lr, seconds=round(self.seconds(), 3)
+        )
+        state.recent = [*state.recent, loss][-_WATCHED:]
+        limit = 4 * math.log(len(self.data.classes))
+        mean = float(np.mean(state.recent))
+        if math.isfinite(loss) and (len(state.recent) < _WATCHED or mean < limit):
+            return
+        what = f"{loss}" if not math.isfinite(loss) else f"{mean:.3g} over {_WATCHED} steps"
+        momentum = self.config.momentum if self.config.optimizer == "sgd" else 0.0
+        option = f"--{stage.name}-lr {stage.lr / 10:g}"
+        raise ConfigError(
+            f"expected a loss that falls from ln {len(self.data.classes)} = {limit / 4:.2f}; got "
+            f"{what} at step {state.step} of stage {stage.name}. Its learning rate over "
+            f"1 - momentum is {stage.lr / (1 - momentum):.3g}: make that smaller, for example by a "
+            f"new run with {option} --out another-folder."
+        )
+
+    def _how_to_go_on(self, stage: Stage) -> str:
+        return (
+            f"stopped after step {self.progress.step} of {stage.steps} of stage {stage.name}; all "
+            f"is saved. Go on with: tinydilate train --resume --out {self.folder}"
+        )
+
+    # Finishing.
+
+    def finish(self) -> dict[str, Any]:
+        """Score every stage's network on the test scenes; write results and pictures."""
+        from tinydilate.see.training import draw_curves, draw_predictions
+
+        test = self.data.test
+        networks: dict[str, dict[str, Any]] = {}
+        labels: dict[str, Array] = {}
+        scored = [(stage, load_network(self.path(stage.name)).network) for stage in self.stages]
+        for stage, network in scored:
+            found = score(
+                network, *test, self.data.classes, progress=f"scoring {stage.name}" * self.bars
+            )
+            networks[stage.name] = {
+                "title": stage.title,
+                "context": stage.context,
+                "steps": stage.steps + self._steps_before(stage),
+                "parameters": sum(parameter.size for parameter in network.parameters()),
+                **found.to_dict(),
+            }
+            labels[stage.name] = label_maps(network, test.images[:6])
+        front = "alone" if self.config.comparison else "front"
+        draw_curves(
+            self.folder / "curves.png", read_log(self.log.path), self.stages, self.data.classes
+        )
+        draw_predictions(
+            self.folder / "predictions.png",
+            digits.grey(test.images[:6, 0]),
+            test.labels[:6],
+            {"front end": labels[front], "front end + context": labels["joint"]},
+            self.data.classes,
+        )
+        write_rgb(
+            self.folder / "example.png",
+            np.rint(digits.grey(test.images[0, 0]) * 255).astype(np.uint8),
+        )
+        results = {
+            "networks": networks,
+            "gain": networks["joint"]["mean_iou"] - networks[front]["mean_iou"],
+            "compared_with": front,
+            "classes": list(self.data.classes),
+            "skipped_batches": self.progress.skipped,
+            "config": self.config.to_dict(),
+            "threads": get_num_threads(),
+            "versions": versions(),
+            "seconds": round(self.seconds(), 3),
+        }
+        write_text(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
+        return results
+
+    def _steps_before(self, stage: Stage) -> int:
+        """Steps of the stages that a stage builds on."""
+        by_name = {other.name: other for other in self.stages}
+        steps = 0
+        while stage.start:
+            stage = by_name[stage.start]
+            steps += stage.steps
+        return steps
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    import numba
+
+    return {
+        "tinydilate": tinydilate.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "numba": numba.__version__,
+    }
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[threading.Event]:
+    """Within the block, the first Ctrl-C only sets an event; the second one acts as always.
+
+    A step changes weights and the optimiser's state one after the other. Only between two steps do
+    they belong together and can be saved.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked  # Python lets only the main thread handle signals
+        return
+
+    def ask(*_: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        tqdm.write("Stopping after this step (Ctrl-C again: at once) ...", file=sys.stderr)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def results_table(results: dict[str, Any]) -> str:
+    """The results as a table to read."""
+    rows = [("network", "steps", "parameters", "mean IoU", "pixel accuracy")]
+    for name, network in results["networks"].items():
+        rows.append(
+            (
+                f"{name}: " + ("front end + context" if network["context"] else "front end"),
+                f"{network['steps']:,}",
+                f"{network['parameters']:,}",
+                f"{network['mean_iou']:.3f}",
+                f"{network['pixel_accuracy']:.3f}",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    ]
+    return "\n".join(
+        [
+            lines[0],
+            "-" * len(lines[0]),
+            *lines[1:],
+            "",
+            f"Mean IoU over {len(results['classes'])} classes, background included: "
+            f"{', '.join(results['classes'])}.",
+            f"Context gains {results['gain']:+.3f} over {results['compared_with']} "
+            + (
+                "(the front end, trained for as many steps)."
+                if results["compared_with"] == "alone"
+                else "(the front end after stage 1, trained for fewer steps)."
+            ),
+        ]
+    )
