@@ -18,7 +18,7 @@ through a window that is a little too small.
 **Splits.** The handwriting is divided, not only the scenes: of the 1,797 images, 1,193 belong to
 "train", 318 to "validation" and 286 to "test". An image's split follows from a checksum of its own
 pixels, so two identical images could never be separated, and no version of any random generator
-can move one.
+can move one. (The same 13 people wrote all three: the source does not say who wrote what.)
 
 **Recreating a scene.** Scene k is a function of (split, seed, k) and of the options, and of nothing
 else: `scenes("test", 1, seed, first=k)` draws it again without drawing those before it.
