@@ -34,13 +34,13 @@ def close(actual, desired, dtype):
 def laid_out(array: np.ndarray, layout: str) -> np.ndarray:
     """The same numbers, lying differently in memory."""
     if layout == "reversed axes":
-        return np.ascontiguousarray(array.T).T
+        return array.T.copy(order="C").T
     if layout == "every other":
         wide = np.zeros((*array.shape, 2), array.dtype)
         wide[..., 0] = array
         return wide[..., 0]
     if layout == "backwards":
-        return np.ascontiguousarray(array[..., ::-1])[..., ::-1] if array.ndim else array.copy()
+        return array[..., ::-1].copy(order="C")[..., ::-1] if array.ndim else array.copy()
     result = array.copy()
     result.flags.writeable = layout != "read-only"
     return result
@@ -49,10 +49,10 @@ def laid_out(array: np.ndarray, layout: str) -> np.ndarray:
 layouts = st.sampled_from(["contiguous", "reversed axes", "every other", "backwards", "read-only"])
 
 
-def run(case: Case, arrays, options, requires_grad=False):
-    """(leaves, result) of the public function."""
+def run(case: Case, arrays, call: Call, requires_grad=False):
+    """(leaves, result) of the public function, on other arrays than the call's own."""
     leaves = [tensor(array, requires_grad) for array in arrays]
-    return leaves, case.run(getattr(F, case.function), leaves, options)
+    return leaves, case.run(getattr(F, case.function), leaves, call)
 
 
 def launches_of(case: Case, call: Call, dtype) -> list:
@@ -60,7 +60,7 @@ def launches_of(case: Case, call: Call, dtype) -> list:
     seen: list = []
     arrays = [array.astype(dtype) for array in call.arrays]
     with watching(seen.append):
-        _, out = run(case, arrays, call.options, case.differentiable)
+        _, out = run(case, arrays, call, case.differentiable)
         if out.requires_grad:
             out.backward(np.random.default_rng(0).normal(size=out.shape).astype(dtype))
     return seen
@@ -79,7 +79,11 @@ def test_every_registered_function_is_exported():
 
 
 def test_every_kernel_has_a_case_and_every_case_its_kernels():
-    named = {name for case in CASES for name in case.kernels} | {"accumulate"}  # see test_autograd
+    named = {name for case in CASES for name in case.kernels} | {
+        "accumulate",  # see test_autograd
+        "adam_step",  # see test_optim
+        "sgd_step",
+    }
     missing, unknown = kernel.KERNELS.keys() - named, named - kernel.KERNELS.keys()
     assert not missing, f"kernels without a case in tests/cases.py: {sorted(missing)}"
     assert not unknown, f"cases name kernels that do not exist: {sorted(unknown)}"
@@ -140,8 +144,8 @@ def test_forward_is_the_oracles(case, data, dtype, layout):
     call = data.draw(case.calls)
     arrays = [laid_out(array.astype(dtype), layout) for array in call.arrays]
     before = [array.copy() for array in arrays]
-    _, out = run(case, arrays, call.options)
-    expected = case.run(case.oracle, [array.astype(np.float64) for array in before], call.options)
+    _, out = run(case, arrays, call)
+    expected = case.run(case.oracle, [array.astype(np.float64) for array in before], call)
     close(out.numpy(), expected, dtype)
     if case.differentiable:
         assert out.dtype == dtype
@@ -156,7 +160,7 @@ def test_backward_changes_neither_inputs_nor_result(case, data):
     if not case.differentiable:
         pytest.skip("no gradient")
     call = data.draw(case.calls)
-    leaves, out = run(case, [array.copy() for array in call.arrays], call.options, True)
+    leaves, out = run(case, [array.copy() for array in call.arrays], call, True)
     result, gradient = out.data.copy(), np.ones(out.shape)
     out.backward(gradient)
     np.testing.assert_array_equal(out.data, result)
@@ -177,7 +181,7 @@ def test_gradient_is_the_slope(case, data):
     call = data.draw(case.calls)
 
     def function(*tensors: Tensor) -> Tensor:
-        return case.run(getattr(F, case.function), tensors, call.options)
+        return case.run(getattr(F, case.function), tensors, call)
 
     gradcheck(function, *call.arrays, directions=1)
 
@@ -193,8 +197,8 @@ def test_backward_is_the_adjoint(case, position, data):
     call = data.draw(case.calls)
     leaves = [tensor(a, requires_grad=n == position) for n, a in enumerate(call.arrays)]
     zeros = [np.zeros_like(a) if n == position else a for n, a in enumerate(call.arrays)]
-    out = case.run(getattr(F, case.function), leaves, call.options)
-    constant = run(case, zeros, call.options)[1]
+    out = case.run(getattr(F, case.function), leaves, call)
+    constant = run(case, zeros, call)[1]
     y = np.random.default_rng(1).normal(size=out.shape)
     out.backward(y)
     left = np.sum((out.data - constant.data) * y)
@@ -274,7 +278,7 @@ def test_a_forced_variant_runs_and_agrees(case, variant, data):
         launches: list = []
         arrays = [array.astype(np.float32) for array in call.arrays]
         with use(forced), watching(launches.append):
-            leaves, out = run(case, arrays, call.options, case.differentiable)
+            leaves, out = run(case, arrays, call, case.differentiable)
             if out.requires_grad:
                 out.backward(np.ones(out.shape, np.float32))
         results.append([out.data, *(leaf.grad.data for leaf in leaves if leaf.grad is not None)])
@@ -291,9 +295,9 @@ def test_a_forced_variant_runs_and_agrees(case, variant, data):
 @given(data=st.data())
 def test_meta_tensors_have_the_real_shapes(case, data):
     call = data.draw(case.calls)
-    _, real = run(case, call.arrays, call.options)
+    _, real = run(case, call.arrays, call)
     leaves = [tensor(array, case.differentiable, device="meta") for array in call.arrays]
-    out = case.run(getattr(F, case.function), leaves, call.options)
+    out = case.run(getattr(F, case.function), leaves, call)
     assert out.device == "meta"
     assert (out.shape, out.dtype) == (real.shape, real.dtype)
     if case.differentiable:
@@ -315,8 +319,8 @@ batched = pytest.mark.parametrize(
 def test_without_a_batch_axis(case, data):
     call = data.draw(case.calls.filter(lambda call: len(call.arrays[0])))
     x, *others = call.arrays
-    whole = run(case, (x[:1], *others), call.options, True)
-    single = run(case, (x[0], *others), call.options, True)
+    whole = run(case, (x[:1], *others), call, True)
+    single = run(case, (x[0], *others), call, True)
     close(single[1].data, whole[1].data[0], np.float64)
     whole[1].backward(np.ones(whole[1].shape))
     single[1].backward(np.ones(single[1].shape))
@@ -332,8 +336,8 @@ def test_without_a_batch_axis(case, data):
 def test_an_empty_batch(case, dtype, data):
     call = data.draw(case.calls)
     x, *others = (array.astype(dtype) for array in call.arrays)
-    usual = run(case, (np.ones((2, *x.shape[1:]), dtype), *others), call.options)[1]
-    leaves, out = run(case, (x[:0], *others), call.options, True)
+    usual = run(case, (np.ones((2, *x.shape[1:]), dtype), *others), call)[1]
+    leaves, out = run(case, (x[:0], *others), call, True)
     assert out.shape == (0, *usual.shape[1:])
     out.backward(np.ones(out.shape, dtype))
     assert leaves[0].grad.shape == (0, *x.shape[1:])
@@ -452,7 +456,8 @@ ERRORS = [
         "two devices",
         lambda: F.add(tensor([1.0]), tensor([1.0], device="meta")),
         tinydilate.errors.DeviceError,
-        'expected tensors on one device; got cpu and meta. Move one of them, for example with .to("cpu").',
+        "expected tensors on one device; got cpu and meta. Move one of them, for example with "
+        '.to("cpu").',
     ),
     (
         "shapes that do not broadcast",
@@ -471,7 +476,9 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(("call", "error", "text"), [row[1:] for row in ERRORS], ids=[row[0] for row in ERRORS])
+@pytest.mark.parametrize(
+    ("call", "error", "text"), [row[1:] for row in ERRORS], ids=[row[0] for row in ERRORS]
+)
 def test_bad_input_is_refused_with_advice(call, error, text):
     with pytest.raises(error, match="^" + re.escape(text) + "$"):
         call()
