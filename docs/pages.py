@@ -103,11 +103,14 @@ def write(path: Path, text: str) -> None:
 
 
 def copy_tutorials(source: Path, target: Path) -> None:
-    """Copy the tutorials, which live outside of the folder that Sphinx reads, and list them."""
+    """Copy the tutorials, which live outside of the folder that Sphinx reads.
+
+    Only the Markdown: beside it may lie notebooks that a reader has made of it.
+    """
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(source, target)
-    names = sorted(path.stem for path in source.glob("*.md"))
-    write(target / "index.md", TUTORIALS.format(pages="\n".join(names)))
+    target.mkdir(parents=True)
+    for path in source.glob("*.md"):
+        shutil.copy(path, target)
 
 
 def contents(modules: list[str]) -> str:
@@ -127,25 +130,6 @@ def title(module: str) -> str:
         return name.removeprefix("functional.").replace("_", " ").capitalize()
     return name
 
-
-TUTORIALS = """\
-# Tutorials
-
-Short lessons to be read with a pencil at hand. Each is a notebook that was executed when these
-pages were built. To work in one yourself, turn it into a Jupyter notebook:
-
-```
-pip install jupytext notebook
-jupytext --to ipynb tutorials/*.md
-jupyter notebook tutorials
-```
-
-```{{toctree}}
-:maxdepth: 1
-
-{pages}
-```
-"""
 
 OPS = """\
 # Ops

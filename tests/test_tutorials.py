@@ -1,0 +1,215 @@
+"""The tutorials run from top to bottom, ask before they answer, and cannot be guessed."""
+
+import ast
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+import tinydilate.functional as F
+from tinydilate import Op
+
+FOLDER = Path(__file__).parents[1] / "tutorials"
+TUTORIALS = sorted(FOLDER.glob("[0-9]*.md"))
+
+CELL = re.compile(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+OPTIONS = re.compile(r"\A---\n(.*?)^---\n", re.MULTILINE | re.DOTALL)
+PREDICTION = re.compile(r"^> ✎ \*\*Predict\.\*\*", re.MULTILINE)
+EXERCISE = re.compile(r"^### Exercise (\d\.\d): .*\(about (\d+) lines?\)$", re.MULTILINE)
+
+each_tutorial = pytest.mark.parametrize("path", TUTORIALS, ids=[path.stem for path in TUTORIALS])
+
+
+class Cell(NamedTuple):
+    """A code cell: the line of the file at which its code begins, its options, its code."""
+
+    line: int
+    options: str
+    code: str
+
+
+def cells(path, after=0):
+    """The code cells of a tutorial, those after a position in its text."""
+    text = path.read_text(encoding="utf-8")
+    for found in CELL.finditer(text, after):
+        options = OPTIONS.match(found[1])
+        start = found.start(1) + (options.end() if options else 0)
+        line = text.count("\n", 0, start) + 1
+        yield Cell(line, options[1] if options else "", text[start : found.end(1)])
+
+
+def run(path):
+    """Execute all cells in one namespace; a traceback names the line in the tutorial's own file."""
+    namespace = {"__name__": "tutorial"}
+    plt.switch_backend("agg")
+    try:
+        for cell in cells(path):
+            lead = "\n" * (cell.line - 1)
+            exec(compile(lead + cell.code, str(path), "exec"), namespace)
+    finally:
+        plt.close("all")
+    return namespace
+
+
+@pytest.fixture(scope="module")
+def played():
+    """Run a tutorial once; the tests that ask again get the names that it left."""
+    namespaces = {}
+
+    def play(path):
+        if path not in namespaces:
+            namespaces[path] = run(path)
+        return namespaces[path]
+
+    return play
+
+
+def test_there_are_tutorials_and_the_index_lists_them():
+    assert [path.stem[0] for path in TUTORIALS] == [str(n + 1) for n in range(len(TUTORIALS))]
+    assert len(TUTORIALS) >= 3
+    index = (FOLDER / "index.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^(\d_\w+)$", index, re.MULTILINE)
+    assert listed == [path.stem for path in TUTORIALS]
+    assert re.findall(r"\]\((\d_\w+)\.md\)", index) == listed
+
+
+@each_tutorial
+def test_it_runs(path, played, capsys):
+    assert played(path)
+
+
+@each_tutorial
+def test_its_cells_are_short_and_fit_the_page(path):
+    for cell in cells(path):
+        lines = cell.code.splitlines()
+        assert len(lines) <= 30, f"{path.name}:{cell.line} has {len(lines)} lines"
+        assert max(map(len, lines)) <= 100, f"{path.name}:{cell.line} is too broad"
+
+
+@each_tutorial
+def test_each_prediction_is_followed_by_a_folded_answer_that_checks_it(path):
+    text = path.read_text(encoding="utf-8")
+    predictions = [found.start() for found in PREDICTION.finditer(text)]
+    assert len(predictions) >= 4
+    answers = {next(cells(path, after=start)) for start in predictions}
+    assert len(answers) == len(predictions)  # each has an answer of its own
+    assert {cell for cell in cells(path) if "hide-cell" in cell.options} == answers
+    for answer in answers:
+        assert re.search(r"^ *(assert|print)\b", answer.code, re.MULTILINE)
+
+
+@each_tutorial
+def test_each_exercise_is_of_the_size_that_it_says(path, played, capsys):
+    text = path.read_text(encoding="utf-8")
+    exercises = list(EXERCISE.finditer(text))
+    assert len(exercises) == text.count("### Exercise") >= 2
+    for found in exercises:
+        assert found[1][0] == path.name[0]
+        following = list(cells(path, after=found.end()))
+        place = next(n for n, cell in enumerate(following) if "hide-input" in cell.options)
+        stub = "\n".join(cell.code for cell in following[:place])
+        solution = following[place].code
+        (check,) = re.findall(r"^def (check_\w+)\(", stub, re.MULTILINE)
+        assert re.search(rf"^# {check}\(", stub, re.MULTILINE)  # the line for the student
+        assert re.search(rf"^{check}\(", solution, re.MULTILINE)
+        size = sum(body_lines(node) for node in ast.parse(solution).body[:1])
+        assert size <= int(found[2]) + 2, f"exercise {found[1]} says {found[2]}, takes {size}"
+        assert check in played(path)
+
+
+def body_lines(node):
+    """Lines of code that a student has to write: function bodies, without their docstrings."""
+    functions = [n for n in ast.walk(node) if isinstance(n, ast.FunctionDef)]
+    bodies = [f.body[1:] if ast.get_docstring(f) else f.body for f in functions]
+    return sum(statements[-1].end_lineno - statements[0].lineno + 1 for statements in bodies)
+
+
+# ---- the checks of the exercises can fail ----------------------------------------------------
+
+
+def logistic(slope):
+    class Wrong(Op):
+        def forward(self, x):
+            self.s = 1 / (1 + np.exp(-x))
+            return self.s
+
+        def backward(self, grad):
+            return grad * slope(self.s)
+
+    return Wrong
+
+
+def oldest_first(result):
+    gradients, waiting = {}, {result.op: np.ones_like(result.data)}
+    while waiting:
+        op = min(waiting, key=lambda op: op.number)
+        for source, part in zip(op.inputs, op.input_gradients(waiting.pop(op)), strict=True):
+            book, key = (gradients, source) if source.op is None else (waiting, source.op)
+            book[key] = book.get(key, 0) + part
+    return gradients
+
+
+def turned(w):
+    return w.data[:, :, ::-1, ::-1]
+
+
+def weight_gradient(x, G, dilation):
+    columns = F.unfold(x, 3, dilation=dilation).data
+    return (G.reshape(len(G), -1) @ columns.T).reshape(len(G), len(x), 3, 3)
+
+
+NO_ANSWER = (AssertionError, AttributeError, IndexError, TypeError, ValueError)
+
+# Wrong answers that students, and this field's libraries, have really given.
+WRONG = {
+    "check_output_size": [
+        lambda size, k, s, p, d: (size + 2 * p - d * (k - 1) - 1) // s,  # no place for the first
+        lambda size, k, s, p, d: (size + p - d * (k - 1) - 1) // s + 1,  # padding on one side
+        lambda size, k, s, p, d: (size + 2 * p - d * k) // s + 1,  # extent d*k
+        lambda size, k, s, p, d: (size + 2 * p - (d * k - 1)) // s + 1,  # extent d*k - 1
+        lambda size, k, s, p, d: (size + 2 * p - k) // s + 1,  # dilation forgotten
+        lambda size, k, s, p, d: -(-(size + 2 * p - d * (k - 1) - 1) // s) + 1,  # rounded up
+    ],
+    "check_extent": [
+        lambda dilations: 1 + sum(dilations),
+        lambda dilations: 2 ** (len(dilations) + 1) - 1,  # right for 1, 2, 4 only
+        lambda dilations: 2 * sum(dilations),
+        lambda dilations: 2 * max(dilations) + 1,
+    ],
+    "check_sorted_walk": [oldest_first],
+    "check_logistic": [
+        logistic(lambda s: s),
+        logistic(lambda s: 1 - s),
+        logistic(lambda s: -s * (1 - s)),
+        logistic(lambda s: 1.001 * s * (1 - s)),
+    ],
+    "check_convolution": [
+        lambda x, w, d: F.conv2d(x, turned(w), dilation=d),  # taps counted backwards
+        lambda x, w, d: F.conv2d(x, w, padding=d, dilation=d),
+        lambda x, w, d: F.conv2d(x, w, dilation=1),
+    ],
+    "check_weight_gradient": [
+        lambda x, G, d: weight_gradient(x, G, d)[:, :, ::-1, ::-1],
+        lambda x, G, d: weight_gradient(x, G, d).swapaxes(2, 3),
+        lambda x, G, d: weight_gradient(x, G, d) / G[0].size,  # the mean over pixels
+        lambda x, G, d: weight_gradient(x, abs(G), d),
+    ],
+}
+
+
+@each_tutorial
+def test_what_is_wrong_does_not_pass(path, played, capsys):
+    names = played(path)
+    checks = {name: value for name, value in names.items() if name.startswith("check_")}
+    assert checks
+    for name, check in checks.items():
+        (stub,) = (names[key] for key in names if key.lower() == name.removeprefix("check_"))
+        for guess in (stub, lambda *_: 0, lambda *_: 1, lambda *_: np.ones(1), lambda *a: a[0]):
+            with pytest.raises(NO_ANSWER):
+                check(guess)
+        for wrong in WRONG[name]:
+            with pytest.raises(AssertionError):
+                check(wrong)
