@@ -162,7 +162,7 @@ def test_a_long_list_of_names_is_cut():
 
 
 def test_loading_refuses_what_is_no_state():
-    with pytest.raises(DataError, match="expected a mapping from names to arrays.*got str"):
+    with pytest.raises(DataError, match=r"expected a mapping from names to arrays.*got str"):
         Block().load_state_dict("run/model.safetensors")
     for value in ("text", None, MetaArray((2,))):
         with pytest.raises(DataError, match="expected an array of numbers for scale"):
@@ -187,7 +187,7 @@ def test_to_dtype_keeps_the_objects_and_their_gradients():
     assert block.scale.grad.dtype == np.float64
     assert block(image(1, 2, 4, 4).astype(np.float64)).dtype == np.float64
     assert block.to("float32").scale.dtype == np.float32
-    with pytest.raises(DtypeError, match="expected a device .* or float64; got 'int32'"):
+    with pytest.raises(DtypeError, match=r"expected a device .* or float64; got 'int32'"):
         block.to("int32")
     with pytest.raises(DtypeError, match="got 'gpu'"):
         block.to("gpu")
@@ -286,7 +286,7 @@ def test_sequential():
     x = image(1, 2, 4, 4)
     assert np.array_equal(net(x).data, np.maximum(layers["conv"](x).data, 0))
     assert list(nn.Sequential(nn.Conv2d(1, 1, 1)).state_dict()) == ["0.weight", "0.bias"]
-    assert list(nn.Sequential(("fc-final", nn.Linear(1, 1))).state_dict())[0] == "fc-final.weight"
+    assert "fc-final.weight" in nn.Sequential(("fc-final", nn.Linear(1, 1))).state_dict()
     assert nn.Sequential()(x) is x
 
 

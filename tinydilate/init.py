@@ -304,8 +304,8 @@ def bilinear_(target: Target) -> Target:
     """
 
     def tent(taps: int) -> Array:
-        factor = (taps + 1) // 2
-        return 1.0 - np.abs(np.arange(taps) - (taps - 1) / 2) / factor
+        from_centre = np.abs(np.arange(taps) - (taps - 1) / 2)
+        return np.asarray(1 - from_centre / ((taps + 1) // 2))
 
     def fill(shape: tuple[int, ...], random: np.random.Generator) -> Array:
         if len(shape) != 4 or shape[1] != 1:

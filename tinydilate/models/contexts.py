@@ -26,10 +26,12 @@ import numpy as np
 
 from tinydilate import init, nn
 from tinydilate.errors import ConfigError
-from tinydilate.models.rows import Conv, build, check_classes
+from tinydilate.models.rows import Conv, build, check_count
 
-# The 3x3 layers of Table 1.
+# The 3x3 layers of Table 1, and those of the networks for KITTI and for Cityscapes (appendix A).
 DILATIONS = (1, 1, 2, 4, 8, 16, 1)
+DILATIONS_7 = (1, 1, 2, 4, 8, 1)
+DILATIONS_10 = (1, 1, 2, 4, 8, 16, 32, 64, 1)
 
 VARIANTS = ("basic", "large")
 PADDINGS = ("layers", "buffer")
@@ -89,8 +91,8 @@ def context(
         C.
     variant : {"basic", "large"}
     dilations : sequence of int
-        One for each 3x3 layer. The paper's street networks have (1, 1, 2, 4, 8, 1) for KITTI and
-        (1, 1, 2, 4, 8, 16, 32, 64, 1) for Cityscapes.
+        One for each 3x3 layer: `DILATIONS`; `DILATIONS_7`, for smaller maps; `DILATIONS_10`, for
+        larger ones; or others.
     padding : {"layers", "buffer"}
         "layers": every layer is padded by zeros as wide as its dilation (the street networks).
         "buffer": the first layer is padded by the sum of all dilations, 33 in Table 1, and no other
@@ -117,7 +119,7 @@ def context(
     ConfigError
         If an argument makes no sense.
     """
-    num_classes = check_classes(num_classes)
+    num_classes = check_count(num_classes, "num_classes")
     random = None if device == "meta" else init.generator(rng)
     rows = context_rows(num_classes, variant, dilations, padding, prefix)
     layers = build(rows, num_classes, device=device, dtype=dtype, rng=random)
@@ -137,7 +139,7 @@ def bilinear_upsampling(
 
     For 8: kernel 16, stride 8, padding 4, one group a map, no bias.
     """
-    kernel = 2 * factor - factor % 2
+    kernel = 2 * check_count(factor, "upsample") - factor % 2
     layer = nn.ConvTranspose2d(
         maps,
         maps,

@@ -26,7 +26,7 @@ from tinydilate.models.rows import (
     Pool,
     Row,
     build,
-    check_classes,
+    check_count,
     check_rows,
     readers_of,
 )
@@ -65,9 +65,10 @@ SMALL: tuple[Row, ...] = (
     Conv("conv1_2", 3, 1, 16),  #             5
     Pool("pool1"),  #                         6, stride 2
     Conv("conv2_1", 3, 1, 32),  #            10
+    Conv("conv2_2", 3, 1, 32),  #            14
     # pool2 is deleted: from here on a dilation of 2.
-    Conv("conv3_1", 3, 2, 64),  #            18
-    Conv("fc", 1, 1, 64),  #                 18
+    Conv("conv3_1", 3, 2, 64),  #            22
+    Conv("fc", 1, 1, 64),  #                 22
 )
 
 
@@ -126,7 +127,7 @@ def front_end(
         If the field of a table of your own asks for a border that is not the same on both sides.
     """
     check_rows(rows)
-    final = Conv(final_name, 1, 1, check_classes(num_classes), relu=False)
+    final = Conv(final_name, 1, 1, check_count(num_classes, "num_classes"), relu=False)
     random = None if device == "meta" else init.generator(rng)
     options: Any = {"ceil_mode": ceil_mode, "device": device, "dtype": dtype, "rng": random}
     layers = build([*rows, final], in_channels, **options)
@@ -149,10 +150,10 @@ def small_front_end(
     final_std: float = 0.01,
     **options: Any,
 ) -> nn.Sequential:
-    """A front end for images of some 64 pixels, by the same rules: field 18, stride 2, border 8.
+    """A front end for images of some 64 pixels, by the same rules: field 22, stride 2, border 10.
 
     An image of H x W gives ceil(H / 2) x ceil(W / 2) cells, cell i centred at pixel 2*i + 0.5. A
-    field of 18 pixels is smaller than a digit of 24 to 30: what the front end cannot see, the
+    field of 22 pixels is smaller than a digit of 24 to 30: what the front end cannot see, the
     context module can.
 
     Parameters

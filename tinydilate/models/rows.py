@@ -97,20 +97,18 @@ def stride_of(layers: Iterable[nn.Module]) -> int:
     return int(field_of(readers_of(layers)).stride)
 
 
-def check_classes(num_classes: Any) -> int:
-    """Return the number of classes if it is one.
+def check_count(number: Any, name: str) -> int:
+    """Return a number of things if it is one.
 
     Raises
     ------
     ConfigError
         If it is not a whole number of at least 1.
     """
-    whole = isinstance(num_classes, int | np.integer) and not isinstance(num_classes, bool)
-    if not whole or num_classes < 1:
-        raise ConfigError(
-            f"expected num_classes, a whole number of at least 1; got {num_classes!r}."
-        )
-    return int(num_classes)
+    whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
+    if not whole or number < 1:
+        raise ConfigError(f"expected {name}, a whole number of at least 1; got {number!r}.")
+    return int(number)
 
 
 def check_rows(rows: Sequence[Any]) -> None:
