@@ -9,11 +9,13 @@ from tinydilate.functional.convolution import conv2d
 from tinydilate.functional.dropping import dropout
 from tinydilate.functional.padding import pad
 from tinydilate.functional.pooling import avg_pool2d, max_pool2d
+from tinydilate.functional.products import linear, matmul
 from tinydilate.functional.rectifier import relu
 from tinydilate.functional.reduction import argmax, max, mean, sum
 from tinydilate.functional.resizing import interpolate
 from tinydilate.functional.shaping import cat, flatten, getitem, permute, reshape, transpose
 from tinydilate.functional.softmax_loss import cross_entropy, log_softmax, softmax
+from tinydilate.functional.transposed import conv_transpose2d
 from tinydilate.functional.unfolding import fold, unfold
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "avg_pool2d",
     "cat",
     "conv2d",
+    "conv_transpose2d",
     "cross_entropy",
     "div",
     "dropout",
@@ -30,8 +33,10 @@ __all__ = [
     "fold",
     "getitem",
     "interpolate",
+    "linear",
     "log",
     "log_softmax",
+    "matmul",
     "max",
     "max_pool2d",
     "mean",
