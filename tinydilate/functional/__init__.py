@@ -1,7 +1,8 @@
 """The operations, one page each, with the names and meanings of ``torch.nn.functional``.
 
-Read the pages in this order: arithmetic, rectifier, unfolding, convolution. Each page reads top to
-bottom: definition, NumPy reference, Numba kernel, derivative, public function.
+Read the pages in this order: arithmetic, rectifier, shaping, reduction, products, padding,
+unfolding, convolution, transposed, pooling, softmax_loss, resizing, dropping. Each page reads top
+to bottom: definition, NumPy reference, Numba kernel, derivative, public function.
 """
 
 from tinydilate.functional.arithmetic import add, div, exp, log, mul, neg, pow, sub
