@@ -166,6 +166,13 @@ class _Cut:
                     f"gradcheck expected a gradient of shape {leaf.shape} for input {position}; "
                     f"got {gradient.shape}. If the input was broadcast, sum over the repeats."
                 )
+            if not np.isfinite(gradient).all():
+                where = tuple(int(i) for i in np.argwhere(~np.isfinite(gradient))[0])
+                raise GradcheckError(
+                    f"the gradient by input {position}, of shape {gradient.shape}, is wrong: the "
+                    f"result is finite here, but backward gives {gradient[where]} at {where}. "
+                    "Look for a division by zero or a logarithm of zero in it."
+                )
             gradients[position] = gradient
         return gradients
 
