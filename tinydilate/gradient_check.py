@@ -125,8 +125,8 @@ class _Cut:
         rng: np.random.Generator,
     ) -> None:
         self.fn, self.inputs, self.points = fn, inputs, points
-        values = self._call(points, requires_grad=False).data
-        self.weights = rng.normal(size=values.shape)
+        values: Any = self._call(points, requires_grad=False).data
+        self.weights: Any = rng.normal(size=values.shape)
         self.size = float(np.abs(self.weights * values).sum())  # of what is added: bounds rounding
         if not np.isfinite(self.size):
             raise GradcheckError(
@@ -199,7 +199,7 @@ class _Cut:
 def _check_along(
     cut: _Cut, position: int, gradient: Array, rng: np.random.Generator, tolerance: float
 ) -> None:
-    direction = rng.normal(size=gradient.shape)
+    direction: Array = rng.normal(size=gradient.shape)
     claimed = float((gradient * direction).sum())
     typical = float(np.sqrt(np.square(gradient * direction).sum()))
     found = cut.slope(position, direction, typical, tolerance)
