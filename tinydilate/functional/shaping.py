@@ -124,12 +124,14 @@ def rows_of(view: View) -> tuple[Array, int, int]:
 def _copy_rows(start: int, stop: int, x: Array, out: Array, starts: Array, stride: int) -> None:
     length = len(out) // len(starts)
     for row in range(start, stop):
-        first, to = starts[row], row * length
-        if stride == 1:
-            out[to : to + length] = x[first : first + length]
+        first, target = starts[row], out[row * length : (row + 1) * length]
+        if stride == 1:  # said apart: the common case, which compiles to a block copy
+            source = x[first : first + length]
+            for n in range(length):
+                target[n] = source[n]
         else:
             for n in range(length):
-                out[to + n] = x[first + n * stride]
+                target[n] = x[first + n * stride]
 
 
 @copy_view.meta
@@ -198,7 +200,9 @@ def cat_forward_cpu(arrays: list[Array], dim: int) -> Array:
 def _copy_columns(start: int, stop: int, part: Array, rows: Array, at: int) -> None:
     """Rows [start, stop) of ``part`` to columns ``at`` and on of ``rows``."""
     for row in range(start, stop):
-        rows[row, at : at + part.shape[1]] = part[row]
+        source, target = part[row], rows[row, at : at + part.shape[1]]
+        for n in range(len(source)):
+            target[n] = source[n]
 
 
 @cat_forward.meta

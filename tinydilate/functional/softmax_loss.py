@@ -127,8 +127,8 @@ def _block(job: int, pixels: int) -> tuple[int, int, int]:
 def _peaks_and_totals(x: Array, n: int, first: int, peaks: Array, totals: Array) -> None:
     """For len(peaks) pixels from ``first`` on: the largest score and sum of exp(score - peak)."""
     count = len(peaks)
-    peaks[:] = x[n, 0, first : first + count]
-    totals[:] = 0
+    for m in range(count):
+        peaks[m], totals[m] = x[n, 0, first + m], 0
     for c in range(1, x.shape[1]):
         scores = x[n, c, first : first + count]
         for m in range(count):
@@ -183,7 +183,8 @@ def _softmax_backward(
     sums = np.empty(_BLOCK, grad.dtype)
     for job in range(start, stop):
         n, first, count = _block(job, grad.shape[2])
-        sums[:] = 0
+        for m in range(count):
+            sums[m] = 0
         for c in range(grad.shape[1]):
             given, value = grad[n, c, first : first + count], out[n, c, first : first + count]
             if logarithm:
