@@ -35,7 +35,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
 nb_ipywidgets_js = {}  # the widgets' scripts would come from the network
-myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "html_image"]
 myst_heading_anchors = 3
 
 default_role = "py:obj"  # `name` in a docstring is a link where the name is documented
