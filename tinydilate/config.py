@@ -51,8 +51,10 @@ class Config:
     momentum: float = _option(0.9, "momentum of sgd", 0, 1)
     weight_decay: float = _option(0.0, "pull of the weights, not the biases, towards zero", 0)
 
+    bias_rate: float = _option(2.0, "how much faster biases learn than weights", 0)
+
     front_steps: int = _option(400, "steps of stage 1, the front end", 1)
-    front_lr: float = _option(4e-3, "learning rate of stage 1 (biases learn twice as fast)", 0)
+    front_lr: float = _option(4e-3, "learning rate of stage 1", 0)
     front_schedule: str = _option("constant", "its course over stage 1", choices=SCHEDULES)
 
     context_steps: int = _option(100, "steps of stage 2, the context on the frozen front end", 1)
@@ -60,7 +62,7 @@ class Config:
     context_schedule: str = _option("constant", "its course over stage 2", choices=SCHEDULES)
 
     joint_steps: int = _option(300, "steps of stage 3, both together", 1)
-    joint_lr: float = _option(4e-3, "learning rate of stage 3", 0)
+    joint_lr: float = _option(2e-3, "learning rate of stage 3", 0)
     joint_schedule: str = _option("poly", "its course over stage 3", choices=SCHEDULES)
 
     comparison: bool = _option(
@@ -175,8 +177,8 @@ def expectation(field: dataclasses.Field[Any]) -> str:
 
 def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
     """Return the value in the option's type, or refuse it."""
-    if isinstance(value, list | tuple) and str(field.type).startswith("tuple"):
-        numbers = tuple(value)
+    if str(field.type).startswith("tuple"):
+        numbers = tuple(value) if isinstance(value, list | tuple) else ()
         if numbers and all(_is_number(field, number) for number in numbers):
             return numbers
     elif field.type == "bool":
@@ -185,7 +187,7 @@ def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
     elif field.type == "str":
         if value in field.metadata["choices"]:
             return value
-    elif not isinstance(value, list | tuple) and _is_number(field, value):
+    elif _is_number(field, value):
         return float(value) if field.type == "float" else value
     raise ConfigError(f"expected {field.name} to be {expectation(field)}; got {value!r}.")
 

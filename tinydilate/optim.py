@@ -71,6 +71,9 @@ def _sgd(
         w[n] -= lr * velocity[n]
 
 
+sgd_step.meta(lambda w, *rest: w)
+
+
 @kernel
 def adam_step(
     w: Array,
@@ -140,6 +143,8 @@ def _adam(
         square[n] = old_square * square[n] + new_square * g * g
         w[n] -= lr * mean[n] / (np.sqrt(square[n]) * per_root + eps)
 
+
+adam_step.meta(lambda w, *rest: w)
 
 # ---- the optimisers --------------------------------------------------------------------------
 
@@ -311,19 +316,22 @@ class Adam(Optimizer):
 
 
 def weights_and_biases(
-    named_parameters: Iterable[tuple[str, Tensor]], lr: float, weight_decay: float = 0.0
+    named_parameters: Iterable[tuple[str, Tensor]],
+    lr: float,
+    weight_decay: float = 0.0,
+    bias_rate: float = 2.0,
 ) -> list[dict[str, Any]]:
     """Two groups as in the paper's training files: biases learn twice as fast and do not decay.
 
     Caffe writes it as lr_mult 1 and 2, decay_mult 1 and 0. A parameter is a bias if its name ends
-    in "bias".
+    in "bias"; ``bias_rate`` is its learning rate by that of the weights.
     """
     named = list(named_parameters)
     weights = [parameter for name, parameter in named if not name.endswith("bias")]
     biases = [parameter for name, parameter in named if name.endswith("bias")]
     return [
         {"params": weights, "lr": lr, "weight_decay": weight_decay},
-        {"params": biases, "lr": 2 * lr, "weight_decay": 0.0},
+        {"params": biases, "lr": bias_rate * lr, "weight_decay": 0.0},
     ]
 
 

@@ -211,7 +211,13 @@ def predict_file(
     labels = label_maps(trained.network, prepared[None])[0]  # (H, W)
     palette = np.array(recipe.palette, np.uint8)
     folder = image.parent if folder is None else Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"expected a folder for the results; {folder}: {error.strerror or error}. "
+            "Choose another one with --out."
+        ) from None
     paths = [folder / f"{image.stem}-{kind}.png" for kind in ("labels", "overlay")]
     write_labels(paths[0], labels, palette)
     write_rgb(paths[1], overlay(levels, labels, palette))

@@ -194,13 +194,13 @@ def recipe_of(config: Config, context: bool, classes: tuple[str, ...] = digits.C
 
 
 def make_optimizer(config: Config, stage: Stage, network: FrontEndWithContext) -> optim.Optimizer:
-    """The stage's optimiser; biases learn twice as fast and do not decay, as in the paper."""
+    """The stage's optimiser; biases learn at a rate of their own and do not decay."""
     named = [
         (name, parameter)
         for name, parameter in network.named_parameters()
         if not (stage.frozen and name.startswith("front_end."))
     ]
-    groups = optim.weights_and_biases(named, stage.lr, config.weight_decay)
+    groups = optim.weights_and_biases(named, stage.lr, config.weight_decay, config.bias_rate)
     if config.optimizer == "sgd":
         return optim.SGD(groups, momentum=config.momentum)
     return optim.Adam(groups)
