@@ -40,6 +40,7 @@ myst_heading_anchors = 3
 
 default_role = "py:obj"  # `name` in a docstring is a link where the name is documented
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True  # DILATIONS, not (1, 1, 2, ...
 autodoc_typehints = "none"  # the docstrings say more: shapes, units, ranges
 napoleon_google_docstring = False
 napoleon_use_rtype = False

@@ -51,23 +51,44 @@ def tree(module: str) -> ast.Module:
 
 
 def all_modules() -> list[str]:
-    """Return the modules, each after those that it imports and as near as can be to its users."""
+    """Return the modules in reading order: each package in one piece, after those that it uses."""
     names = set()
     for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
         if parts[-1] != "__main__":
             names.add(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
     names.remove("tinydilate")
-    users: dict[str, set[str]] = {name: set() for name in sorted(names, reverse=True)}
+    by_part: dict[str, set[str]] = {}
     for name in names:
-        wanted = set()
-        for node in tree(name).body:
-            if isinstance(node, ast.ImportFrom) and node.module:
-                wanted.add(node.module)
-                wanted.update(f"{node.module}.{alias.name}" for alias in node.names)
-            elif isinstance(node, ast.Import):
-                wanted.update(alias.name for alias in node.names)
-        for used in wanted & names - {name}:
+        by_part.setdefault(part_of(name), set()).add(name)
+    order = []
+    for part in in_order({part: set().union(*map(imports, by_part[part])) for part in by_part}):
+        package = f"tinydilate.{part}"
+        inside = {name: imports(name) for name in by_part[part] - {package}}
+        order += [package] * (package in names) + in_order(inside)
+    return order
+
+
+def part_of(module: str) -> str:
+    """``tinydilate.models.context`` -> ``models``."""
+    return module.split(".")[1]
+
+
+def imports(module: str) -> set[str]:
+    """Names of what a module imports, at once or later: modules, and the parts that hold them."""
+    found = set()
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tinydilate"):
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+            found.add(str(node.module))
+    return found | {part_of(name) for name in found if "." in name}
+
+
+def in_order(wants: dict[str, set[str]]) -> list[str]:
+    """Sort names: each after those that it wants, and as near as can be to those that want it."""
+    users: dict[str, set[str]] = {name: set() for name in sorted(wants, reverse=True)}
+    for name, wanted in wants.items():
+        for used in wanted & wants.keys() - {name}:
             users[used].add(name)
     return list(TopologicalSorter(users).static_order())[::-1]
 
@@ -155,8 +176,8 @@ forced with `tinydilate.kernel.use`. `tinydilate ops` prints the same table.
 API = """\
 # Modules
 
-Every module beside the ops, in the order in which they build on each other: each imports only
-from those above it. At the end of each page stands the source.
+Every module beside the ops, in the order in which they build on each other. At the end of each page
+stands the source.
 
 {pages}
 """
