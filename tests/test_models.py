@@ -265,6 +265,7 @@ def test_buffer_or_padding_in_each_layer():
     assert sizes[:-1] == [130, 128, 124, 116, 100, 68, 66, 66]
     assert out.shape == (1, 21, 66, 66)
     assert net[0].padding == sum(models.DILATIONS) == 33
+    assert models.context(3, dilations=(1, 2, 4), padding="buffer")[0].padding == 7
     layers = models.context(21, "large", device="meta")
     assert [layer.padding for layer in layers] == [1, 1, 2, 4, 8, 16, 1, 0]
     for size in (1, 5, 66):

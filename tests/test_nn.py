@@ -66,6 +66,13 @@ def test_a_shared_module_is_counted_once():
     assert block.conv.weight.grad is not None
 
 
+def test_a_shared_parameter_is_counted_once():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    net[1].weight = net[0].weight
+    assert list(net.state_dict()) == ["0.weight", "0.bias", "1.bias"]
+    assert len(list(net.parameters())) == 3
+
+
 def test_a_list_of_modules_is_refused():
     block = Block()
     with pytest.raises(ConfigError, match=r"got a list of them for 'layers'.*Use nn\.Sequential"):

@@ -138,6 +138,39 @@ def test_a_layer_that_runs_twice_is_counted_once():
     assert "53 (53 fixed)" in format_table(summary)
 
 
+class Sum(nn.ReLU):
+    """A layer that looks at two inputs."""
+
+    def forward(self, a, b):
+        return a + b
+
+
+class Skip(nn.Module):
+    def __init__(self):
+        self.conv, self.sum = nn.Conv2d(1, 1, 3, padding=1), Sum()
+
+    def forward(self, x):
+        return self.sum(x, self.conv(x))
+
+
+def test_a_layer_of_two_inputs_has_no_one_chain():
+    rows = summarise(Skip(), (1, 1, 5, 5)).rows
+    assert [row.field and row.field[0].extent for row in rows] == [3, None]
+
+
+def test_memory_of_what_is_handed_through():
+    model = nn.Sequential(nn.Identity(), nn.Dropout(0.5), nn.ReLU())
+    training = summarise(model, (1, 2, 4, 8)).rows
+    assert [row.activation_bytes for row in training] == [0, 256, 256]
+    evaluation = summarise(model.eval(), (1, 2, 4, 8)).rows
+    assert [row.activation_bytes for row in evaluation] == [0, 0, 256]
+    assert [row.field[0].extent for row in evaluation] == [1, 1, 1]
+
+
+def test_features_have_no_field():
+    assert [row.field for row in summarise(nn.ReLU(), (2, 5)).rows] == [None]
+
+
 def test_layers_that_see_everything():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 16, 5), nn.ReLU())
     rows = summarise(model, (3, 1, 6, 6)).rows

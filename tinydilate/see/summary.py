@@ -37,7 +37,7 @@ class SummaryRow(NamedTuple):
     macs : int
         Multiply-accumulate operations, biases not counted.
     activation_bytes : int
-        Memory of its output.
+        Memory of its output; 0 where that is the input itself.
     field : (Field, Field) or None
         Receptive field in pixels of the network's input, along rows and columns; None behind a
         layer that looks at everything, or at more than one input.
@@ -85,7 +85,8 @@ def summarise(model: nn.Module, input_size: Sequence[int], dtype: Any = np.float
     Parameters
     ----------
     model : nn.Module
-        On any device; it is left as it is.
+        On any device; it is left as it is. In training (`nn.Module.train`) dropout makes new maps,
+        in evaluation it hands its input on.
     input_size : sequence of int
         (N, C, H, W).
     dtype : float32 or float64
@@ -97,7 +98,7 @@ def summarise(model: nn.Module, input_size: Sequence[int], dtype: Any = np.float
         If the sizes are not whole numbers of at least 1, or the network cannot take them.
     """
     size = _check_size(input_size)
-    shadow = nn.as_meta(model).eval()
+    shadow = nn.as_meta(model)
     names = {id(module): name for name, module in shadow.named_modules()}
     image = Tensor(MetaArray(size, dtype))
     recorder = _Recorder(names, image)
@@ -131,10 +132,8 @@ class _Recorder:
         if next(module.children(), None) is not None or id(module) not in self.names:
             return  # its layers have their own rows
         result = output[0] if isinstance(output, tuple) else output  # pooling may add indices
-        if output is call.inputs[0]:
-            chain = self.chains.get(id(output))  # handed through
-        else:
-            chain = self._extend(call, result)
+        handed_through = output is call.inputs[0]  # dropout in evaluation, for one
+        chain = self.chains.get(id(output)) if handed_through else self._extend(call, result)
         self.kept.append(result)
         self.chains[id(result)] = chain
         fresh = [p for p in module.parameters() if id(p) not in self.counted]
@@ -145,7 +144,7 @@ class _Recorder:
             output_shape=result.shape,
             parameters=sum(parameter.size for parameter in fresh),
             macs=module.macs(call.inputs[0].shape, result.shape),
-            activation_bytes=result.size * result.dtype.itemsize,
+            activation_bytes=0 if handed_through else result.size * result.dtype.itemsize,
             field=None if chain is None else (field_of(chain[0]), field_of(chain[1])),
         )
         self.rows.append(row)
@@ -210,7 +209,7 @@ def _cells(row: SummaryRow) -> tuple[str, ...]:
         _shape(row.output_shape),
         f"{row.parameters:,}" if row.parameters else "-",
         _count(row.macs) if row.macs else "-",
-        _bytes(row.activation_bytes),
+        _bytes(row.activation_bytes) if row.activation_bytes else "-",
         *(_along_both(row.field, column) for column in ("extent", "stride", "centre")),
     )
 
