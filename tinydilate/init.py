@@ -176,18 +176,27 @@ def _identity(
 # ---- random ----------------------------------------------------------------------------------
 
 
-def _normal(shape: tuple[int, ...], std: float, random: np.random.Generator) -> Array:
-    """Gaussian numbers in float32; exact zeros, and no draw, where ``std`` is 0."""
+def _normal(
+    shape: tuple[int, ...], std: float, random: np.random.Generator, mean: float = 0.0
+) -> Array:
+    """Gaussian numbers in float32; exactly the mean, and no draw, where ``std`` is 0."""
     if not 0 <= std < math.inf:
         raise ConfigError(f"expected a standard deviation of at least 0; got {std!r}.")
     if std == 0:
-        return np.zeros(shape, np.float32)
-    return random.standard_normal(shape, np.float32) * np.float32(std)
+        return np.full(shape, mean, np.float32)
+    values = random.standard_normal(shape, np.float32)
+    values *= np.float32(std)
+    if mean:
+        values += np.float32(mean)
+    return values
 
 
 def _uniform(shape: tuple[int, ...], bound: float, random: np.random.Generator) -> Array:
     """Numbers spread evenly over [-bound, bound), in float32."""
-    return (random.random(shape, np.float32) - np.float32(0.5)) * np.float32(2 * bound)
+    values = random.random(shape, np.float32)
+    values -= np.float32(0.5)
+    values *= np.float32(2 * bound)
+    return values
 
 
 def fans(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -221,7 +230,7 @@ def gaussian_(target: Target, std: float = 0.01, mean: float = 0.0, rng: Seed = 
     ConfigError
         If ``std`` is negative.
     """
-    return _fill(target, rng, lambda shape, random: _normal(shape, std, random) + np.float32(mean))
+    return _fill(target, rng, lambda shape, random: _normal(shape, std, random, mean))
 
 
 def uniform_(target: Target, bound: float, rng: Seed = None) -> Target:
