@@ -330,7 +330,10 @@ def table(rows: list[list[Any]], style: str) -> nodes.table:
 
 
 class PaperToCode(SphinxDirective):
-    """Rows ``place | what it says | module:name, module:name``; ``tinydilate.`` is left out."""
+    """Rows ``place | what it says | module:name, module:name``; ``tinydilate.`` is left out.
+
+    In the place of names may stand ``not yet``, for what the paper has and we do not.
+    """
 
     has_content = True
 
@@ -345,6 +348,8 @@ class PaperToCode(SphinxDirective):
         return [table(rows, "paper-to-code")]
 
     def links(self, names: str) -> list[nodes.Node]:
+        if names == "not yet":
+            return [nodes.emphasis("", names)]
         found: list[nodes.Node] = []
         for entry in names.split(","):
             page, _, name = entry.strip().partition(":")
