@@ -320,6 +320,77 @@ def rectified_convolutions(draw: Any) -> Call:
     return Call((x, w, bias), {**options, "relu": True})
 
 
+# ---- transposed convolution ------------------------------------------------------------------
+
+
+@st.composite
+def transposed_convolutions(draw: Any) -> Call:
+    rows, columns = (
+        axis._replace(padding=min(axis.padding, max(0, axis.dilation * (axis.kernel - 1) // 2)))
+        for axis in (draw(axes()), draw(axes()))
+    )  # at most half of what one pixel spreads over, so that something is left
+    extra = [draw(st.integers(0, max(a.stride, a.dilation) - 1)) for a in (rows, columns)]
+    groups, per_group, each = (draw(st.integers(1, 2)) for _ in range(3))
+    options = window_options(draw, rows, columns, "stride", "padding", "dilation")
+    options |= {"output_padding": as_option(draw, *extra), "groups": groups}
+    x = normal(draw, draw(batches), groups * each, rows.output, columns.output)
+    w = normal(draw, groups * each, per_group, rows.kernel, columns.kernel)
+    arrays = (x, w, normal(draw, groups * per_group)) if draw(st.booleans()) else (x, w)
+    return Call(arrays, options)
+
+
+def conv_transpose2d_oracle(
+    x: Any,
+    w: Any,
+    b: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> np.ndarray:
+    """Zeros between the pixels, zeros between the taps, and SciPy's full convolution."""
+    x, w = stuffed(x, stride), stuffed(w, dilation)
+    per_group, each = w.shape[1], len(w) // groups
+    size = [a + b - 1 for a, b in zip(x.shape[2:], w.shape[2:], strict=True)]
+    out = np.zeros((len(x), groups * per_group, *size))
+    for n, c in np.ndindex(*x.shape[:2]):
+        for f in range(per_group):
+            plane = scipy.signal.convolve2d(x[n, c], w[c, f], mode="full")
+            out[n, c // each * per_group + f] += plane
+    (more_y, more_z), (p, q) = pairs(output_padding), pairs(padding)
+    out = np.pad(out, ((0, 0), (0, 0), (0, more_y), (0, more_z)))
+    out = out[:, :, p : out.shape[2] - p, q : out.shape[3] - q]
+    return out if b is None else out + np.reshape(b, (1, -1, 1, 1))
+
+
+# ---- matrix products -------------------------------------------------------------------------
+
+
+@st.composite
+def products(draw: Any) -> Call:
+    """Vectors, matrices and batches of matrices."""
+    found = draw(
+        hnp.mutually_broadcastable_shapes(signature=np.matmul.signature, max_dims=2, max_side=4)
+    )
+    return Call(tuple(normal(draw, *shape) for shape in found.input_shapes))
+
+
+@st.composite
+def layers(draw: Any) -> Call:
+    """A fully connected layer on any number of axes, perhaps with a single filter."""
+    *before, channels = draw(hnp.array_shapes(min_dims=1, max_dims=4, max_side=4))
+    filters = draw(st.sampled_from([(3,), (1,), ()]))
+    arrays = [normal(draw, *before, channels), normal(draw, *filters, channels)]
+    if filters and draw(st.booleans()):  # PyTorch's own single filter takes no bias
+        arrays.append(normal(draw, *filters))
+    return Call(tuple(arrays))
+
+
+def linear_oracle(x: Any, w: Any, b: Any = 0.0) -> Any:
+    return np.einsum("...c,fc->...f", x, w) + b if w.ndim == 2 else np.dot(x, w) + b
+
+
 # ---- windows written as columns --------------------------------------------------------------
 
 
@@ -1039,5 +1110,41 @@ CASES = [
         dropout_oracle,
         "",  # another generator: chance cannot be compared number by number
         linear=(0,),
+    ),
+    Case(
+        "conv_transpose2d",
+        "conv_transpose2d",
+        (
+            "conv2d_forward",
+            "conv2d_grad_input",
+            "conv2d_grad_weight",
+            "pad_forward",
+            "pad_backward",
+            "add_forward",
+            "sum_to_shape",
+        ),
+        transposed_convolutions(),
+        conv_transpose2d_oracle,
+        "torch.nn.functional.conv_transpose2d",
+        linear=(0, 1),
+        batched=True,
+    ),
+    Case(
+        "matmul",
+        "matmul",
+        ("matmul_forward", "copy_view", "sum_to_shape"),
+        products(),
+        np.matmul,
+        "torch.matmul",
+        linear=(0, 1),
+    ),
+    Case(
+        "linear",
+        "linear",
+        ("matmul_forward", "copy_view", "place_view", "add_forward", "sum_to_shape"),
+        layers(),
+        linear_oracle,
+        "torch.nn.functional.linear",
+        linear=(0, 1),
     ),
 ]

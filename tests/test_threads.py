@@ -1,0 +1,188 @@
+"""Shared loops: each index once, errors reported, the same bits whoever computes them."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tinydilate
+import tinydilate.functional as F
+from tinydilate import get_num_threads, set_num_threads, tensor, threads
+from tinydilate.errors import ConfigError
+from tinydilate.threads import share
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(4, 3, 16, 16)).astype(np.float32)
+W = RNG.normal(size=(8, 3, 3, 3)).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def usual_number_of_threads():
+    before = get_num_threads()
+    yield
+    set_num_threads(before)
+
+
+def step(dilation=2):
+    """Forward and backward of a small convolution: three arrays."""
+    x, w = tensor(X, requires_grad=True), tensor(W, requires_grad=True)
+    out = F.conv2d(x, w, padding=dilation, dilation=dilation)
+    (out * out).mean().backward()
+    return out.data, x.grad.data, w.grad.data
+
+
+@settings(max_examples=100)
+@given(st.integers(0, 60), st.integers(1, 7), st.integers(1, 20))
+def test_each_index_is_covered_once(count, number, least):
+    before = get_num_threads()
+    set_num_threads(number)
+    covered, parts = np.zeros(count, int), []
+
+    def body(start, stop):
+        covered[start:stop] += 1
+        parts.append(stop - start)
+
+    try:
+        share(body, count, least=least)
+    finally:
+        set_num_threads(before)
+    assert (covered == 1).all()
+    assert len(parts) <= number
+    assert len(parts) == 1 or min(parts) >= least, "a part too small to be worth a thread"
+
+
+def test_parts_run_on_several_threads_at_once():
+    set_num_threads(3)
+    together = threading.Barrier(3, timeout=10)  # passes only if three threads wait at once
+    names = set()
+
+    def body(start, stop):
+        together.wait()
+        names.add(threading.current_thread().name)
+
+    share(body, 3)
+    assert len(names) == 3
+    assert threading.current_thread().name in names
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_an_exception_in_a_part_reaches_the_caller(failing):
+    set_num_threads(3)
+    finished = []
+
+    def body(start, stop):
+        if start == failing:
+            raise ZeroDivisionError(f"part {start}")
+        finished.append(start)
+
+    with pytest.raises(ZeroDivisionError, match=f"part {failing}"):
+        share(body, 3)
+    assert len(finished) == 2, "the other parts ran to their end"
+    share(lambda start, stop: finished.append(start), 3)  # and the threads are still there
+    assert len(finished) == 5
+
+
+def test_two_python_threads_at_once_compute_the_same_bits():
+    set_num_threads(2)
+    alone = step(1), step(2)
+    results = {}
+
+    def work(name, dilation):
+        results[name] = [step(dilation) for _ in range(5)]
+
+    workers = [threading.Thread(target=work, args=(n, 1 + n % 2)) for n in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for name, several in results.items():
+        for result in several:
+            for mine, theirs in zip(result, alone[name % 2], strict=True):
+                np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_the_same_number_of_threads_gives_the_same_bits(number):
+    set_num_threads(number)
+    first = step()
+    set_num_threads(number)  # with new threads
+    for mine, theirs in zip(step(), first, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_another_number_of_threads_changes_no_more_than_rounding():
+    results = []
+    for number in (1, 2, 3):
+        set_num_threads(number)
+        results.append(step())
+    for other in results[1:]:
+        for mine, theirs in zip(other, results[0], strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_child_of_a_process_that_used_threads_makes_its_own():
+    """In a process of its own: the child of a fork must not run the tests' clean-up."""
+    code = """
+import os, numpy as np
+import tinydilate.functional as F
+from tinydilate import set_num_threads
+set_num_threads(2)
+x = np.ones((4, 3, 32, 32), np.float32); w = np.ones((8, 3, 3, 3), np.float32)
+before = F.conv2d(x, w).numpy()
+child = os.fork()
+if child == 0:
+    same = (F.conv2d(x, w).numpy() == before).all()
+    os._exit(0 if same else 1)
+_, status = os.waitpid(child, 0)
+assert os.waitstatus_to_exitcode(status) == 0
+assert (F.conv2d(x, w).numpy() == before).all()
+"""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code],
+        timeout=60,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_threads_of_another_count_are_let_go():
+    set_num_threads(3)
+    share(lambda start, stop: None, 3)
+    assert threads._pool is not None
+    set_num_threads(1)
+    assert threads._pool is None
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, True, "2"])
+def test_the_number_of_threads_is_a_positive_integer(count):
+    with pytest.raises(ConfigError, match=r"^the number of threads should be an integer >= 1, got"):
+        set_num_threads(count)
+
+
+def test_the_number_of_threads_comes_from_the_environment():
+    def answer(setting):
+        environment = {**os.environ, "NUMBA_NUM_THREADS": setting}
+        code = "import tinydilate; print(tinydilate.get_num_threads())"
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    assert answer("1").stdout.strip() == "1"
+    assert answer("").stdout.strip() == str(threads.available_cores())
+    wrong = answer("many")
+    assert wrong.returncode == 1
+    assert "NUMBA_NUM_THREADS should be a whole number of at least 1, got 'many'" in wrong.stderr
+
+
+def test_one_thread_makes_no_pool():
+    set_num_threads(1)
+    step()
+    assert threads._pool is None
+    assert tinydilate.get_num_threads() == 1
