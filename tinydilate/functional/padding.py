@@ -110,10 +110,12 @@ def _pad(
     """Job p*OH + i is one output row."""
     for job in range(start, stop):
         plane, i = divmod(job, len(rows))
-        source, target = x[plane, max(rows[i], 0)], out[plane, i]
-        for j in range(len(columns)):
-            inside = rows[i] >= 0 and columns[j] >= 0
-            target[j] = source[columns[j]] if inside else value
+        if rows[i] < 0:
+            out[plane, i] = value
+        else:
+            source, target = x[plane, rows[i]], out[plane, i]
+            for j in range(len(columns)):
+                target[j] = source[columns[j]] if columns[j] >= 0 else value
 
 
 @pad_forward.meta
