@@ -1,0 +1,291 @@
+"""Kernels: twins by name, variants by force, and machine code that is never stale."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tinydilate
+import tinydilate.functional as F
+from tinydilate import kernel, use
+from tinydilate.device import MetaArray
+from tinydilate.errors import DeviceError, DtypeError, KernelError
+from tinydilate.kernel import KERNELS, Elementwise, jit
+
+PACKAGE = Path(tinydilate.__file__).parent
+
+
+@pytest.fixture
+def registry():
+    """Kernels that a test makes are forgotten after it."""
+    before = dict(KERNELS)
+    yield KERNELS
+    KERNELS.clear()
+    KERNELS.update(before)
+
+
+# ---- dispatch --------------------------------------------------------------------------------
+
+
+def test_a_missing_twin_is_a_named_error(registry):
+    @kernel.kernel
+    def halve_for_test(x):
+        """Half."""
+        return x / 2
+
+    text = (
+        'halve_for_test has no cpu kernel yet; it has numpy. Move the tensors with .to("cpu"), '
+        "or add the twin on the page tinydilate/functional/test_kernel.py."
+    )
+    with pytest.raises(KernelError, match="^" + re.escape(text) + "$"):
+        halve_for_test(np.ones(2))
+    with pytest.raises(KernelError, match="has no meta kernel yet; it has numpy"):
+        halve_for_test(MetaArray((2,)))
+    with use("numpy"):
+        assert halve_for_test(np.ones(2)).tolist() == [0.5, 0.5]
+    assert repr(halve_for_test) == "<kernel halve_for_test: numpy>"
+    assert halve_for_test.__doc__ == "Half."
+
+
+def test_two_kernels_of_one_name_are_refused(registry):
+    def exp_forward(x):
+        return x
+
+    with pytest.raises(KernelError, match=r"^expected one kernel named exp_forward; got a second"):
+        kernel.kernel(exp_forward)
+
+
+def test_an_unknown_variant_is_refused_with_the_known_ones():
+    with pytest.raises(KernelError, match=r"got 'gpu'\.$") as raised, use("gpu"):
+        pass
+    assert str(raised.value).startswith("expected an implementation out of cpu, cpu:loops, ")
+
+
+def test_variants_nest_and_the_innermost_counts():
+    x = np.ones((1, 1, 4, 4), np.float32)
+    seen = []
+    with tinydilate.watching(lambda launch: seen.append(launch.implementation)):
+        with use("numpy"):
+            F.conv2d(x, x)
+            with use("cpu:loops"):
+                F.conv2d(x, x)
+                F.relu(x)  # has no loops: the next one out
+            F.conv2d(x, x)
+        F.conv2d(x, x)
+    assert seen == ["numpy", "cpu:loops", "numpy", "numpy", "cpu"]
+
+
+def test_a_variant_ends_with_an_exception():
+    with pytest.raises(ZeroDivisionError), use("numpy"):
+        raise ZeroDivisionError
+    assert kernel._forced == []
+
+
+def test_shape_rules_are_not_forced():
+    with use("numpy"):
+        assert F.exp(tinydilate.tensor(MetaArray((2,)), device="meta")).shape == (2,)
+
+
+def test_arrays_on_two_devices_are_refused_by_name():
+    with pytest.raises(DeviceError, match=r"^add_forward expected its arrays on one device; got"):
+        KERNELS["add_forward"](np.ones(2), MetaArray((2,), np.float64))
+
+
+def test_arrays_of_two_dtypes_are_refused_by_name():
+    text = (
+        "add_forward expected arrays of one dtype; got float64 and float32. Convert one of them, "
+        "for example with .to('float64')."
+    )
+    with pytest.raises(DtypeError, match="^" + re.escape(text) + "$"):
+        KERNELS["add_forward"](np.ones(2), np.ones(2, np.float32))
+
+
+def test_arrays_are_made_contiguous_at_the_door(registry):
+    @kernel.kernel
+    def flags_for_test(arrays, x):
+        return [array.flags.carray for array in (*arrays, x)]
+
+    flags_for_test.cpu(flags_for_test.implementations["numpy"])
+    wide = np.ones((4, 4))
+    fixed = np.ones(3)
+    fixed.flags.writeable = False
+    odd = np.frombuffer(bytearray(17), np.uint8)[1:].view(np.float64)  # not aligned
+    assert flags_for_test([wide.T[1:], wide[:, ::2]], fixed) == [True] * 3
+    assert flags_for_test([odd], wide) == [True] * 2
+
+
+@pytest.mark.parametrize("order", [(np.float32, np.float64), (np.float64, np.float32)])
+def test_a_rule_keeps_the_dtype_whichever_came_first(order):
+    rule = Elementwise(lambda a: 1 / (a + 1))
+    for dtype in (*order, *order):
+        result = rule(np.ones(3, dtype))
+        assert result.dtype == dtype
+        assert result.tolist() == [0.5, 0.5, 0.5]
+    assert np.asarray(rule(np.ones((), np.float32))).dtype == np.float32
+
+
+# ---- compiled loops --------------------------------------------------------------------------
+
+
+@jit
+def _square(x):
+    return x * x
+
+
+@jit
+def _sum_of_squares(n):
+    total = 0
+    for i in range(n):
+        total += _square(i)
+    return total
+
+
+def test_a_loop_calls_other_loops():
+    assert _sum_of_squares(5) == 30
+    assert _sum_of_squares.__name__ == "_sum_of_squares"
+
+
+def test_defining_a_loop_compiles_nothing():
+    fresh = jit(lambda x: x)
+    assert fresh._compiled is None
+
+
+# ---- the cache on disk -----------------------------------------------------------------------
+
+
+def in_another_process(code, package=PACKAGE.parent, **environment):
+    """Run code on a copy of the package; its standard output."""
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(package), **environment},
+        cwd=package,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the package's sources that a test may edit."""
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(PACKAGE, tmp_path / "copy" / "tinydilate", ignore=ignore)
+    return tmp_path / "copy"
+
+
+COMPILE = """
+import numpy as np
+import tinydilate.functional as F
+print(F.relu(np.array([-1.0, 2.0])).numpy().tolist())
+"""
+
+
+def test_an_edit_is_never_answered_with_stale_code(copy, tmp_path):
+    cache = {"TINYDILATE_CACHE": str(tmp_path / "cache")}
+    assert in_another_process(COMPILE, copy, **cache) == "[0.0, 2.0]"
+    first = {path.name for path in (tmp_path / "cache").iterdir()}
+    assert len(first) == 1
+    assert list((tmp_path / "cache").rglob("*.nbi")), "machine code was kept"
+    page = copy / "tinydilate" / "functional" / "rectifier.py"
+    text = page.read_text(encoding="utf-8")
+    edited = text.replace("out[n] = 0 if x[n] < 0", "out[n] = 7 if x[n] < 0")
+    assert edited != text
+    page.write_text(edited, encoding="utf-8")
+    assert in_another_process(COMPILE, copy, **cache) == "[7.0, 2.0]"
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_an_edit_in_a_helper_changes_the_digest(copy):
+    digest = "from tinydilate.kernel import source_digest; print(source_digest())"
+    before = in_another_process(digest, copy)
+    assert in_another_process(digest, copy) == before
+    with (copy / "tinydilate" / "window.py").open("a", encoding="utf-8") as file:
+        file.write("# an edit\n")
+    assert in_another_process(digest, copy) != before
+    checked = in_another_process(digest, copy, NUMBA_BOUNDSCHECK="1")
+    assert checked != in_another_process(digest, copy)
+
+
+def test_old_machine_code_is_pruned(tmp_path):
+    for number in range(8):
+        folder = tmp_path / f"numba-{number}"
+        folder.mkdir()
+        os.utime(folder, (number, number))
+    (tmp_path / "something else").mkdir()
+    current = tmp_path / "numba-0"
+    kernel._prune(current)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["numba-0", "numba-5", "numba-6", "numba-7", "something else"]
+
+
+def test_the_users_own_kernels_are_cached_where_they_were(tmp_path):
+    code = (
+        "import numba; before = numba.config.CACHE_DIR\n"
+        + COMPILE
+        + "assert numba.config.CACHE_DIR == before, numba.config.CACHE_DIR"
+    )
+    in_another_process(code, TINYDILATE_CACHE=str(tmp_path))
+    mine = str(tmp_path / "mine")
+    code += f"; assert before == {mine!r}"
+    in_another_process(code, TINYDILATE_CACHE=str(tmp_path / "ours"), NUMBA_CACHE_DIR=mine)
+    assert not (tmp_path / "mine").exists()
+
+
+def test_without_a_folder_to_write_to_all_works(tmp_path):
+    """The folder's place is taken by a file, which stops root too."""
+    (tmp_path / "taken").write_text("")
+    place = tmp_path / "taken"
+    code = COMPILE + "from tinydilate.kernel import cache_folder; print(cache_folder())"
+    assert in_another_process(code, TINYDILATE_CACHE=str(place)) == "[0.0, 2.0]\nNone"
+
+
+def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("TINYDILATE_CACHE", str(tmp_path))
+    assert kernel.cache_home() == tmp_path
+    monkeypatch.delenv("TINYDILATE_CACHE")
+    assert kernel.cache_home().name == "tinydilate"
+
+
+# ---- Numba's own switches --------------------------------------------------------------------
+
+EVERYTHING_SMALL = """
+import numpy as np
+import tinydilate, tinydilate.functional as F
+from tinydilate import tensor, gradcheck
+rng = np.random.default_rng(0)
+for dtype in (np.float32, np.float64):
+    x = tensor(rng.normal(size=(1, 2, 5, 5)).astype(dtype), requires_grad=True)
+    w = tensor(rng.normal(size=(3, 1, 2, 2)).astype(dtype)[:2], requires_grad=True)
+    with tinydilate.use("numpy"):
+        expected = F.conv2d(x, w, padding=1, dilation=2, groups=2).data
+    out = F.conv2d(x, w, padding=1, dilation=2, groups=2)
+    np.testing.assert_allclose(out.data, expected, rtol=1e-4, atol=1e-5)
+    out = F.max_pool2d(F.relu(out) * 2 + x.mean(), 2, 1)
+    out = F.interpolate(F.pad(out, (1, 1, 0, 1), "reflect"), size=(4, 4), mode="bilinear")
+    out = F.cat([F.avg_pool2d(out, 2), F.dropout(out[:, :, ::2, ::2], 0.5)], 1).permute(0, 2, 3, 1)
+    out = F.linear(out, rng.normal(size=(3, 4)).astype(dtype)).transpose(1, 3)
+    loss = F.cross_entropy(out, np.ones((1, 2, 2), int)) + F.softmax(out, 1).max() ** 2
+    loss.backward()
+    assert np.isfinite(x.grad.data).all() and np.abs(w.grad.data).sum() > 0
+print("done")
+"""
+
+
+def test_the_pages_run_as_plain_python():
+    """NUMBA_DISABLE_JIT=1: every loop in the interpreter, the tiles by their Python twins."""
+    assert in_another_process(EVERYTHING_SMALL, NUMBA_DISABLE_JIT="1") == "done"
+
+
+@pytest.mark.slow
+def test_the_pages_stay_inside_their_arrays(tmp_path):
+    """NUMBA_BOUNDSCHECK=1: an index outside an array raises instead of reading garbage."""
+    cache = {"TINYDILATE_CACHE": str(tmp_path)}
+    assert in_another_process(EVERYTHING_SMALL, NUMBA_BOUNDSCHECK="1", **cache) == "done"
