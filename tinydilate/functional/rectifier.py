@@ -37,8 +37,10 @@ def relu_forward_cpu(x: Array) -> Array:
 
 @jit
 def _relu(start: int, stop: int, x: Array, out: Array) -> None:
-    for n in range(start, stop):
-        out[n] = 0 if x[n] < 0 else x[n]  # a comparison with nan is false, so nan passes
+    x, out = x[start:stop], out[start:stop]  # counting from 0, Numba need not ask whether n < 0
+    for n in range(len(x)):
+        value = x[n]
+        out[n] = value if not value < 0 else x.dtype.type(0)  # nan < 0 is false: nan passes
 
 
 @relu_forward.meta
@@ -65,8 +67,10 @@ def relu_backward_cpu(grad: Array, out: Array) -> Array:
 
 @jit
 def _relu_backward(start: int, stop: int, grad: Array, out: Array, result: Array) -> None:
-    for n in range(start, stop):
-        result[n] = grad[n] if out[n] > 0 else 0
+    grad, out, result = grad[start:stop], out[start:stop], result[start:stop]
+    for n in range(len(grad)):
+        value = grad[n]  # read in any case: a choice between two values needs no jump
+        result[n] = value if out[n] > 0 else 0
 
 
 @relu_backward.meta
