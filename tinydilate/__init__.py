@@ -4,7 +4,7 @@ Reading order: window, kernel, autograd, functional/arithmetic, functional/unfol
 functional/convolution, then the other pages, nn, models, train.
 """
 
-from tinydilate import functional
+from tinydilate import functional, init, models, nn, optim
 from tinydilate.autograd import Op, Tensor, is_grad_enabled, no_grad, tensor
 from tinydilate.functional.dropping import get_rng_state, manual_seed, set_rng_state
 from tinydilate.gradient_check import gradcheck
@@ -20,9 +20,13 @@ __all__ = [
     "get_num_threads",
     "get_rng_state",
     "gradcheck",
+    "init",
     "is_grad_enabled",
     "manual_seed",
+    "models",
+    "nn",
     "no_grad",
+    "optim",
     "set_num_threads",
     "set_rng_state",
     "tensor",
