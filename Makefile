@@ -17,7 +17,7 @@ help:  ## say what there is
 # --- for users ------------------------------------------------------------------------------
 
 demo: $(VENV)/ready-run  ## train a dilated network on handwriting and draw what it learnt
-	$(BIN)/tinydilate train
+	$(BIN)/tinydilate train $(if $(wildcard runs/demo/config.toml),--resume)
 
 test: $(VENV)/ready-test  ## the tests, about two minutes
 	$(BIN)/python -m pytest
