@@ -311,7 +311,7 @@ def test_a_full_disk_stops_with_a_sentence_and_can_go_on(finished, tmp_path, mon
     folder = tmp_path / "a"
     with monkeypatch.context() as patch:
         break_after(patch, 9, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-        with pytest.raises((DataError, OSError), match="No space left on device"):
+        with pytest.raises(DataError, match=r"No space left on device\. Make room"):
             run(folder)
     assert not list(folder.rglob("*.part"))
     run(folder, resume=True)
@@ -434,6 +434,13 @@ def test_a_loss_far_above_ln_c_stops(tmp_path, monkeypatch):
 def test_a_folder_that_holds_a_run(finished):
     with pytest.raises(ConfigError, match=r"holds a run already. Go on with it by adding --resume"):
         run(finished)
+
+
+def test_a_folder_with_files_that_a_run_would_write_over(tmp_path):
+    (tmp_path / "log.jsonl").write_text("precious")
+    with pytest.raises(ConfigError, match="holds a log or a checkpoint, which a run would write"):
+        run(tmp_path)
+    assert (tmp_path / "log.jsonl").read_text() == "precious"
 
 
 def test_resuming_a_finished_run_gives_its_results(finished):

@@ -259,13 +259,25 @@ class Log:
 
     def write(self, **entry: Any) -> None:
         """Add a line."""
-        self._file.write(json.dumps(entry).encode() + b"\n")
-        self._file.flush()
+        with self._in_a_sentence():
+            self._file.write(json.dumps(entry).encode() + b"\n")
+            self._file.flush()
 
     def settle(self) -> int:
         """Force the lines to the disk; returns the length in bytes."""
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        with self._in_a_sentence():
+            os.fsync(self._file.fileno())
+            return self._file.tell()
+
+    @contextmanager
+    def _in_a_sentence(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DataError(
+                f"expected to write to {self.path}; the system said: {error.strerror or error}. "
+                "Make room, then go on with --resume: what the latest checkpoint holds is safe."
+            ) from None
 
     def close(self) -> None:
         """Close the file."""
@@ -341,6 +353,11 @@ def _new_run(folder: Path, config: Config) -> Config:
         raise ConfigError(
             f"expected a new run folder; {folder} holds a run already. Go on with it by adding "
             "--resume, or choose another folder with --out."
+        )
+    if (folder / "log.jsonl").exists() or (folder / "checkpoints" / LATEST).exists():
+        raise ConfigError(
+            f"expected a new run folder; {folder} holds a log or a checkpoint, which a run would "
+            "write over. Choose another folder with --out."
         )
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from tinydilate.device import Array
 from tinydilate.io.files import write_bytes
 
 # Two colours that stay apart for readers of any colour vision (Okabe and Ito), and ink and paper.
+_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)
 _WITH, _ALONE, _INK, _PALE = "#0072B2", "#D55E00", "#222222", "#BBBBBB"
 
 
@@ -89,48 +90,81 @@ def draw_curves(
     figure = _figure(9.5, 6.4)
     upper, lower = figure.subplots(2, 1, sharex=True)
     begin = _beginnings(stages)
-    last: dict[str, tuple[Array, Array]] = {}  # where each stage's validation curve ends
-    for stage in stages:
-        colour = _ALONE if stage.name == "alone" else _WITH
-        colour = _INK if stage.name == "front" else colour
-        entries = [entry for entry in log if entry["stage"] == stage.name]
-        steps, losses = _series(entries, "loss", begin[stage.name])
-        upper.plot(steps, losses, color=colour, alpha=0.15, linewidth=0.7)
-        upper.plot(steps, smoothed(losses), color=colour, linewidth=1.8)
-        steps, scores = _series(entries, "validation_mean_iou", begin[stage.name])
-        if stage.start:  # the curve goes on from where the stage before left it
-            steps, scores = (
-                np.append(last[stage.start][0], steps),
-                np.append(last[stage.start][1], scores),
-            )
-        last[stage.name] = steps[-1:], scores[-1:]
-        lower.plot(steps, scores, color=colour, linewidth=1.8, marker="o", markersize=3.5)
-    upper.axhline(np.log(len(classes)), color=_PALE, linewidth=1, linestyle=":")
-    upper.annotate(
-        f"ln {len(classes)}: knowing nothing", (1, np.log(len(classes))),
-        xycoords=("axes fraction", "data"), xytext=(-4, -4), textcoords="offset points",
-        ha="right", va="top", fontsize=8, color="#777777",
-    )  # fmt: skip
+    _draw_losses(upper, log, begin, np.log(len(classes)))
+    _draw_scores(lower, log, stages, begin)
     _mark_stages((upper, lower), stages, begin)
     upper.set_ylabel("loss (thick: running mean)")
-    upper.set_ylim(0, 1.1 * np.log(len(classes)))
+    upper.annotate(
+        f"ln {len(classes)}: knowing nothing",
+        (1, np.log(len(classes))),
+        xycoords=("axes fraction", "data"),
+        xytext=(-4, -4),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        fontsize=8,
+        color="#777777",
+    )
     lower.set_ylabel(f"validation mean IoU, {len(classes)} classes")
-    lower.set_ylim(0, 1)
     lower.set_xlabel("step")
-    handles = [
-        lower.plot([], [], color=colour, linewidth=1.8, marker="o", markersize=3.5, label=label)[0]
-        for colour, label in (
-            (_INK, "front end, stage 1"),
-            (_WITH, "front end + context"),
-            (_ALONE, "front end alone, as many steps"),
-        )
-        if label != "front end alone, as many steps" or "alone" in begin
-    ]
-    lower.legend(handles=handles, loc="lower right", frameon=False)
     for axes in (upper, lower):
         axes.grid(axis="y", color="#EEEEEE")
         axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path, dpi=130)
+
+
+def _colour(stage: str) -> str:
+    return {"front": _INK, "alone": _ALONE}.get(stage, _WITH)
+
+
+def _draw_losses(
+    axes: Any, log: Sequence[Mapping[str, Any]], begin: Mapping[str, int], ignorance: float
+) -> None:
+    """Loss of every step, pale, and its running mean; ``ignorance`` is where it starts, ln C."""
+    lowest = 1.0
+    for name, start in begin.items():
+        steps, losses = _series(log, name, "loss", start)
+        mean = smoothed(losses)
+        axes.plot(steps, losses, color=_colour(name), alpha=0.15, linewidth=0.7)
+        axes.plot(steps, mean, color=_colour(name), linewidth=1.8)
+        lowest = min([lowest, *mean])
+    axes.axhline(ignorance, color=_PALE, linewidth=1, linestyle=":")
+    axes.set_yscale("log")  # so that halving the loss looks the same early and late
+    ticks = [tick for tick in _TICKS if tick > 0.5 * lowest]
+    axes.set_ylim(min(0.7 * lowest, 0.5), 1.4 * ignorance)
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_yticks([], minor=True)
+
+
+def _draw_scores(
+    axes: Any,
+    log: Sequence[Mapping[str, Any]],
+    stages: Sequence[StageLike],
+    begin: Mapping[str, int],
+) -> None:
+    """Validation mean IoU; each stage's line goes on from where the one before it ended."""
+    labels = {
+        "front": "front end, stage 1",
+        "joint": "front end + context",
+        "alone": "front end alone, as many steps",
+    }
+    ends: dict[str, tuple[Array, Array]] = {"": (np.zeros(0), np.zeros(0))}
+    for stage in stages:
+        steps, scores = _series(log, stage.name, "validation_mean_iou", begin[stage.name])
+        steps = np.append(ends[stage.start][0], steps)
+        scores = np.append(ends[stage.start][1], scores)
+        ends[stage.name] = steps[-1:], scores[-1:]
+        axes.plot(
+            steps,
+            scores,
+            color=_colour(stage.name),
+            linewidth=1.8,
+            marker="o",
+            markersize=3.5,
+            label=labels.get(stage.name),
+        )
+    axes.set_ylim(0, 1)
+    axes.legend(loc="lower right", frameon=False)
 
 
 def _beginnings(stages: Sequence[StageLike]) -> dict[str, int]:
@@ -143,14 +177,12 @@ def _beginnings(stages: Sequence[StageLike]) -> dict[str, int]:
 
 
 def _series(
-    entries: Sequence[Mapping[str, Any]], key: str, begin: int
-) -> tuple[NDArray[np.int64], Array]:
-    """Steps and values of the log's lines that have a value of this name."""
-    points = [
-        (entry["step"] + begin, entry[key]) for entry in entries if entry.get(key) is not None
-    ]
-    table = np.array(points, dtype=float).reshape(-1, 2)
-    return table[:, 0].astype(np.int64), table[:, 1]
+    log: Sequence[Mapping[str, Any]], stage: str, key: str, begin: int
+) -> tuple[Array, Array]:
+    """Steps and values of a stage's lines in the log that have a value of this name."""
+    entries = [entry for entry in log if entry["stage"] == stage and entry.get(key) is not None]
+    steps = np.array([entry["step"] + begin for entry in entries], dtype=float)
+    return steps, np.array([entry[key] for entry in entries], dtype=float)
 
 
 def _mark_stages(
@@ -201,7 +233,8 @@ def draw_predictions(
     """
     rows = 2 + len(predictions)
     ground = classes.index("background")
-    figure = _figure(1.75 * len(images) + 0.6, 1.8 * rows + 0.75)
+    width = max(9.0, 1.75 * len(images) + 0.6)  # the legend needs some of it
+    figure = _figure(width, 1.8 * rows + 0.75)
     grid = figure.subplots(rows, len(images), squeeze=False)
     for n, column in enumerate(grid.T):
         column[0].imshow(images[n], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -244,6 +277,8 @@ def _legend(figure: Any, classes: Sequence[str]) -> None:
         for (r, g, b), name in zip(colours, [*classes, "does not count"], strict=True)
     ]
     figure.legend(
+        title="White lines are drawn around mistakes.",
+        title_fontsize=9,
         handles=patches, loc="outside lower center", ncols=len(patches), frameon=False,
         fontsize=9, handlelength=1.1, handletextpad=0.4, columnspacing=1.1,
     )  # fmt: skip
