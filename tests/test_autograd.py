@@ -623,3 +623,34 @@ def test_watchers_nest_and_leave_after_an_exception():
 def test_the_public_names_are_there():
     for name in tinydilate.__all__:
         assert hasattr(tinydilate, name)
+
+
+class Square(Op):
+    def forward(self, x):
+        self.x = x
+        return x * x
+
+    def backward(self, grad):
+        return 2 * self.x * grad
+
+
+def test_an_op_is_one_node_and_refuses_a_second_call():
+    square, a = Square(), leaf(2.0)
+    square(tensor(np.ones(1)))  # outside a graph it may be called again
+    result = square(a)
+    with pytest.raises(GraphError, match="a Square op that is not in a graph yet"):
+        square(leaf(5.0))
+    result.backward()
+    assert a.grad.item() == 4
+    with pytest.raises(GraphError, match=r"Make a new one for each call: Square\(\.\.\.\)\(x\)\.$"):
+        square(a)
+
+
+def test_an_op_returns_a_gradient_for_each_input():
+    class Two(Square):
+        def backward(self, grad):
+            return grad, grad
+
+    text = "Two.backward expected to return one gradient for each input, 1 in all; it returned 2."
+    with pytest.raises(GraphError, match="^" + re.escape(text)):
+        Two()(leaf(1.0)).backward()

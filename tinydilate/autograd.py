@@ -249,7 +249,19 @@ class Op(ABC):
         """Gradient of the output in, gradient of each input out (None where not needed)."""
 
     def __call__(self, *inputs: Any) -> Tensor:
-        """Run `forward`, and record this op if a gradient will be wanted."""
+        """Run `forward`, and record this op if a gradient will be wanted.
+
+        Raises
+        ------
+        GraphError
+            If it is recorded already: one op is one node, with one set of saved arrays.
+        """
+        if self.number >= 0 or self.used_up:
+            raise GraphError(
+                f"expected a {type(self).__name__} op that is not in a graph yet; got one that was "
+                "called before, and a second call would overwrite what it saved. Make a new one "
+                f"for each call: {type(self).__name__}(...)(x)."
+            )
         tensors = as_tensors(*inputs)
         self.needs = tuple(tensor.requires_grad for tensor in tensors)
         result = self.forward(*(tensor.data for tensor in tensors))
@@ -263,7 +275,14 @@ class Op(ABC):
         if isinstance(grad, MetaArray):
             return tuple(MetaArray(tensor.shape, tensor.dtype) for tensor in self.inputs)
         gradients = self.backward(grad)
-        return gradients if isinstance(gradients, tuple) else (gradients,)
+        gradients = gradients if isinstance(gradients, tuple) else (gradients,)
+        if len(gradients) != len(self.inputs):
+            raise GraphError(
+                f"{type(self).__name__}.backward expected to return one gradient for each input, "
+                f"{len(self.inputs)} in all; it returned {len(gradients)}. Return None for an "
+                "input that needs none."
+            )
+        return gradients
 
     def use_up(self) -> None:
         """Let go of the inputs and of all that forward saved."""
