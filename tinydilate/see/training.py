@@ -107,6 +107,8 @@ def draw_curves(
     )
     lower.set_ylabel(f"validation mean IoU, {len(classes)} classes")
     lower.set_xlabel("step")
+    end = max(begin[stage.name] + stage.steps for stage in stages)
+    lower.set_xlim(-0.01 * end, 1.02 * end)
     for axes in (upper, lower):
         axes.grid(axis="y", color="#EEEEEE")
         axes.spines[["top", "right"]].set_visible(False)
