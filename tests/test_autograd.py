@@ -403,15 +403,15 @@ MIXED = [
         "float and integer",
         lambda: tensor(np.ones(2)) * np.arange(2),
         DtypeError,
-        "expected tensors of one dtype, float32 or float64; got float64 and int64. Convert one of "
-        "them, for example with .to(np.float32).",
+        "expected numbers of dtype float32 or float64; got int64. Convert them: "
+        "array.astype(np.float32), tensor.to(np.float32).",
     ),
     (
         "integers",
         lambda: F.exp(np.arange(2)),
         DtypeError,
-        "expected tensors of one dtype, float32 or float64; got int64 and int64. Convert one of "
-        "them, for example with .to(np.float32).",
+        "expected numbers of dtype float32 or float64; got int64. Convert them: "
+        "array.astype(np.float32), tensor.to(np.float32).",
     ),
     (
         "integers that require grad",

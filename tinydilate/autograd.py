@@ -361,7 +361,8 @@ def as_tensors(*values: Any) -> tuple[Tensor, ...]:
     Raises
     ------
     DeviceError, DtypeError
-        If tensors of different devices or different number types are mixed.
+        If tensors of different devices or different number types are mixed, or the numbers are
+        whole.
     """
     model = next((value for value in values if not isinstance(value, int | float)), None)
     first = model if isinstance(model, Tensor) else tensor(0.0 if model is None else model)
@@ -380,7 +381,12 @@ def as_tensors(*values: Any) -> tuple[Tensor, ...]:
                 f"expected tensors on one device; got {tensors[0].device} and {other.device}. "
                 f'Move one of them, for example with .to("{tensors[0].device}").'
             )
-        if other.dtype != tensors[0].dtype or other.dtype not in FLOATS:
+        if other.dtype not in FLOATS:
+            raise DtypeError(
+                f"expected numbers of dtype float32 or float64; got {other.dtype}. Convert them: "
+                "array.astype(np.float32), tensor.to(np.float32)."
+            )
+        if other.dtype != tensors[0].dtype:
             raise DtypeError(
                 f"expected tensors of one dtype, float32 or float64; got {tensors[0].dtype} and "
                 f"{other.dtype}. Convert one of them, for example with .to(np.float32)."
