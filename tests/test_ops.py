@@ -143,7 +143,10 @@ def test_windows_are_drawn_to_fit(axis):
 @each_case
 @given(data=st.data(), dtype=dtypes, layout=layouts)
 def test_forward_is_the_oracles(case, data, dtype, layout):
-    call = data.draw(case.calls)
+    check_forward(case, data.draw(case.calls), dtype, layout)
+
+
+def check_forward(case: Case, call: Call, dtype=np.float64, layout="contiguous"):
     arrays = [laid_out(array.astype(dtype), layout) for array in call.arrays]
     before = [array.copy() for array in arrays]
     _, out = run(case, arrays, call)
@@ -180,8 +183,10 @@ def test_backward_changes_neither_inputs_nor_result(case, data):
 def test_gradient_is_the_slope(case, data):
     if not case.differentiable:
         pytest.skip("no gradient")
-    call = data.draw(case.calls)
+    check_slope(case, data.draw(case.calls))
 
+
+def check_slope(case: Case, call: Call):
     def function(*tensors: Tensor) -> Tensor:
         return case.run(getattr(F, case.function), tensors, call)
 
@@ -195,8 +200,11 @@ def test_gradient_is_the_slope(case, data):
 )
 @given(data=st.data())
 def test_backward_is_the_adjoint(case, position, data):
+    check_adjoint(case, data.draw(case.calls), position)
+
+
+def check_adjoint(case: Case, call: Call, position=0):
     """<A x, y> = <x, A' y>, to the last digits, where A is the op as a function of one array."""
-    call = data.draw(case.calls)
     leaves = [tensor(a, requires_grad=n == position) for n, a in enumerate(call.arrays)]
     zeros = [np.zeros_like(a) if n == position else a for n, a in enumerate(call.arrays)]
     out = case.run(getattr(F, case.function), leaves, call)
@@ -216,8 +224,11 @@ def test_backward_is_the_adjoint(case, position, data):
 @each_case
 @given(data=st.data(), dtype=dtypes)
 def test_twins_agree(case, data, dtype):
+    check_twins(case, data.draw(case.calls), dtype)
+
+
+def check_twins(case: Case, call: Call, dtype=np.float64):
     """Every implementation of every kernel that the case runs, on the arrays that it ran on."""
-    call = data.draw(case.calls)
     for launch in launches_of(case, call, dtype):
         twins = kernel.KERNELS[launch.kernel].implementations
         expected = flat(twins["numpy"](*copied(launch.arguments)))

@@ -127,7 +127,9 @@ class _Cut:
         self.fn, self.inputs, self.points = fn, inputs, points
         values: Any = self._call(points, requires_grad=False).data
         self.weights: Any = rng.normal(size=values.shape)
-        self.size = float(np.abs(self.weights * values).sum())  # of what is added: bounds rounding
+        # What is added up, taken for at least one an output: numbers around one inside the function
+        # may cancel and leave zero with an error. It bounds the rounding error to expect.
+        self.size = float(np.abs(self.weights * np.maximum(np.abs(values), 1.0)).sum())
         if not np.isfinite(self.size):
             raise GradcheckError(
                 "gradcheck expected finite results; the function gives nan or inf at this point. "

@@ -1,0 +1,434 @@
+# ruff: noqa: E501 - the mutants quote whole lines
+"""Bugs that the field really had, planted one at a time; the tests must notice each.
+
+A `Mutant` is a replacement of a line or two of our sources. `planted` compiles the mutated text
+and gives its code to the functions that are loaded already, for as long as the block lasts, so a
+mutant costs a fraction of a second. The compiled loops run as plain Python meanwhile, on sizes
+small enough for that.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import NamedTuple
+
+import numpy as np
+
+import tinydilate
+from tinydilate.kernel import Elementwise, Jitted
+
+PACKAGE = Path(tinydilate.__file__).parent
+
+
+class Mutant(NamedTuple):
+    """One planted bug.
+
+    Attributes
+    ----------
+    name : str
+        What is wrong.
+    file : str
+        Below ``tinydilate/``.
+    old, new : str
+        The text that stands there once, and what replaces it.
+    killer : str
+        What must fail: ``"forward conv2d"``, a check of ``test_ops`` on a case of ``cases``
+        (forward, float32, slope, adjoint or twins), or a test, ``"test_autograd test_name"``.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    killer: str
+
+
+@contextmanager
+def planted(mutant: Mutant, really: bool = True) -> Iterator[None]:
+    """Within the block the package has the bug; with ``really=False`` it only runs as Python."""
+    path = PACKAGE / mutant.file
+    text = path.read_text(encoding="utf-8")
+    assert text.count(mutant.old) == 1, (
+        f"mutant {mutant.name!r}: its text stands {text.count(mutant.old)} times in {mutant.file}, "
+        "expected once; the source has changed, so change the mutant as well"
+    )
+    before = codes(compile(text, str(path), "exec"))
+    after = codes(compile(text.replace(mutant.old, mutant.new), str(path), "exec"))
+    assert len(before) == len(after), f"mutant {mutant.name!r} adds or removes a function"
+    changed = {
+        place(old): new
+        for old, new in zip(before, after, strict=True)
+        if meaning(old) != meaning(new)
+    }
+    functions = [
+        function
+        for function in loaded(FunctionType)
+        if function.__code__.co_filename == str(path) and place(function.__code__) in changed
+    ]
+    assert functions, f"mutant {mutant.name!r} changes no function"
+    loops = loaded(Jitted)
+    rules = [rule for rule in loaded(Elementwise) if rule.rule.__code__.co_filename == str(path)]
+    originals = [(function, function.__code__) for function in functions]
+    compiled = [(thing, thing._compiled) for thing in (*loops, *rules)]
+    try:
+        if really:
+            for function in functions:
+                function.__code__ = changed[place(function.__code__)]
+        for loop in loops:
+            loop._compiled = loop.body
+        for rule in rules:
+            rule._compiled = {
+                np.dtype(dtype): np.vectorize(rule.rule, otypes=[dtype])
+                for dtype in (np.float32, np.float64)
+            }
+        yield
+    finally:
+        for function, code in originals:
+            function.__code__ = code
+        for thing, machine_code in compiled:
+            thing._compiled = machine_code
+
+
+def loaded(kind: type) -> list:
+    """Every object of a type that is alive."""
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), kind)]
+
+
+def codes(code: CodeType) -> list[CodeType]:
+    """A module's functions, at every depth, in the order of the text."""
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return [code, *(deeper for one in inner for deeper in codes(one))]
+
+
+def place(code: CodeType) -> tuple[str, int]:
+    return code.co_qualname, code.co_firstlineno
+
+
+def meaning(code: CodeType) -> tuple:
+    """What a function and the functions inside it do, without their places in the file."""
+    constants = [meaning(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return code.co_code, code.co_names, code.co_varnames, *constants
+
+
+CONV, UNFOLD, POOL = (f"functional/{page}.py" for page in ("convolution", "unfolding", "pooling"))
+LOSS, SHAPE, SUMS = (f"functional/{page}.py" for page in ("softmax_loss", "shaping", "reduction"))
+
+MUTANTS = [
+    # ---- the window
+    Mutant(
+        "extent as k*d - 1",
+        "window.py",
+        "self.dilation[0] * (self.kernel[0] - 1) + 1,",
+        "self.dilation[0] * self.kernel[0] - 1,",
+        "test_window test_output_size_counts_the_windows",
+    ),
+    Mutant(
+        "extent of an undilated kernel",
+        "window.py",
+        "self.dilation[1] * (self.kernel[1] - 1) + 1,",
+        "self.kernel[1],",
+        "forward conv2d",
+    ),
+    Mutant(
+        "padding on one side only",
+        "window.py",
+        "room = size + before + after - extent",
+        "room = size + before - extent",
+        "test_window test_output_size_counts_the_windows",
+    ),
+    Mutant(
+        'the odd pixel of "same" goes before',
+        "window.py",
+        "return (rows // 2, rows - rows // 2), (",
+        "return (rows - rows // 2, rows // 2), (",
+        "forward conv2d-named-padding",
+    ),
+    Mutant(
+        "ceil_mode keeps a window that begins in the padding",
+        "window.py",
+        "(count - 1) * stride >= size + before",
+        "(count - 1) * stride > size + before",
+        "test_window test_ceil_mode_counts_windows_that_hang_over",
+    ),
+    # ---- unfolding
+    Mutant(
+        "taps flipped",
+        UNFOLD,
+        "columns[:, :, u, v] = seen_by_tap(image, window, output, u, v)",
+        "columns[:, :, -1 - u, -1 - v] = seen_by_tap(image, window, output, u, v)",
+        "twins unfold",
+    ),
+    Mutant(
+        "stride and dilation exchanged",
+        UNFOLD,
+        "share(_unfold, len(planes), planes, result, window.stride, window.before, window.dilation)",
+        "share(_unfold, len(planes), planes, result, window.dilation, window.before, window.stride)",
+        "forward unfold",
+    ),
+    Mutant(
+        "fold overwrites where windows meet",
+        UNFOLD,
+        "x[plane, y, z] += columns[plane, u, v, i, j]",
+        "x[plane, y, z] = columns[plane, u, v, i, j]",
+        "adjoint unfold",
+    ),
+    Mutant(
+        "the border row of the padding is read",
+        UNFOLD,
+        "inside = 0 <= y < height and 0 <= z < width\n                        columns",
+        "inside = 0 <= z < width and -1 <= y < height\n                        columns",
+        "forward unfold",
+    ),
+    # ---- convolution
+    Mutant(
+        "dilation applied twice",
+        CONV,
+        "share(_conv2d, jobs, x, w, bias, out, window.stride, window.before, window.dilation, groups)",
+        "share(_conv2d, jobs, x, w, bias, out, window.stride, window.before,"
+        " (window.dilation[0] ** 2, window.dilation[1] ** 2), groups)",
+        "forward conv2d",
+    ),
+    Mutant(
+        "dilation ignored in the gradient of the input",
+        CONV,
+        "share(_spread, jobs, grad, w, result, window.stride, window.before, window.dilation)",
+        "share(_spread, jobs, grad, w, result, window.stride, window.before, (1, 1))",
+        "slope conv2d",
+    ),
+    Mutant(
+        "dilation ignored in the gradient of the weights",
+        CONV,
+        "share(_correlate, jobs, x, grad, result, window.stride, window.before, window.dilation, groups)",
+        "share(_correlate, jobs, x, grad, result, window.stride, window.before, (1, 1), groups)",
+        "slope conv2d",
+    ),
+    Mutant(
+        "groups ignored",
+        CONV,
+        "first = f // (filters // groups) * channels",
+        "first = 0 * f // (filters // groups) * channels",
+        "forward conv2d",
+    ),
+    Mutant(
+        "the gradient of the bias averaged over the batch",
+        CONV,
+        "db = sum_to_shape(grad, (1, grad.shape[1], 1, 1)).reshape(grad.shape[1])",
+        "db = sum_to_shape(grad, (1, grad.shape[1], 1, 1)).reshape(grad.shape[1]) / max(1, len(grad))",
+        "slope conv2d",
+    ),
+    Mutant(
+        "the gradient does not pass the fused relu",
+        CONV,
+        "grad = relu_backward(grad, self.out)",
+        "grad = grad + 0 * self.out",
+        "slope conv2d-relu",
+    ),
+    Mutant(
+        "groups' filters and channels not exchanged for the adjoint",
+        CONV,
+        "by_group.transpose(0, 2, 1, 3, 4).reshape(-1, by_group.shape[1], *w.shape[2:])",
+        "by_group.transpose(0, 1, 2, 3, 4).reshape(-1, by_group.shape[1], *w.shape[2:])",
+        "twins32 conv2d",
+    ),
+    # ---- the blocked product
+    Mutant(
+        "the adjoint reads with the sign of the forward",
+        "gemm.py",
+        "(1, 1), window.before, (-rows, -columns), window.stride",
+        "(1, 1), window.before, (rows, columns), window.stride",
+        "twins32 conv2d",
+    ),
+    Mutant(
+        "fractions of the stride are rounded instead of skipped",
+        "gemm.py",
+        "exact = y % gather.divide[0] == 0",
+        "exact = y % gather.divide[0] >= 0",
+        "twins32 conv2d",
+    ),
+    Mutant(
+        "the bias added in every block of steps",
+        "gemm.py",
+        "k0 == 0,\n",
+        "k0 >= 0,\n",
+        "test_mutants blocks_of_steps",
+    ),
+    Mutant(
+        "relu before the last block of steps",
+        "gemm.py",
+        "relu and k1 == inner,",
+        "relu,",
+        "test_mutants blocks_of_steps",
+    ),
+    # ---- pooling
+    Mutant(
+        "max pooling pads with 0 instead of -inf",
+        POOL,
+        "best, where = x.dtype.type(-np.inf), -1\n            for u in range(kernel[0])",
+        "best, where = x.dtype.type(0), 0\n            for u in range(kernel[0])",
+        "forward max_pool2d",
+    ),
+    Mutant(
+        "count_include_pad the wrong way round",
+        POOL,
+        "AvgPool(window, bool(count_include_pad), divisor_override)",
+        "AvgPool(window, not count_include_pad, divisor_override)",
+        "forward avg_pool2d",
+    ),
+    # ---- padding and resizing
+    Mutant(
+        "reflection repeats the edge",
+        "functional/padding.py",
+        "return np.minimum(p, period - p)",
+        "return np.clip(np.minimum(p, period - p - 1), 0, size - 1)",
+        "forward pad-reflect",
+    ),
+    Mutant(
+        "align_corners the wrong way round",
+        "functional/resizing.py",
+        "corners = bool(align_corners)",
+        "corners = not align_corners",
+        "forward interpolate-bilinear",
+    ),
+    Mutant(
+        "half a pixel forgotten",
+        "functional/resizing.py",
+        "half = i.dtype.type(0 if axis.align_corners else 0.5)",
+        "half = i.dtype.type(0 if axis.align_corners else 0.0)",
+        "forward interpolate-bilinear",
+    ),
+    # ---- arithmetic and reduction
+    Mutant(
+        "no sum over the repeats of broadcasting",
+        "functional/arithmetic.py",
+        "return grad if grad.shape == shape else sum_to_shape(grad, shape)",
+        "return grad",
+        "slope add",
+    ),
+    Mutant(
+        "a - b sends both the same sign",
+        "functional/arithmetic.py",
+        "return unbroadcast(grad, self.shapes[0]), unbroadcast(neg_forward(grad), self.shapes[1])",
+        "return unbroadcast(grad, self.shapes[0]), unbroadcast(grad, self.shapes[1])",
+        "slope sub",
+    ),
+    Mutant(
+        "relu passes the gradient at zero",
+        "functional/rectifier.py",
+        "result[n] = value if out[n] > 0 else 0",
+        "result[n] = value if out[n] >= 0 else 0",
+        "slope relu",
+    ),
+    Mutant(
+        "nan becomes 0 in relu",
+        "functional/rectifier.py",
+        "out[n] = value if not value < 0 else x.dtype.type(0)",
+        "out[n] = value if value > 0 else x.dtype.type(0)",
+        "test_mutants nan_stays_nan",
+    ),
+    Mutant(
+        "the last of several maxima instead of the first",
+        SUMS,
+        "if number > rows[r, best]:",
+        "if number >= rows[r, best]:",
+        "test_mutants first_of_equals",
+    ),
+    # ---- shaping
+    Mutant(
+        "a gradient overwrites where indexing repeats",
+        SHAPE,
+        "result[first + n * stride] += grad[at + n]",
+        "result[first + n * stride] = 2 * grad[at + n]",
+        "adjoint getitem",
+    ),
+    Mutant(
+        "cat hands out the gradients in the wrong places",
+        SHAPE,
+        "gradients.append(copy_view(grad, whole.sliced(self.dim, start, size)))",
+        "gradients.append(copy_view(grad, whole.sliced(self.dim, 0, size)))",
+        "slope cat",
+    ),
+    # ---- softmax and its loss
+    Mutant(
+        "softmax without the largest taken away",
+        LOSS,
+        "totals[m] += exp_rule(scores[m] - peaks[m])",
+        "totals[m] += exp_rule(scores[m])",
+        "forward softmax",
+    ),
+    Mutant(
+        "ignored pixels counted in the mean",
+        LOSS,
+        "out[n] = weights[labels[n]] if labels[n] != ignore_index else 0",
+        "out[n] = weights[labels[n]] if labels[n] != ignore_index else 1",
+        "forward cross_entropy",
+    ),
+    Mutant(
+        "the mean over pixels instead of over weights",
+        LOSS,
+        "self.divisor = sum_to_shape(weights, ())",
+        "self.divisor = 0 * sum_to_shape(weights, ()) + np.count_nonzero(weights)",
+        "forward cross_entropy",
+    ),
+    Mutant(
+        "ignored pixels push the scores",
+        LOSS,
+        "evenly[m] = given[m] * to_each if known else 0",
+        "evenly[m] = given[m] * to_each",
+        "slope cross_entropy",
+    ),
+    Mutant(
+        "label smoothing spreads over the other classes only",
+        LOSS,
+        "loss = (1 - smoothing) * loss + smoothing / x.shape[1] * evenly[m]",
+        "loss = (1 - smoothing) * loss + smoothing / max(1, x.shape[1] - 1) * (evenly[m] - loss)",
+        "forward cross_entropy",
+    ),
+    # ---- dropout
+    Mutant(
+        "what dropout leaves is not scaled up",
+        "functional/dropping.py",
+        "return 1 / (1 - p) if p < 1 else 0.0",
+        "return 1.0 if p < 1 else 0.0",
+        "forward dropout",
+    ),
+    Mutant(
+        "dropout drops other numbers on the way back",
+        "functional/dropping.py",
+        "return dropout_forward(grad, *self.options)",
+        "return dropout_forward(grad, self.options[0], self.options[1], self.options[2] + 1)",
+        "slope dropout",
+    ),
+    # ---- the graph
+    Mutant(
+        "a second gradient overwrites the first",
+        "autograd.py",
+        "gradients[op.number] = accumulate(gradients[op.number], gradient)",
+        "gradients[op.number] = gradient",
+        "test_autograd test_a_diamond_counts_every_path",
+    ),
+    Mutant(
+        "a diamond's corner is visited before all have arrived",
+        "autograd.py",
+        "heapq.heappush(waiting, (-op.number, op))",
+        "heapq.heappush(waiting, (op.number, op))",
+        "test_autograd test_a_diamond_with_sides_of_different_length",
+    ),
+    Mutant(
+        "a second walk replaces the gradient of the first",
+        "autograd.py",
+        "tensor.grad = Tensor(accumulate(cast(Tensor, tensor.grad).data, gradient))",
+        "tensor.grad = Tensor(gradient)",
+        "test_autograd test_gradients_of_several_walks_add_up",
+    ),
+    Mutant(
+        "two leaves share the memory of one gradient",
+        "autograd.py",
+        "Tensor(gradient.copy() if shared else gradient)",
+        "Tensor(gradient)",
+        "test_mutants gradients_share_no_memory",
+    ),
+]
