@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,23 +15,15 @@ import numpy as np
 import pytest
 
 from tinydilate import train as module
+from tinydilate.cli import results_table
 from tinydilate.config import Config
 from tinydilate.data import digits
+from tinydilate.data.sets import Data, Scenes, batch_members, check_data
 from tinydilate.errors import ConfigError, DataError
 from tinydilate.io import files
 from tinydilate.io.checkpoint import load_checkpoint
-from tinydilate.train import (
-    Data,
-    Interrupted,
-    Scenes,
-    batch_members,
-    check_data,
-    make_scenes,
-    read_log,
-    results_table,
-    stages_of,
-    train,
-)
+from tinydilate.io.logbook import read_log
+from tinydilate.train import Interrupted, make_scenes, stages_of, train
 
 CONFIG = Config(
     train_scenes=6,
@@ -124,12 +117,13 @@ def test_results(finished):
 
 
 def test_table(finished):
-    table = results_table(json.loads((finished / "results.json").read_text()))
+    table = results_table(json.loads((finished / "results.json").read_text()), "runs/demo")
     assert "joint: front end + context" in table
     assert (
         "over 11 classes, background included: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, background." in table
     )
-    assert "over alone (the front end, trained for as many steps)." in table
+    assert "over the front end alone, trained for as many steps." in table
+    assert "Look at runs/demo/predictions.png" in table
 
 
 def test_log(finished):
@@ -182,7 +176,7 @@ def test_training_lowers_the_loss(tmp_path):
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
     assert list(results["networks"]) == STAGES[:3]
     assert results["compared_with"] == "front"
-    assert "trained for fewer steps" in results_table(results)
+    assert "trained for fewer steps" in results_table(results, "a")
 
 
 # ---- a run is decided by its configuration ---------------------------------------------------
@@ -458,6 +452,14 @@ def test_resuming_with_another_configuration(finished):
         run(finished, resume=True, config=other)
 
 
+def test_resuming_without_the_log(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "a")
+    (tmp_path / "a/results.json").unlink()
+    (tmp_path / "a/log.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"at the latest checkpoint; got 0\. Put the file back"):
+        run(tmp_path / "a", resume=True)
+
+
 def test_resuming_from_a_foreign_checkpoint(tmp_path):
     from tinydilate.io.checkpoint import save_checkpoint
 
@@ -504,8 +506,9 @@ def test_data_that_cannot_be_learnt_from():
     wrong[0, 0, 0] = 11
     with pytest.raises(DataError, match=r"expected train labels 0\.\.10, or 255 .*; got 11"):
         check_data(data(train=Scenes(images, wrong)))
-    with pytest.raises(DataError, match="expected test labels that count; got 255 everywhere"):
-        check_data(data(test=Scenes(images, np.full_like(labels, 255))))
+    for part in ("train", "test"):
+        with pytest.raises(DataError, match=f"expected {part} labels that count; got 255 every"):
+            check_data(data(**{part: Scenes(images, np.full_like(labels, 255))}))
 
 
 def test_splits_share_no_handwriting_and_the_test_scenes_no_seed():

@@ -134,13 +134,32 @@ def _train(arguments: argparse.Namespace) -> int:
         options = (read_options(kept) if kept.exists() else {}) | options
     config = Config.of(options)
 
-    from tinydilate.train import results_table, train
+    from tinydilate.train import train
 
     results = train(config, arguments.out, arguments.resume)
-    _print(results, arguments.json, lambda: results_table(results))
-    if not arguments.json:
-        print(f"\nLook at {arguments.out}/predictions.png and {arguments.out}/curves.png.")
+    _print(results, arguments.json, lambda: results_table(results, arguments.out))
     return 0
+
+
+def results_table(results: dict[str, Any], folder: str) -> str:
+    """What a run found, to read."""
+    rows: list[Sequence[str]] = [("network", "steps", "parameters", "mean IoU", "pixel accuracy")]
+    for name, network in results["networks"].items():
+        parts = "front end + context" if network["context"] else "front end"
+        scores = [f"{network[key]:.3f}" for key in ("mean_iou", "pixel_accuracy")]
+        counts = [f"{network[key]:,}" for key in ("steps", "parameters")]
+        rows.append((f"{name}: {parts}", *counts, *scores))
+    classes = results["classes"]
+    rival = {
+        "alone": "the front end alone, trained for as many steps",
+        "front": "the front end after stage 1, trained for fewer steps",
+    }[results["compared_with"]]
+    return (
+        f"{columns(rows, right=(1, 2, 3, 4))}\n\n"
+        f"Mean IoU over {len(classes)} classes, background included: {', '.join(classes)}.\n"
+        f"Context gains {results['gain']:+.3f} over {rival}.\n\n"
+        f"Look at {folder}/predictions.png and {folder}/curves.png."
+    )
 
 
 # ---- eval ------------------------------------------------------------------------------------

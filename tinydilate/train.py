@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import signal
 import sys
@@ -31,12 +30,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 import tinydilate
@@ -45,18 +42,19 @@ from tinydilate import optim
 from tinydilate.autograd import Tensor, no_grad
 from tinydilate.config import Config
 from tinydilate.data import digits
+from tinydilate.data.sets import Data, Scenes, batch_members, check_data
 from tinydilate.device import Array
 from tinydilate.errors import ConfigError, DataError
 from tinydilate.functional.dropping import get_rng_state, manual_seed, set_rng_state
 from tinydilate.io.checkpoint import load_checkpoint, save_checkpoint
 from tinydilate.io.files import write_text
 from tinydilate.io.images import write_rgb
+from tinydilate.io.logbook import Log, read_log
 from tinydilate.models import FrontEndWithContext
 from tinydilate.predict import Recipe, label_maps, load_network, save_network, score
 from tinydilate.threads import get_num_threads
 from tinydilate.warmup import warm_up
 
-IGNORE = digits.IGNORE
 LATEST = "latest.safetensors"
 _WATCHED = 20  # steps whose mean loss tells whether training has gone astray
 
@@ -66,22 +64,6 @@ class Interrupted(KeyboardInterrupt):
 
 
 # ---- data ------------------------------------------------------------------------------------
-
-
-class Scenes(NamedTuple):
-    """Images (N, 1, H, W), float32, and labels (N, H, W), class numbers or 255."""
-
-    images: Array
-    labels: Array
-
-
-class Data(NamedTuple):
-    """What a run learns from and is scored on."""
-
-    train: Scenes
-    validation: Scenes
-    test: Scenes
-    classes: tuple[str, ...]
 
 
 def make_scenes(config: Config, progress: bool = True) -> Data:
@@ -96,58 +78,6 @@ def make_scenes(config: Config, progress: bool = True) -> Data:
     return Data(train, validation, test, digits.CLASSES)
 
 
-def check_data(data: Data) -> None:
-    """Refuse data that cannot be learnt from.
-
-    Raises
-    ------
-    DataError
-        If a part is empty, sizes do not fit, a pixel is not finite, or a label is no class.
-    """
-    for name, (images, labels) in zip(("train", "validation", "test"), data[:3], strict=True):
-        if len(images) == 0:
-            raise DataError(f"expected {name} images; got none. Give at least one.")
-        if images.ndim != 4 or labels.shape != (len(images), *images.shape[2:]):
-            raise DataError(
-                f"expected {name} images (N, C, H, W) and labels (N, H, W); got {images.shape} "
-                f"and {labels.shape}."
-            )
-        broken = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
-        if len(broken):
-            raise DataError(
-                f"expected finite numbers in the {name} images; got nan or infinity in "
-                f"{len(broken)} of {len(images)}, the first of them number {broken[0]}. "
-                "Check how they were made."
-            )
-        found = np.unique(labels)
-        if name != "train" and (found == IGNORE).all():
-            raise DataError(
-                f"expected {name} labels that count; got {IGNORE} everywhere. Label some pixels."
-            )
-        wrong = found[(found != IGNORE) & ((found < 0) | (found >= len(data.classes)))]
-        if len(wrong):
-            raise DataError(
-                f"expected {name} labels 0..{len(data.classes) - 1}, or {IGNORE} for pixels that "
-                f"do not count; got {', '.join(map(str, wrong[:5]))}. "
-                "Check the number of classes."
-            )
-
-
-@lru_cache(maxsize=8)
-def _order(seed: int, stage: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """Order in which an epoch visits the scenes."""
-    return np.random.default_rng([seed, stage, epoch]).permutation(count)
-
-
-def batch_members(seed: int, stage: int, step: int, batch: int, count: int) -> NDArray[np.int64]:
-    """Numbers of the scenes in one step's batch; each epoch visits every scene once.
-
-    A function of its arguments alone, so that a run can go on at any step.
-    """
-    places = np.arange(step * batch, (step + 1) * batch)
-    return np.array([_order(seed, stage, int(p) // count, count)[p % count] for p in places])
-
-
 # ---- stages ----------------------------------------------------------------------------------
 
 
@@ -155,36 +85,39 @@ class Stage(NamedTuple):
     """One stretch of training: where it starts, what learns, for how long and how fast."""
 
     name: str
-    title: str
     start: str  # the stage whose checkpoint it starts from; "" for first weights
     context: bool  # whether the network has a context module
     frozen: bool  # whether the front end stays as it is
     steps: int
     lr: float
-    schedule: optim.Schedule
+    schedule: str
+
+    @property
+    def title(self) -> str:
+        """Name for people."""
+        return {"front": "front end", "alone": "front end alone"}.get(self.name, self.name)
 
 
 def stages_of(config: Config) -> list[Stage]:
     """The stages of a run, in order."""
     c = config
+    alone = c.context_steps + c.joint_steps  # as many steps as its competitor takes after stage 1
+    stages = [  # name, start, context, frozen, steps, lr, schedule
+        Stage("front", "", False, False, c.front_steps, c.front_lr, c.front_schedule),
+        Stage("context", "front", True, True, c.context_steps, c.context_lr, c.context_schedule),
+        Stage("joint", "context", True, False, c.joint_steps, c.joint_lr, c.joint_schedule),
+        Stage("alone", "front", False, False, alone, c.alone_lr, c.alone_schedule),
+    ]
+    return stages if c.comparison else stages[:3]
 
-    def schedule(name: str, steps: int) -> optim.Schedule:
-        if name == "poly":
-            return optim.poly(steps, c.poly_power)
-        return optim.stepped(c.step_every, c.step_gamma) if name == "step" else optim.constant()
 
-    alone = c.context_steps + c.joint_steps
-    table = (  # name, title, start, context, frozen, steps, lr, schedule
-        ("front", "front end", "", False, False, c.front_steps, c.front_lr, c.front_schedule),
-        (
-            *("context", "context", "front", True, True),
-            *(c.context_steps, c.context_lr, c.context_schedule),
-        ),
-        ("joint", "joint", "context", True, False, c.joint_steps, c.joint_lr, c.joint_schedule),
-        ("alone", "front end alone", "front", False, False, alone, c.alone_lr, c.alone_schedule),
-    )
-    rows = table if c.comparison else table[:3]
-    return [Stage(*row[:7], schedule(row[7], row[5])) for row in rows]
+def schedule_of(config: Config, stage: Stage) -> optim.Schedule:
+    """Factor on the stage's learning rate, by the number of steps done."""
+    if stage.schedule == "poly":
+        return optim.poly(stage.steps, config.poly_power)
+    if stage.schedule == "step":
+        return optim.stepped(config.step_every, config.step_gamma)
+    return optim.constant()
 
 
 def recipe_of(config: Config, context: bool, classes: tuple[str, ...] = digits.CLASSES) -> Recipe:
@@ -219,7 +152,7 @@ def batch_loss(
         scores = network.to_pixels(network.context(maps), images.shape[2:])  # type: ignore[misc]
     else:
         scores = network(images)  # (N, classes, H, W)
-    return F.cross_entropy(scores, labels.astype(np.int64), ignore_index=IGNORE)  # type: ignore[no-any-return]
+    return F.cross_entropy(scores, labels.astype(np.int64), ignore_index=digits.IGNORE)  # type: ignore[no-any-return]
 
 
 def tiny_steps(config: Config) -> None:
@@ -247,47 +180,6 @@ class Progress:
         self.seconds = 0.0  # spent so far, over all sittings
         self.recent: list[float] = []  # the last losses of this stage
         self.threads = get_num_threads()
-
-
-class Log:
-    """A file of one JSON object a line, cut back to where the checkpoint knows it."""
-
-    def __init__(self, path: Path, length: int) -> None:
-        self.path = path
-        self._file = path.open("ab")
-        self._file.truncate(length)  # what was written after the checkpoint is written again
-
-    def write(self, **entry: Any) -> None:
-        """Add a line."""
-        with self._in_a_sentence():
-            self._file.write(json.dumps(entry).encode() + b"\n")
-            self._file.flush()
-
-    def settle(self) -> int:
-        """Force the lines to the disk; returns the length in bytes."""
-        with self._in_a_sentence():
-            os.fsync(self._file.fileno())
-            return self._file.tell()
-
-    @contextmanager
-    def _in_a_sentence(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise DataError(
-                f"expected to write to {self.path}; the system said: {error.strerror or error}. "
-                "Make room, then go on with --resume: what the latest checkpoint holds is safe."
-            ) from None
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; a last one that was cut off in the middle is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
 
 
 # ---- a run -----------------------------------------------------------------------------------
@@ -423,6 +315,7 @@ class Run:
             start = load_network(self.path(stage.start)).network.state_dict()
             self.network.load_state_dict(start, strict=False)
         self.optimizer = make_optimizer(self.config, stage, self.network)
+        self.schedule = schedule_of(self.config, stage)
         self.progress.step, self.progress.recent = 0, []
 
     def save(self) -> None:
@@ -508,14 +401,14 @@ class Run:
         seed, number = config.seed, state.stage
         members = batch_members(seed, number, state.step, config.batch, len(images))
         state.step += 1
-        if (labels[members] == IGNORE).all():
+        if (labels[members] == digits.IGNORE).all():
             state.skipped += 1
             self.log.write(stage=stage.name, step=state.step, skipped=True)
         else:
             loss = batch_loss(self.network, images[members], labels[members], stage.frozen)
             self.optimizer.zero_grad()
             loss.backward()
-            self.optimizer.lr_factor = stage.schedule(state.step - 1)
+            self.optimizer.lr_factor = self.schedule(state.step - 1)
             self.optimizer.step()
             self._record(stage, loss.item())
             bar.set_postfix(loss=f"{np.mean(state.recent):.3f}", refresh=False)
@@ -527,23 +420,25 @@ class Run:
     def _record(self, stage: Stage, loss: float) -> None:
         """Log a step's loss, and stop where it makes no sense to go on."""
         state = self.progress
+        if not math.isfinite(loss):
+            raise ConfigError(self._gone_astray(stage, f"{loss}"))
         lr = stage.lr * self.optimizer.lr_factor
         self.log.write(
             stage=stage.name, step=state.step, loss=loss, lr=lr, seconds=round(self.seconds(), 3)
         )
         state.recent = [*state.recent, loss][-_WATCHED:]
-        limit = 4 * math.log(len(self.data.classes))
         mean = float(np.mean(state.recent))
-        if math.isfinite(loss) and (len(state.recent) < _WATCHED or mean < limit):
-            return
-        what = f"{loss}" if not math.isfinite(loss) else f"{mean:.3g} over {_WATCHED} steps"
+        if len(state.recent) == _WATCHED and mean > 4 * math.log(len(self.data.classes)):
+            raise ConfigError(self._gone_astray(stage, f"{mean:.3g} over {_WATCHED} steps"))
+
+    def _gone_astray(self, stage: Stage, loss: str) -> str:
+        count = len(self.data.classes)
         momentum = self.config.momentum if self.config.optimizer == "sgd" else 0.0
-        option = f"--{stage.name}-lr {stage.lr / 10:g}"
-        raise ConfigError(
-            f"expected a loss that falls from ln {len(self.data.classes)} = {limit / 4:.2f}; got "
-            f"{what} at step {state.step} of stage {stage.name}. Its learning rate over "
-            f"1 - momentum is {stage.lr / (1 - momentum):.3g}: make that smaller, for example by a "
-            f"new run with {option} --out another-folder."
+        return (
+            f"expected a loss that falls from ln {count} = {math.log(count):.2f}; got {loss} at "
+            f"step {self.progress.step} of stage {stage.name}. Its learning rate over 1 - momentum "
+            f"is {stage.lr / (1 - momentum):.3g}: make that smaller, for example by a new run with "
+            f"--{stage.name}-lr {stage.lr / 10:g} --out another-folder."
         )
 
     def _how_to_go_on(self, stage: Stage) -> str:
@@ -556,39 +451,10 @@ class Run:
 
     def finish(self) -> dict[str, Any]:
         """Score every stage's network on the test scenes; write results and pictures."""
-        from tinydilate.see.training import draw_curves, draw_predictions
-
-        test = self.data.test
-        networks: dict[str, dict[str, Any]] = {}
-        labels: dict[str, Array] = {}
-        scored = [(stage, load_network(self.path(stage.name)).network) for stage in self.stages]
-        for stage, network in scored:
-            found = score(
-                network, *test, self.data.classes, progress=f"scoring {stage.name}" * self.bars
-            )
-            networks[stage.name] = {
-                "title": stage.title,
-                "context": stage.context,
-                "steps": stage.steps + self._steps_before(stage),
-                "parameters": sum(parameter.size for parameter in network.parameters()),
-                **found.to_dict(),
-            }
-            labels[stage.name] = label_maps(network, test.images[:6])
+        found = {stage.name: load_network(self.path(stage.name)).network for stage in self.stages}
+        networks = {stage.name: self._scored(stage, found[stage.name]) for stage in self.stages}
         front = "alone" if self.config.comparison else "front"
-        draw_curves(
-            self.folder / "curves.png", read_log(self.log.path), self.stages, self.data.classes
-        )
-        draw_predictions(
-            self.folder / "predictions.png",
-            digits.grey(test.images[:6, 0]),
-            test.labels[:6],
-            {"front end": labels[front], "front end + context": labels["joint"]},
-            self.data.classes,
-        )
-        write_rgb(
-            self.folder / "example.png",
-            np.rint(digits.grey(test.images[0, 0]) * 255).astype(np.uint8),
-        )
+        self._draw({"front end": found[front], "front end + context": found["joint"]})
         results = {
             "networks": networks,
             "gain": networks["joint"]["mean_iou"] - networks[front]["mean_iou"],
@@ -602,6 +468,29 @@ class Run:
         }
         write_text(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
         return results
+
+    def _scored(self, stage: Stage, network: FrontEndWithContext) -> dict[str, Any]:
+        bar = f"scoring {stage.title}" if self.bars else ""
+        found = score(network, *self.data.test, self.data.classes, progress=bar)
+        return {
+            "title": stage.title,
+            "context": stage.context,
+            "steps": stage.steps + self._steps_before(stage),
+            "parameters": sum(parameter.size for parameter in network.parameters()),
+            **found.to_dict(),
+        }
+
+    def _draw(self, networks: dict[str, FrontEndWithContext]) -> None:
+        """Write the pictures: curves, what the networks say of six scenes, one scene as it is."""
+        from tinydilate.see.training import draw_curves, draw_predictions
+
+        folder, classes = self.folder, self.data.classes
+        images, truth = self.data.test.images[:6], self.data.test.labels[:6]
+        greys = digits.grey(images[:, 0])  # (6, H, W)
+        labels = {title: label_maps(network, images) for title, network in networks.items()}
+        draw_curves(folder / "curves.png", read_log(self.log.path), self.stages, classes)
+        draw_predictions(folder / "predictions.png", greys, truth, labels, classes)
+        write_rgb(folder / "example.png", np.rint(greys[0] * 255).astype(np.uint8))
 
     def _steps_before(self, stage: Stage) -> int:
         """Steps of the stages that a stage builds on."""
@@ -648,38 +537,3 @@ def _deferred_interrupt() -> Iterator[threading.Event]:
         yield asked
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def results_table(results: dict[str, Any]) -> str:
-    """The results as a table to read."""
-    rows = [("network", "steps", "parameters", "mean IoU", "pixel accuracy")]
-    for name, network in results["networks"].items():
-        rows.append(
-            (
-                f"{name}: " + ("front end + context" if network["context"] else "front end"),
-                f"{network['steps']:,}",
-                f"{network['parameters']:,}",
-                f"{network['mean_iou']:.3f}",
-                f"{network['pixel_accuracy']:.3f}",
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    ]
-    return "\n".join(
-        [
-            lines[0],
-            "-" * len(lines[0]),
-            *lines[1:],
-            "",
-            f"Mean IoU over {len(results['classes'])} classes, background included: "
-            f"{', '.join(results['classes'])}.",
-            f"Context gains {results['gain']:+.3f} over {results['compared_with']} "
-            + (
-                "(the front end, trained for as many steps)."
-                if results["compared_with"] == "alone"
-                else "(the front end after stage 1, trained for fewer steps)."
-            ),
-        ]
-    )
