@@ -60,6 +60,12 @@ def test_where_nothing_can_be_kept_it_is_done_each_time(monkeypatch):
     assert len(calls) == 4
 
 
+def test_a_folder_that_vanishes_does_no_harm(tmp_path, monkeypatch):
+    """Old versions' folders are deleted, also from under a process that still runs one."""
+    monkeypatch.setattr(warmup, "cache_folder", lambda: tmp_path / "gone")
+    assert warm_up("a", lambda: None, progress=False) > 0
+
+
 def test_a_failure_leaves_no_stamp_and_the_threads_as_they_were(folder):
     before = get_num_threads()
     with pytest.raises(ZeroDivisionError):

@@ -8,6 +8,7 @@ arrays.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -69,7 +70,8 @@ def warm_up(
     finally:
         set_num_threads(threads)
     if stamp:
-        stamp.touch()
+        with contextlib.suppress(OSError):  # the folder may be gone or the disk full by now
+            stamp.touch()
     return time.perf_counter() - begun
 
 
