@@ -1,6 +1,5 @@
 """Every op against its oracle, its derivative, its adjoint and its twins: a walk over the cases."""
 
-import re
 from collections import Counter
 
 import numpy as np
@@ -9,7 +8,6 @@ from cases import CASES, Call, Case, axes, convolutions, pairs
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
-import tinydilate
 import tinydilate.functional as F
 from tinydilate import Tensor, gradcheck, kernel, tensor, use, watching
 from tinydilate.autograd import FUNCTIONS
@@ -364,134 +362,3 @@ def test_batch_members_do_not_see_each_other(call):
     out = F.conv2d(x, *others, **call.options).numpy()
     for n in range(len(x)):
         close(F.conv2d(x[n], *others, **call.options).numpy(), out[n], np.float64)
-
-
-# ---- bad input -------------------------------------------------------------------------------
-
-
-def image(*shape):
-    return np.zeros(shape)
-
-
-ERRORS = [
-    (
-        "the window does not fit",
-        lambda: F.conv2d(image(1, 1, 8, 8), image(1, 1, 3, 3), dilation=8),
-        tinydilate.errors.ShapeError,
-        "the window does not fit: a 3-tap kernel with dilation 8 spans 17 pixels, but the input "
-        "has 8 + 2*0 padding = 8. Pad by at least 5 or dilate less.",
-    ),
-    (
-        "dilation 0",
-        lambda: F.conv2d(image(1, 1, 8, 8), image(1, 1, 3, 3), dilation=0),
-        tinydilate.errors.ShapeError,
-        "dilation should be at least 1, got 0. An ordinary window has dilation=1.",
-    ),
-    (
-        "negative dilation along one axis",
-        lambda: F.conv2d(image(1, 1, 8, 8), image(1, 1, 3, 3), dilation=(1, -2)),
-        tinydilate.errors.ShapeError,
-        "dilation should be at least 1, got (1, -2). An ordinary window has dilation=1.",
-    ),
-    (
-        "stride 0",
-        lambda: F.conv2d(image(1, 1, 8, 8), image(1, 1, 3, 3), stride=0),
-        tinydilate.errors.ShapeError,
-        "stride should be at least 1, got 0. An ordinary window has stride=1.",
-    ),
-    (
-        "negative padding",
-        lambda: F.conv2d(image(1, 1, 8, 8), image(1, 1, 3, 3), padding=-1),
-        tinydilate.errors.ShapeError,
-        "padding should be at least 0, got -1.",
-    ),
-    (
-        "padding by an unknown name",
-        lambda: F.conv2d(image(1, 1, 8, 8), image(1, 1, 3, 3), padding="full"),
-        tinydilate.errors.ShapeError,
-        'padding should be an integer, a pair, "same" or "valid", got \'full\'.',
-    ),
-    (
-        '"same" with a stride',
-        lambda: F.conv2d(image(1, 1, 8, 8), image(1, 1, 3, 3), stride=2, padding="same"),
-        tinydilate.errors.ShapeError,
-        'padding="same" keeps the size, so it needs stride 1, got stride (2, 2). Give the padding '
-        "as a number.",
-    ),
-    (
-        "half a stride",
-        lambda: F.conv2d(image(1, 1, 8, 8), image(1, 1, 3, 3), stride=1.5),
-        tinydilate.errors.ShapeError,
-        "stride should be an integer or a pair of integers, got 1.5. Write stride=2, or "
-        "stride=(2, 1) for rows and columns.",
-    ),
-    (
-        "an image without channels",
-        lambda: F.conv2d(image(8, 8), image(1, 1, 3, 3)),
-        tinydilate.errors.ShapeError,
-        "conv2d expected an input of shape (N, C, H, W) or (C, H, W); got (8, 8). Reshape it, or "
-        "add the missing axes with x[None].",
-    ),
-    (
-        "a weight for other channels",
-        lambda: F.conv2d(image(1, 3, 8, 8), image(2, 4, 3, 3)),
-        tinydilate.errors.ShapeError,
-        "expected a weight for 3 channels (3 input channels in 1 group); got one for 4. "
-        "The weight's second axis is channels / groups.",
-    ),
-    (
-        "groups that do not divide",
-        lambda: F.conv2d(image(1, 3, 8, 8), image(2, 3, 3, 3), groups=2),
-        tinydilate.errors.ShapeError,
-        "expected channels and filters that divide into 2 groups; got 3 channels and 2 filters. "
-        "Choose groups that divides both.",
-    ),
-    (
-        "groups 0",
-        lambda: F.conv2d(image(1, 3, 8, 8), image(2, 3, 3, 3), groups=0),
-        tinydilate.errors.ShapeError,
-        "groups should be an integer of at least 1, got 0.",
-    ),
-    (
-        "a bias for other filters",
-        lambda: F.conv2d(image(1, 3, 8, 8), image(2, 3, 3, 3), image(3)),
-        tinydilate.errors.ShapeError,
-        "expected a bias of shape (2,), one number a filter; got (3,).",
-    ),
-    (
-        "two dtypes",
-        lambda: F.conv2d(image(1, 1, 8, 8).astype(np.float32), image(1, 1, 3, 3)),
-        tinydilate.errors.DtypeError,
-        "expected tensors of one dtype, float32 or float64; got float32 and float64. Convert one "
-        "of them, for example with .to(np.float32).",
-    ),
-    (
-        "two devices",
-        lambda: F.add(tensor([1.0]), tensor([1.0], device="meta")),
-        tinydilate.errors.DeviceError,
-        "expected tensors on one device; got cpu and meta. Move one of them, for example with "
-        '.to("cpu").',
-    ),
-    (
-        "shapes that do not broadcast",
-        lambda: F.add(image(2, 3), image(2)),
-        tinydilate.errors.ShapeError,
-        "expected shapes that broadcast; got (2, 3) and (2,). Counted from the last axis, two "
-        "sizes must be equal or one of them 1: reshape one of them.",
-    ),
-    (
-        "columns of another image",
-        lambda: F.fold(image(1, 9, 5), 4, 3),
-        tinydilate.errors.ShapeError,
-        "fold expected (N, C*9, 2*2) for a window of 9 taps on an image of (4, 4); got (1, 9, 5). "
-        "Check output_size and the window.",
-    ),
-]
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "text"), [row[1:] for row in ERRORS], ids=[row[0] for row in ERRORS]
-)
-def test_bad_input_is_refused_with_advice(call, error, text):
-    with pytest.raises(error, match="^" + re.escape(text) + "$"):
-        call()
