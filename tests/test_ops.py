@@ -1,17 +1,20 @@
 """Every op against its oracle, its derivative, its adjoint and its twins: a walk over the cases."""
 
+import json
 from collections import Counter
 
 import numpy as np
 import pytest
-from cases import CASES, Call, Case, axes, convolutions, pairs
+from cases import CASES, Call, Case, axes, convolutions, pairs, poolings
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
+import tinydilate
 import tinydilate.functional as F
 from tinydilate import Tensor, gradcheck, kernel, tensor, use, watching
 from tinydilate.autograd import FUNCTIONS
 from tinydilate.device import MetaArray
+from tinydilate.functional.padding import reflect_border
 
 # Rounding, relative to the largest number of the result (and at least to one).
 TOLERANCE = {np.dtype(np.float32): 2e-5, np.dtype(np.float64): 1e-12}
@@ -362,3 +365,79 @@ def test_batch_members_do_not_see_each_other(call):
     out = F.conv2d(x, *others, **call.options).numpy()
     for n in range(len(x)):
         close(F.conv2d(x[n], *others, **call.options).numpy(), out[n], np.float64)
+
+
+# ---- what the cases do not reach -------------------------------------------------------------
+
+
+@given(
+    st.lists(st.integers(0, 9), min_size=4, max_size=4),
+    st.tuples(st.integers(1, 2), st.integers(1, 4), st.integers(1, 4)),
+)
+def test_a_border_wider_than_the_image_is_reflected_again(borders, shape):
+    """As NumPy does, which reflects to and fro until the border is full."""
+    top, bottom, left, right = borders
+    x = np.random.default_rng(0).normal(size=shape)
+    out = reflect_border(x, top, bottom, left, right).numpy()
+    np.testing.assert_array_equal(out, np.pad(x, ((0, 0), (top, bottom), (left, right)), "reflect"))
+    gradcheck(lambda x: reflect_border(x, top, bottom, left, right), x, directions=1)
+
+
+@given(data=st.data(), dtype=dtypes)
+def test_positions_of_maxima_point_at_them(data, dtype):
+    call = data.draw(poolings("max"))
+    x = call.arrays[0].astype(dtype)
+    out, where = F.max_pool2d(x, **call.options, return_indices=True)
+    assert where.dtype == np.int64
+    assert out.shape == where.shape
+    for n, c in np.ndindex(*x.shape[:2]):
+        np.testing.assert_array_equal(x[n, c].ravel()[where.data[n, c]], out.data[n, c])
+
+
+def test_the_first_of_equal_maxima_wins():
+    x = np.ones((1, 1, 4, 4))
+    _, where = F.max_pool2d(x, 3, 1, return_indices=True)
+    assert where.data.ravel().tolist() == [0, 1, 4, 5]
+
+
+def test_dropout_keeps_its_share_and_the_mean():
+    x = np.ones(100_000)
+    for p in (0.1, 0.5, 0.9):
+        out = F.dropout(x, p).numpy()
+        assert set(np.unique(out)) == {0.0, 1 / (1 - p)}
+        assert abs(np.mean(out == 0) - p) < 0.006, "five standard deviations at p = 1/2"
+
+
+def test_dropout_goes_on_from_a_state():
+    x = np.ones((8, 8))
+    tinydilate.manual_seed(7)
+    first, state = F.dropout(x).numpy(), tinydilate.get_rng_state()
+    second = F.dropout(x).numpy()
+    assert (first != second).any()
+    tinydilate.set_rng_state(json.loads(json.dumps(state)))
+    np.testing.assert_array_equal(F.dropout(x).numpy(), second)
+    tinydilate.manual_seed(7)
+    np.testing.assert_array_equal(F.dropout(x).numpy(), first)
+    tinydilate.manual_seed(8)
+    assert (F.dropout(x).numpy() != first).any()
+
+
+def test_a_batch_without_a_pixel_that_counts_has_no_mean():
+    x = tensor(np.zeros((2, 3)), requires_grad=True)
+    labels = np.full(2, 255)
+    assert np.isnan(F.cross_entropy(x, labels, ignore_index=255).item())
+    assert F.cross_entropy(x, labels, ignore_index=255, reduction="sum").item() == 0
+
+
+def test_cross_entropy_of_extreme_scores_is_finite():
+    x = tensor(np.array([[1e4, -1e4, 0.0]]), requires_grad=True)
+    loss = F.cross_entropy(x, np.array([1]))
+    loss.backward()
+    assert loss.item() == 2e4
+    np.testing.assert_allclose(x.grad.numpy(), [[1.0, -1.0, 0.0]])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_sum_of_many_numbers_keeps_its_digits(dtype):
+    x = np.full(1_000_000, 0.1, dtype)
+    np.testing.assert_allclose(F.sum(x).item(), np.sum(x, dtype=np.float64), rtol=1e-6)
