@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import NamedTuple
@@ -93,9 +94,13 @@ def planted(mutant: Mutant, really: bool = True) -> Iterator[None]:
             thing._compiled = machine_code
 
 
+@cache
 def loaded(kind: type) -> list:
-    """Every object of a type that is alive."""
-    return [thing for thing in gc.get_objects() if issubclass(type(thing), kind)]
+    """Our functions, loops or rules; looked for once among all objects, since it takes a while."""
+    things = [thing for thing in gc.get_objects() if issubclass(type(thing), kind)]
+    if kind is FunctionType:
+        return [f for f in things if f.__code__.co_filename.startswith(str(PACKAGE))]
+    return things
 
 
 def codes(code: CodeType) -> list[CodeType]:

@@ -189,18 +189,20 @@ print(F.relu(np.array([-1.0, 2.0])).numpy().tolist())
 
 
 def test_an_edit_is_never_answered_with_stale_code(copy, tmp_path):
-    cache = {"TINYDILATE_CACHE": str(tmp_path / "cache")}
-    assert in_another_process(COMPILE, copy, **cache) == "[0.0, 2.0]"
-    first = {path.name for path in (tmp_path / "cache").iterdir()}
-    assert len(first) == 1
-    assert list((tmp_path / "cache").rglob("*.nbi")), "machine code was kept"
-    page = copy / "tinydilate" / "functional" / "rectifier.py"
-    text = page.read_text(encoding="utf-8")
-    edited = text.replace("out[n] = 0 if x[n] < 0", "out[n] = 7 if x[n] < 0")
-    assert edited != text
-    page.write_text(edited, encoding="utf-8")
-    assert in_another_process(COMPILE, copy, **cache) == "[7.0, 2.0]"
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+    """Not even one in a rule that a loop of another file calls, which Numba's own cache misses."""
+    package, cache = copy / "tinydilate", tmp_path / "cache"
+    importing = "from tinydilate.kernel import jit\n"
+    rule = importing + "@jit\ndef rule(x):\n    return 2 * x\n"
+    loop = importing + "from tinydilate.rule import rule\n@jit\ndef loop(x):\n    return rule(x)\n"
+    (package / "rule.py").write_text(rule, encoding="utf-8")
+    (package / "loop.py").write_text(loop, encoding="utf-8")
+    ask = "from tinydilate.loop import loop; print(loop(21))"
+    assert in_another_process(ask, copy, TINYDILATE_CACHE=str(cache)) == "42"
+    assert len(list(cache.iterdir())) == 1
+    assert list(cache.rglob("loop*.nbi")), "machine code was kept"
+    (package / "rule.py").write_text(rule.replace("2 * x", "3 * x"), encoding="utf-8")
+    assert in_another_process(ask, copy, TINYDILATE_CACHE=str(cache)) == "63"
+    assert len(list(cache.iterdir())) == 2
 
 
 def test_an_edit_in_a_helper_changes_the_digest(copy):
