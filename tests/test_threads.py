@@ -186,3 +186,47 @@ def test_one_thread_makes_no_pool():
     step()
     assert threads._pool is None
     assert tinydilate.get_num_threads() == 1
+
+
+MEETING = """
+import gc, sys, threading
+import numba
+import tinydilate.functional
+from tinydilate import kernel
+
+loops = [loop for loop in gc.get_objects() if type(loop) is kernel.Jitted]
+assert len(loops) > 20
+before = numba.config.CACHE_DIR
+sys.setswitchinterval(1e-6)
+for _ in range(20):
+    for loop in loops:
+        loop._compiled = None
+    start = threading.Barrier(4)
+    found = [[], [], [], []]
+
+    def ask(mine):
+        start.wait()
+        mine += [loop.compiled for loop in loops]
+
+    threads = [threading.Thread(target=ask, args=(mine,)) for mine in found]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(mine == found[0] for mine in found), "one dispatcher for all threads"
+    assert numba.config.CACHE_DIR == before, numba.config.CACHE_DIR
+"""
+
+
+def test_threads_that_meet_in_a_first_call_leave_numbas_cache_folder_alone(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-c", MEETING],
+        env={**os.environ, "TINYDILATE_CACHE": str(tmp_path / "cache")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]  # none in the working folder

@@ -17,6 +17,7 @@ import hashlib
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,20 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 # ---------------------------------------------------------------------------------------------
 # Compiling loops
+
+# Threads meet in a loop's first call. One makes Numba's dispatcher and the others use it; and the
+# cache folder, which is a setting of the whole process, is changed by one at a time.
+_decorating = threading.RLock()
+
+
+def _forget_lock() -> None:
+    """A forked child may have been born while another thread of its parent held the lock."""
+    global _decorating
+    _decorating = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_lock)
 
 
 class Jitted:
@@ -55,9 +70,10 @@ class Jitted:
     @property
     def compiled(self) -> Callable[..., Any]:
         """Numba's dispatcher for the loop."""
-        if self._compiled is None:
-            self._compiled = self._compile()
-        return self._compiled
+        with _decorating:
+            if self._compiled is None:
+                self._compiled = self._compile()
+            return self._compiled
 
     def _compile(self) -> Callable[..., Any]:
         import numba
@@ -140,7 +156,9 @@ class Elementwise:
     def __call__(self, *arguments: Any) -> Any:
         dtype = arguments[0].dtype
         if dtype not in self._compiled:
-            self._compiled[dtype] = self._compile()
+            with _decorating:
+                if dtype not in self._compiled:
+                    self._compiled[dtype] = self._compile()
         # A rule with whole numbers in it may answer in float64.
         return self._compiled[dtype](*arguments).astype(dtype, copy=False)
 
