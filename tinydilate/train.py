@@ -24,6 +24,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import shlex
 import signal
 import sys
 import threading
@@ -444,7 +445,7 @@ class Run:
     def _how_to_go_on(self, stage: Stage) -> str:
         return (
             f"stopped after step {self.progress.step} of {stage.steps} of stage {stage.name}; all "
-            f"is saved. Go on with: tinydilate train --resume --out {self.folder}"
+            f"is saved. Go on with: tinydilate train --resume --out {shlex.quote(str(self.folder))}"
         )
 
     # Finishing.
