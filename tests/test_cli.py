@@ -257,6 +257,7 @@ def test_a_full_disk(command, monkeypatch, tmp_path):
     [
         (TinydilateError("expected this; got that."), 2, "expected this; got that"),
         (PermissionError(13, "Permission denied", "a.txt"), 2, r"a\.txt: Permission denied\."),
+        (MemoryError("8 GiB"), 2, r"expected enough memory; there is not \(8 GiB\)\. Take smaller"),
         (KeyboardInterrupt("go on with this"), 130, "go on with this"),
         (KeyboardInterrupt(), 130, "stopped"),
     ],

@@ -39,6 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except TinydilateError as error:
         return _complain(str(error), BAD_INPUT)
+    except MemoryError as error:
+        return _complain(
+            f"expected enough memory; there is not ({error}). Take smaller or fewer images, or a "
+            "smaller batch.",
+            BAD_INPUT,
+        )
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror or error}.", BAD_INPUT)
