@@ -18,7 +18,7 @@ settings.register_profile(
     "default",
     deadline=None,  # the first call of a kernel compiles it
     derandomize=True,
-    max_examples=15,
+    max_examples=12,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
@@ -26,7 +26,7 @@ settings.register_profile(
     "thorough",
     settings.get_profile("default"),
     derandomize=False,
-    max_examples=300,
+    max_examples=100,
     print_blob=True,
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
