@@ -245,6 +245,7 @@ def copy_run(out: Array, at: int, row: Array, start: int, run: int, first: int, 
     Only the numbers in [first, last) are read, so ``start`` may lie before the row.
     """
     out[at : at + run] = 0.0
+    last = min(last, run)  # the row may go on where the run ends
     if last > first:
         out[at + first : at + last] = row[start + first : start + last]
 
