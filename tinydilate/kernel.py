@@ -145,8 +145,8 @@ def native(emit: Callable[[], Any]) -> Callable[[Function], Function]:
 class Elementwise:
     """A rule of scalars as a NumPy ufunc, compiled when it is first called: it broadcasts.
 
-    There is one ufunc for each dtype: a ufunc that knew float64 alone would take float32 too, and
-    return float64.
+    There is one ufunc for each dtype, and its signature says so: a ufunc that knew float64 alone
+    would take float32 too, and a rule with whole numbers in it would answer in float64.
     """
 
     def __init__(self, rule: Callable[..., Any]) -> None:
@@ -158,16 +158,17 @@ class Elementwise:
         if dtype not in self._compiled:
             with _decorating:
                 if dtype not in self._compiled:
-                    self._compiled[dtype] = self._compile()
-        # A rule with whole numbers in it may answer in float64.
-        return self._compiled[dtype](*arguments).astype(dtype, copy=False)
+                    self._compiled[dtype] = self._compile(dtype)
+        return self._compiled[dtype](*arguments)
 
-    def _compile(self) -> Callable[..., Any]:
+    def _compile(self, dtype: np.dtype[Any]) -> Callable[..., Any]:
         import numba
 
         if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
-            return np.vectorize(self.rule, otypes=[np.float64])
-        return _cached(self.rule, lambda cache: numba.vectorize([], cache=cache))  # type: ignore[no-untyped-call]
+            return np.vectorize(self.rule, otypes=[dtype])
+        inputs = ", ".join([dtype.name] * self.rule.__code__.co_argcount)
+        signature = f"{dtype.name}({inputs})"  # "float32(float32, float32)"
+        return _cached(self.rule, lambda cache: numba.vectorize([signature], cache=cache))  # type: ignore[no-untyped-call]
 
 
 def _cached(
@@ -211,8 +212,9 @@ def source_digest() -> str:
 
 def cache_home() -> Path:
     """The folder that holds machine code: ``TINYDILATE_CACHE`` or the system's cache folder."""
-    if "TINYDILATE_CACHE" in os.environ:
-        return Path(os.environ["TINYDILATE_CACHE"])
+    chosen = os.environ.get("TINYDILATE_CACHE")
+    if chosen:
+        return Path(chosen).absolute()  # the program may change its working folder
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
     elif sys.platform == "darwin":
@@ -232,13 +234,13 @@ def cache_folder() -> Path | None:
     global _cache_folder, _cache_settled
     if not _cache_settled:
         _cache_settled = True
-        folder = cache_home() / f"numba-{source_digest()}"
         try:
+            folder = cache_home() / f"numba-{source_digest()}"
             folder.mkdir(parents=True, exist_ok=True)
             os.utime(folder)
             _prune(folder)
             _cache_folder = folder if os.access(folder, os.W_OK) else None
-        except OSError:
+        except (OSError, RuntimeError):  # RuntimeError: the user has no home folder
             _cache_folder = None
     return _cache_folder
 
@@ -400,7 +402,9 @@ def use(implementation: str) -> Iterator[None]:
     try:
         yield
     finally:
+        _forced.reverse()  # of two blocks with the same name the inner one ends first
         _forced.remove(implementation)
+        _forced.reverse()
 
 
 @contextmanager
