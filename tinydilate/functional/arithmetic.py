@@ -80,10 +80,15 @@ def sum_to_shape_cpu(x: Array, shape: tuple[int, ...]) -> Array:
 
 @jit_relaxed
 def _sum_middle(start: int, stop: int, x: Array, total: Array) -> None:
-    """(A, R, B) -> (A, B): sum over the middle axis, for a in [start, stop)."""
+    """(A, R, B) -> (A, B): sum over the middle axis, for a in [start, stop).
+
+    In float32, a sum that has grown swallows what is added to it: 2**24 + 1 is 2**24. So every 1024
+    numbers are summed for themselves, and then these short sums.
+    """
+    short = np.empty(x.shape[2], x.dtype)
     for a in range(start, stop):
         if x.shape[2] == 1:
-            exact = 0.0  # float64: a sum of short sums keeps its digits, however long it is
+            exact = 0.0  # the sum of the short sums, in float64
             for first in range(0, x.shape[1], 1024):
                 part = x.dtype.type(0)
                 for r in range(first, min(first + 1024, x.shape[1])):
@@ -92,9 +97,13 @@ def _sum_middle(start: int, stop: int, x: Array, total: Array) -> None:
             total[a, 0] = exact
         else:
             total[a] = 0
-            for r in range(x.shape[1]):
+            for first in range(0, x.shape[1], 1024):
+                short[:] = 0
+                for r in range(first, min(first + 1024, x.shape[1])):
+                    for b in range(x.shape[2]):
+                        short[b] += x[a, r, b]
                 for b in range(x.shape[2]):
-                    total[a, b] += x[a, r, b]
+                    total[a, b] += short[b]
 
 
 @sum_to_shape.meta
