@@ -24,7 +24,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from tinydilate.device import MetaArray, check_device, device_of, move
+from tinydilate.device import DEVICES, MetaArray, check_device, device_of, move
 from tinydilate.errors import DeviceError, DtypeError, GraphError, ShapeError
 from tinydilate.kernel import kernel
 
@@ -156,10 +156,22 @@ class Tensor:
         return Tensor(self.data)
 
     def to(self, target: Any) -> Tensor:
-        """Copy to a device (``"cpu"``, ``"meta"``) or to a dtype; gradients flow back."""
-        if isinstance(target, str) and target in ("cpu", "cuda", "meta"):
+        """Copy to a device (``"cpu"``, ``"meta"``) or to a dtype; gradients flow back.
+
+        Raises
+        ------
+        DeviceError, DtypeError
+            If the target is neither, or the numbers cannot go there.
+        """
+        if isinstance(target, str) and target in DEVICES:
             return self if self.device == target else Move(target)(self)
-        dtype = np.dtype(target)
+        try:
+            dtype = np.dtype(target)
+        except TypeError:
+            raise DtypeError(
+                f"expected a device ({', '.join(DEVICES)}) or a dtype; got {target!r}. "
+                'Write .to("cpu") or .to(np.float32).'
+            ) from None
         if not self.requires_grad or self.dtype == dtype:
             return self if self.dtype == dtype else Tensor(self.data.astype(dtype))
         return Cast(dtype)(self)
@@ -282,6 +294,13 @@ class Op(ABC):
                 f"{len(self.inputs)} in all; it returned {len(gradients)}. Return None for an "
                 "input that needs none."
             )
+        for tensor, needed, gradient in zip(self.inputs, self.needs, gradients, strict=True):
+            if needed and getattr(gradient, "shape", None) != tensor.shape:
+                raise GraphError(
+                    f"{type(self).__name__}.backward expected to return a gradient of its input's "
+                    f"shape {tensor.shape}; it returned {_kind(gradient)}. Sum it over the axes "
+                    "that were broadcast, or reshape it."
+                )
         return gradients
 
     def use_up(self) -> None:
@@ -404,6 +423,12 @@ accumulate.cpu(np.add)
 accumulate.meta(lambda a, b: a)
 
 
+def _kind(gradient: Any) -> str:
+    """What a gradient is, for an error's text."""
+    shape = getattr(gradient, "shape", None)
+    return type(gradient).__name__ if shape is None else f"one of shape {shape}"
+
+
 def _seed(root: Tensor, gradient: Any) -> Any:
     if gradient is None:
         if root.size != 1:
@@ -430,10 +455,10 @@ def _backward(root: Tensor, seed: Any, retain_graph: bool) -> None:
     gradients: dict[int, Any] = {}  # number of an op -> gradient of its output, so far
     waiting: list[tuple[int, Op]] = []  # a heap of ops, the highest number on top
 
-    def give(tensor: Tensor, gradient: Any, incoming: Any) -> None:
+    def give(tensor: Tensor, gradient: Any, shared: bool) -> None:
         op = tensor.op
         if op is None and tensor.grad is None:  # a leaf; its .grad shares memory with no other
-            shared = gradient is incoming or getattr(gradient, "base", None) is not None
+            shared = shared or getattr(gradient, "base", None) is not None
             tensor.grad = Tensor(gradient.copy() if shared else gradient)
         elif op is None:
             tensor.grad = Tensor(accumulate(cast(Tensor, tensor.grad).data, gradient))
@@ -449,14 +474,14 @@ def _backward(root: Tensor, seed: Any, retain_graph: bool) -> None:
             gradients[op.number] = gradient
             heapq.heappush(waiting, (-op.number, op))
 
-    give(root, seed, seed)
+    give(root, seed, True)
     while waiting:
         _, op = heapq.heappop(waiting)
         gradient = gradients.pop(op.number)
         results = op.input_gradients(gradient)
-        inputs = op.inputs
+        inputs, needs = op.inputs, op.needs
         if not retain_graph:
             op.use_up()
-        for tensor, result in zip(inputs, results, strict=True):
-            if tensor.requires_grad:
-                give(tensor, result, gradient)
+        for tensor, needed, result in zip(inputs, needs, results, strict=True):
+            if needed and tensor.requires_grad:  # it may have been frozen or thawed since
+                give(tensor, result, sum(result is other for other in (gradient, *results)) > 1)
