@@ -140,11 +140,15 @@ class Module(ABC):
         return output
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # A list hides its modules from parameters(), and they would silently never learn.
-        if isinstance(value, list | tuple) and any(isinstance(item, Module) for item in value):
+        # A list or a dict hides what it holds from parameters(), and it would silently never learn.
+        items = value.values() if isinstance(value, dict) else value
+        if isinstance(value, list | tuple | set | dict) and any(
+            isinstance(item, Module | Parameter) for item in items
+        ):
             raise ConfigError(
-                f"expected modules as attributes of their own; got a {type(value).__name__} of "
-                f"them for {name!r}, whose parameters would not be found. Use nn.Sequential."
+                "expected modules and parameters as attributes of their own; got a "
+                f"{type(value).__name__} of them for {name!r}, whose parameters would not be "
+                "found. Use nn.Sequential, or one attribute for each."
             )
         object.__setattr__(self, name, value)
 
@@ -660,7 +664,7 @@ def _check_groups(groups: int, in_channels: int, out_channels: int) -> int:
             f"expected groups to divide in_channels and out_channels; got {groups} groups for "
             f"{in_channels} and {out_channels}."
         )
-    return groups
+    return int(groups)
 
 
 class Linear(Module):

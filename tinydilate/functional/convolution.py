@@ -351,6 +351,11 @@ def check_groups(groups: int, channels: int, filters: int, per_group: int) -> No
     """Refuse channels and filters that do not fall into ``groups`` equal parts."""
     if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
         raise ShapeError(f"groups should be an integer of at least 1, got {groups!r}.")
+    if min(channels, filters) < 1:
+        raise ShapeError(
+            f"expected at least one channel and one filter; got {channels} channels and {filters} "
+            "filters. Give the input and the weight at least one map each."
+        )
     if channels % groups or filters % groups:
         raise ShapeError(
             f"expected channels and filters that divide into {groups} groups; got {channels} "
