@@ -1,6 +1,7 @@
 """Bugs that were found once; each test failed before its mend."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -53,6 +54,24 @@ np.testing.assert_allclose(conv2d_forward(*arguments), truth, rtol=1e-5)
 
 def test_an_image_wider_than_a_strip_without_numba():
     in_another_process(WIDE, NUMBA_DISABLE_JIT="1")
+
+
+OLD_PROCESSOR = """
+import numpy as np
+from tinydilate import gemm
+gemm.matmul(np.ones((2, 3), np.float32), np.ones((3, 2), np.float32))
+print(any("fmaf" in code for code in gemm._product.compiled.inspect_asm().values()))
+"""
+
+
+@pytest.mark.skipif(
+    platform.machine().lower() not in ("x86_64", "amd64"), reason="names an x86 processor"
+)
+def test_a_processor_without_fused_multiply_adds_calls_no_function_for_each(tmp_path):
+    """It called one for each number, and was twelve times slower than multiplying and adding."""
+    old = {"NUMBA_CPU_NAME": "core2", "NUMBA_CPU_FEATURES": "", "TINYDILATE_TILE": "plain"}
+    found = in_another_process(OLD_PROCESSOR, **old, TINYDILATE_CACHE=str(tmp_path))
+    assert found == "False"
 
 
 # ---- kernels and their cache -----------------------------------------------------------------

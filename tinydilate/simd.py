@@ -328,7 +328,8 @@ class _Emitter:
         self.vector = ir.VectorType(self.float, lanes)
         self.lanes = lanes
         vector = self.vector
-        self.fma = self._declare("fma", vector, [vector] * 3)
+        # One instruction where the processor has it; "fma" would call a function where it has not.
+        self.fma = self._declare("fmuladd", vector, [vector] * 3)
         self.sum = self._declare("vector.reduce.fadd", self.float, [self.float, vector])
         mask, pointer = ir.VectorType(ir.IntType(1), lanes), ir.PointerType()
         self.masked_load = self._declare("masked.load", vector, [pointer, mask, vector])
