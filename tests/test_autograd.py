@@ -654,3 +654,20 @@ def test_an_op_returns_a_gradient_for_each_input():
     text = "Two.backward expected to return one gradient for each input, 1 in all; it returned 2."
     with pytest.raises(GraphError, match="^" + re.escape(text)):
         Two()(leaf(1.0)).backward()
+
+
+def test_numpy_reads_a_tensor() -> None:
+    x = tensor(np.arange(6.0).reshape(2, 3))
+    assert np.asarray(x).dtype == np.float64
+    assert np.asarray(x, dtype=np.float32).dtype == np.float32
+    np.testing.assert_array_equal(x, x.data)
+    np.testing.assert_array_equal(x.T, x.data.T)
+    with pytest.raises(GraphError, match=r"Write .detach\(\).numpy\(\)"):
+        np.asarray(tensor([1.0], requires_grad=True))
+
+
+def test_a_tensor_is_made_where_its_data_are() -> None:
+    assert tensor(MetaArray((2, 3))).device == "meta"
+    assert tensor(np.zeros(3), device="meta").device == "meta"
+    with pytest.raises(DeviceError, match="expected an array with numbers"):
+        tensor(MetaArray((2, 3)), device="cpu")

@@ -142,6 +142,15 @@ class Tensor:
             )
         return move(self.data, "cpu")
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """What ``np.asarray(tensor)`` gives; see `numpy`."""
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    @property
+    def T(self) -> Tensor:
+        """The tensor with its axes in the opposite order."""
+        return cast(Tensor, self.permute(*reversed(range(self.ndim))))
+
     def item(self) -> float:
         """The one number of a tensor with one element, as a Python number."""
         if self.size != 1:
@@ -337,7 +346,7 @@ class Cast(Op):
         return grad.astype(self.source)
 
 
-def tensor(data: Any, requires_grad: bool = False, device: str = "cpu") -> Tensor:
+def tensor(data: Any, requires_grad: bool = False, device: str | None = None) -> Tensor:
     """Make a leaf tensor.
 
     Parameters
@@ -347,7 +356,8 @@ def tensor(data: Any, requires_grad: bool = False, device: str = "cpu") -> Tenso
         where it is C-contiguous.
     requires_grad : bool
         Whether ``backward`` should fill its ``.grad``; needs float32 or float64.
-    device : {"cpu", "meta", "cuda"}
+    device : {"cpu", "meta", "cuda"}, optional
+        By default where the data are.
 
     Raises
     ------
@@ -356,7 +366,8 @@ def tensor(data: Any, requires_grad: bool = False, device: str = "cpu") -> Tenso
     DeviceError
         If the device is unknown or not available.
     """
-    check_device(device)
+    if device is not None:
+        check_device(device)
     if isinstance(data, Tensor):
         data = data.data
     if not isinstance(data, MetaArray):
@@ -369,7 +380,7 @@ def tensor(data: Any, requires_grad: bool = False, device: str = "cpu") -> Tenso
         if not isinstance(data, np.ndarray | np.generic):
             array = array.astype(np.float32)
         data = np.require(array.astype(array.dtype.newbyteorder("="), copy=False), None, ["C", "A"])
-    return Tensor(move(data, device), requires_grad)
+    return Tensor(data if device is None else move(data, device), requires_grad)
 
 
 def as_tensors(*values: Any) -> tuple[Tensor, ...]:
