@@ -227,6 +227,13 @@ def test_old_machine_code_is_pruned(tmp_path):
     assert left == ["numba-0", "numba-5", "numba-6", "numba-7", "something else"]
 
 
+def test_machine_code_of_today_is_kept(tmp_path):
+    for number in range(8):
+        (tmp_path / f"numba-{number}").mkdir()
+    kernel._prune(tmp_path / "numba-0")
+    assert len(list(tmp_path.iterdir())) == 8
+
+
 def test_the_users_own_kernels_are_cached_where_they_were(tmp_path):
     code = (
         "import numba; before = numba.config.CACHE_DIR\n"

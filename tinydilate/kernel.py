@@ -227,6 +227,7 @@ def cache_home() -> Path:
 _cache_folder: Path | None = None
 _cache_settled = False
 _KEPT_DIGESTS = 4
+_DAY = 24 * 3600.0
 
 
 def cache_folder() -> Path | None:
@@ -246,14 +247,18 @@ def cache_folder() -> Path | None:
 
 
 def _prune(current: Path) -> None:
-    """Delete the machine code of all but the versions used last."""
-    stale = sorted(
+    """Delete the machine code of all but the versions used last, or within a day.
+
+    A process that still runs may be using a version that was started within a day.
+    """
+    older = sorted(
         (path for path in current.parent.glob("numba-*") if path != current),
         key=lambda path: path.stat().st_mtime,
         reverse=True,
     )[_KEPT_DIGESTS - 1 :]
-    for path in stale:
-        shutil.rmtree(path, ignore_errors=True)
+    for path in older:
+        if path.stat().st_mtime < time.time() - _DAY:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 # ---------------------------------------------------------------------------------------------
