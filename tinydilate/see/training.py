@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,11 +11,10 @@ from numpy.typing import NDArray
 
 from tinydilate.data.digits import IGNORE, IGNORE_COLOUR, PALETTE
 from tinydilate.device import Array
-from tinydilate.io.files import write_bytes
+from tinydilate.see.canvas import BLUE, INK, PALE, VERMILION, save
 
-# Two colours that stay apart for readers of any colour vision (Okabe and Ito), and ink and paper.
 _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)
-_WITH, _ALONE, _INK, _PALE = "#0072B2", "#D55E00", "#222222", "#BBBBBB"
+_WITH, _ALONE = BLUE, VERMILION
 
 
 class StageLike(Protocol):
@@ -40,19 +38,10 @@ class StageLike(Protocol):
 
 
 def _figure(width: float, height: float) -> Any:
-    """An empty figure that needs no display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """An empty figure that lays its axes out by itself."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Any, path: Path | str, dpi: int) -> None:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=dpi)
-    write_bytes(path, content.getvalue())
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
 # ---- curves ----------------------------------------------------------------------------------
@@ -112,11 +101,11 @@ def draw_curves(
     for axes in (upper, lower):
         axes.grid(axis="y", color="#EEEEEE")
         axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path, dpi=130)
+    save(figure, path, dpi=130)
 
 
 def _colour(stage: str) -> str:
-    return {"front": _INK, "alone": _ALONE}.get(stage, _WITH)
+    return {"front": INK, "alone": _ALONE}.get(stage, _WITH)
 
 
 def _draw_losses(
@@ -130,7 +119,7 @@ def _draw_losses(
         axes.plot(steps, losses, color=_colour(name), alpha=0.15, linewidth=0.7)
         axes.plot(steps, mean, color=_colour(name), linewidth=1.8)
         lowest = min([lowest, *mean])
-    axes.axhline(ignorance, color=_PALE, linewidth=1, linestyle=":")
+    axes.axhline(ignorance, color=PALE, linewidth=1, linestyle=":")
     axes.set_yscale("log")  # so that halving the loss looks the same early and late
     ticks = [tick for tick in _TICKS if tick > 0.5 * lowest]
     axes.set_ylim(min(0.7 * lowest, 0.5), 1.4 * ignorance)
@@ -196,11 +185,11 @@ def _mark_stages(
         start = begin[stage.name]
         for part in axes:
             if start:
-                part.axvline(start, color=_PALE, linewidth=0.8)
+                part.axvline(start, color=PALE, linewidth=0.8)
         axes[0].annotate(
             f"{number} {stage.title}", (start + stage.steps / 2, 1),
             xycoords=("data", "axes fraction"), xytext=(0, 4), textcoords="offset points",
-            ha="center", va="bottom", fontsize=9, color=_INK,
+            ha="center", va="bottom", fontsize=9, color=INK,
         )  # fmt: skip
 
 
@@ -252,7 +241,7 @@ def draw_predictions(
         for side in axes.spines.values():
             side.set_visible(False)
     _legend(figure, classes)
-    _save(figure, path, dpi=130)
+    save(figure, path, dpi=130)
 
 
 def _draw_mistakes(axes: Any, labels: Array, truth: Array, ground: int) -> None:
@@ -275,7 +264,7 @@ def _legend(figure: Any, classes: Sequence[str]) -> None:
 
     colours = [*PALETTE[: len(classes)].tolist(), IGNORE_COLOUR]
     patches = [
-        Patch(facecolor=(r / 255, g / 255, b / 255), edgecolor=_INK, linewidth=0.4, label=name)
+        Patch(facecolor=(r / 255, g / 255, b / 255), edgecolor=INK, linewidth=0.4, label=name)
         for (r, g, b), name in zip(colours, [*classes, "does not count"], strict=True)
     ]
     figure.legend(
