@@ -11,7 +11,7 @@ import pytest
 import tinydilate
 import tinydilate.functional as F
 from tinydilate import kernel, nn, tensor
-from tinydilate.errors import ConfigError, DtypeError, GraphError, ShapeError
+from tinydilate.errors import ConfigError, DataError, DtypeError, GraphError, ShapeError
 from tinydilate.functional.arithmetic import sum_to_shape
 from tinydilate.functional.rectifier import relu_forward
 from tinydilate.simd import copy_run
@@ -243,3 +243,8 @@ def test_what_a_container_would_hide_is_refused(kind, parameter):
     with pytest.raises(ConfigError, match=r"would not be found\. Use nn\.Sequential"):
         net.parts = held
     net.sizes = {"a": 1}  # other dicts are no concern of ours
+
+
+def test_a_name_that_is_no_text_is_listed_among_the_unexpected():
+    with pytest.raises(DataError, match=r"unexpected 1\. Nothing was loaded"):
+        nn.Linear(1, 1, bias=False).load_state_dict({1: np.ones(1), "weight": np.ones((1, 1))})

@@ -1,9 +1,9 @@
 """Starting values of the weights.
 
-Every function fills a weight in place and returns what it was given. It takes a `Parameter`, or a
-layer that has a ``weight``: the layer's bias then becomes 0, as in the paper's code. A weight on
-the meta device has no values and is left alone. Weights are (F, C, K, K): F filters (maps out),
-C channels (maps in); of a linear layer (F, C).
+Every function gives a weight new numbers (its ``data`` becomes a new array) and returns what it was
+given. It takes a `Parameter`, or a layer that has a ``weight``: the layer's bias then becomes 0, as
+in the paper's code. A weight on the meta device has no values and is left alone. Weights are
+(F, C, K, K): F filters (maps out), C channels (maps in); of a linear layer (F, C).
 """
 
 from __future__ import annotations

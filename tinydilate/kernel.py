@@ -396,7 +396,7 @@ def use(implementation: str) -> Iterator[None]:
     """Within the block, run every kernel that has it by the named implementation.
 
     ``with use("numpy"):`` runs the references that stand at the top of each page. Kernels that
-    lack the implementation run as they always do.
+    lack the implementation run as they always do. The choice holds for every thread.
     """
     known = {name for entry in KERNELS.values() for name in entry.implementations}
     if implementation not in known:

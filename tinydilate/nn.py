@@ -47,7 +47,8 @@ class Parameter(Tensor):
     Parameters
     ----------
     data : array, MetaArray or Tensor
-        float32 or float64. An array that can be written to is shared, another is copied.
+        float32 or float64. A C-contiguous array that can be written to is shared, another is
+        copied.
     requires_grad : bool
         False for a fixed parameter, one that is saved but not learnt.
     """
@@ -375,7 +376,7 @@ def _refuse_mismatch(missing: list[str], unexpected: list[str], reshaped: list[s
 
 def _listed(names: Sequence[str], most: int = 6) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(map(str, names[:most])) + more
 
 
 def _converter(target: Any) -> Callable[[Any], Any]:

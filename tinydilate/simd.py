@@ -96,7 +96,7 @@ def _emit_outer_tile() -> Any:
         pitch: Any,
         valid: Any,
         first: Any,
-        last: Any,
+        relu: Any,
         bias: Any,
         bias_at: Any,
         a: Any,
