@@ -14,7 +14,7 @@ from tinydilate import kernel, nn, tensor
 from tinydilate.errors import ConfigError, DataError, DtypeError, GraphError, ShapeError
 from tinydilate.functional.arithmetic import sum_to_shape
 from tinydilate.functional.rectifier import relu_forward
-from tinydilate.simd import copy_run
+from tinydilate.simd import copy_run, host_tile, outer_tile
 
 
 def in_another_process(program: str, **environment: str) -> str:
@@ -38,6 +38,16 @@ def test_the_twin_of_copy_run_stops_where_the_run_does():
     out, row = np.full(8, -1.0, np.float32), np.arange(8, dtype=np.float32)
     copy_run.body(out, 1, row, 0, 3, 0, 8)
     assert out.tolist() == [-1, 0, 1, 2, -1, -1, -1, -1]
+
+
+def test_the_twin_of_the_outer_tile_leaves_alone_what_is_not_valid():
+    """A panel's last columns hold whatever memory held: NumPy warned of their overflow."""
+    tile = host_tile()
+    out, b = np.zeros(tile.columns, np.float32), np.full(tile.columns, 3e38, np.float32)
+    a, b[0] = np.full(tile.rows, 9, np.float32), 2
+    with np.errstate(all="raise"):
+        outer_tile.body(out, 0, 1, (1, 1), True, False, a, 0, a, 0, b, 0, 1)
+    assert out.tolist() == [27.0] + [0.0] * (tile.columns - 1)
 
 
 WIDE = """

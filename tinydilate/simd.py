@@ -194,12 +194,13 @@ def outer_tile(
     stands in ``out``; with ``relu``, on the last one, negative results become zero.
     """
     tile = host_tile()
+    rows, columns = min(valid[0], tile.rows), min(valid[1], tile.columns)
     left = a[a_at : a_at + steps * tile.rows].reshape(steps, tile.rows)
     right = b[b_at : b_at + steps * tile.columns].reshape(steps, tile.columns)
-    sums = left.T @ right  # (ROWS, COLUMNS)
-    for m in range(min(valid[0], tile.rows)):
-        line = out[at + m * pitch :][: min(valid[1], tile.columns)]
-        total = sums[m, : len(line)] + (bias[bias_at + m] if first else line)
+    sums = left.T @ right[:, :columns]  # (ROWS, valid columns); beyond them anything may stand
+    for m in range(rows):
+        line = out[at + m * pitch :][:columns]
+        total = sums[m] + (bias[bias_at + m] if first else line)
         line[:] = total * ~(total < 0) if relu else total
 
 
