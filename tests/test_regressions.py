@@ -46,7 +46,7 @@ def test_the_twin_of_the_outer_tile_leaves_alone_what_is_not_valid():
     out, b = np.zeros(tile.columns, np.float32), np.full(tile.columns, 3e38, np.float32)
     a, b[0] = np.full(tile.rows, 9, np.float32), 2
     with np.errstate(all="raise"):
-        outer_tile.body(out, 0, 1, (1, 1), True, False, a, 0, a, 0, b, 0, 1)
+        outer_tile.body(out, 0, 1, (1, 1), True, False, a, 0, a, 0, b, 0, 0, 1)
     assert out.tolist() == [27.0] + [0.0] * (tile.columns - 1)
 
 

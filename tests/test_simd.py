@@ -17,8 +17,8 @@ MARGIN = 7.0  # stands wherever nothing may be written
 
 
 @jit
-def _outer(out, at, pitch, valid, first, relu, bias, bias_at, a, a_at, b, b_at, steps):
-    outer_tile(out, at, pitch, valid, first, relu, bias, bias_at, a, a_at, b, b_at, steps)
+def _outer(out, at, pitch, valid, first, relu, bias, bias_at, a, a_at, b, b_at, b_pitch, steps):
+    outer_tile(out, at, pitch, valid, first, relu, bias, bias_at, a, a_at, b, b_at, b_pitch, steps)
 
 
 @jit
@@ -48,7 +48,7 @@ def test_the_outer_tile_is_its_twin(rows, columns, steps, first, relu, offset):
     """Every number of valid rows and columns; what lies beyond them stays as it was."""
     pitch = TILE.columns + 3
     out = np.full(offset + TILE.rows * pitch, MARGIN, np.float32)
-    a, b = numbers(1, offset + steps * TILE.rows), numbers(2, offset + steps * TILE.columns)
+    a, b = numbers(1, offset + steps * TILE.rows), numbers(2, offset + steps * (TILE.columns + 2))
     bias = numbers(3, offset + TILE.rows)
     results = []
     for function in (_outer, outer_tile.body):
@@ -66,6 +66,7 @@ def test_the_outer_tile_is_its_twin(rows, columns, steps, first, relu, offset):
             offset,
             b,
             offset,
+            TILE.columns + 2,
             steps,
         )
         results.append(result)
@@ -122,7 +123,7 @@ def test_nan_passes_the_tiles_relu():
     bias = np.zeros(TILE.rows, np.float32)
     for function in (_outer, outer_tile.body):
         valid = TILE.rows, TILE.columns
-        function(out, 0, TILE.columns, valid, True, True, bias, 0, a, 0, b, 0, 1)
+        function(out, 0, TILE.columns, valid, True, True, bias, 0, a, 0, b, 0, 0, 1)
         result = out.reshape(TILE.rows, TILE.columns)
         assert np.isnan(result[0]).all()
         assert not result[1].any()

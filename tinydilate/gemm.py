@@ -8,7 +8,18 @@ filter, and the im2col matrix, one column of K numbers for each output pixel.
 The column matrix repeats every input pixel once for each tap, so for a 3x3 kernel it is nine
 times larger than the image, and writing it to memory would cost more than the product. Instead
 a *panel* of it, some hundred rows of some hundred columns, is gathered from the image into the
-cache, multiplied, and overwritten by the next.
+cache, multiplied, and overwritten by the next:
+
+                                      p0      p1
+                                 +----+-------+--------+
+               k0   k1           |    :       :        |
+        +------+----+------+  k0 |....+-------+........|
+        |      :    :      |     |    | panel |        |     one block of pixels:
+     f0 |......+----+......|  k1 |....+-------+........|       for every panel down the columns,
+        |      |tile|      |     |    :       :        |         for every tile of filters,
+        |......+----+......|     |    columns (K, P)   |           out[f0:, p0:p1] += tile @ panel
+        |  weights (F, K)  |     +---------------------+
+        +------------------+
 
 Three products need the same gathering, and differ only in the rule by which it reads:
 
@@ -71,19 +82,19 @@ def adjoint_gather(window: Window, size: Pair) -> Gather:
 
 
 @jit
-def _find_runs(runs: Array, pixels: tuple[int, int], breadth: int, width: int, pitch: int) -> int:
-    """Cut pixels [p0, p1) into runs within one output row and one strip of the panel.
+def _find_runs(runs: Array, pixels: tuple[int, int], breadth: int) -> int:
+    """Cut pixels [p0, p1) into runs within one output row.
 
-    Writes (output row i, first column j, length, place in the panel) for each; returns how many.
+    Writes (output row i, first column j, length, place in the panel's row) for each; returns how
+    many.
     """
     count = 0
     p = pixels[0]
     while p < pixels[1]:
-        i, j = divmod(p, breadth)
-        strip, t = divmod(p - pixels[0], width)
-        length = min(breadth - j, width - t, pixels[1] - p)
+        i, j = p // breadth, p % breadth
+        length = min(breadth - j, pixels[1] - p)
         runs[count, 0], runs[count, 1] = i, j
-        runs[count, 2], runs[count, 3] = length, strip * pitch + t
+        runs[count, 2], runs[count, 3] = length, p - pixels[0]
         p += length
         count += 1
     return count
@@ -92,7 +103,7 @@ def _find_runs(runs: Array, pixels: tuple[int, int], breadth: int, width: int, p
 @jit
 def _gather_panel(
     panel: Array,
-    line: int,
+    pitch: int,
     runs: Array,
     image: Array,
     rows: tuple[int, int],
@@ -100,17 +111,18 @@ def _gather_panel(
 ) -> None:
     """Fill ``panel`` with rows [k0, k1) of the column matrix of one (C, H, W) image.
 
-    The pixels are those of ``runs``; row k of the panel lies ``line`` numbers after row k - 1.
+    The pixels are those of ``runs``; each row of the panel begins ``pitch`` numbers after the one
+    before.
     """
     kernel_w, taps = gather.kernel[1], gather.kernel[0] * gather.kernel[1]
     height, breadth = image.shape[1:]
     flat = image.reshape(-1)
-    whole = gather.step[1] == 1 and gather.divide[1] == 1
+    side_by_side = gather.step[1] == 1 and gather.divide[1] == 1  # neighbours read neighbours
     for k in range(rows[0], rows[1]):
         channel, tap_index = k // taps, k % taps
         up = gather.origin[0] + tap_index // kernel_w * gather.spacing[0]
         left = gather.origin[1] + tap_index % kernel_w * gather.spacing[1]
-        base = (k - rows[0]) * line
+        base = (k - rows[0]) * pitch
         for r in range(len(runs)):
             length, at = runs[r, 2], base + runs[r, 3]
             y = runs[r, 0] * gather.step[0] + up
@@ -119,10 +131,10 @@ def _gather_panel(
             if gather.divide[0] != 1:
                 exact = y % gather.divide[0] == 0
                 y = y // gather.divide[0]
-            row_at = (channel * height + y) * breadth
+            row_at = (channel * height + y) * breadth  # where image row y begins, if there is one
             if not exact or y < 0 or y >= height:
-                copy_run(panel, at, flat, 0, length, 0, 0)
-            elif whole:
+                copy_run(panel, at, flat, 0, length, 0, 0)  # zeros
+            elif side_by_side:
                 copy_run(panel, at, flat, row_at + z, length, max(0, -z), breadth - z)
             else:
                 for n in range(length):
@@ -158,13 +170,11 @@ def _product(
         n, p0 = block // blocks, block % blocks * PIXELS
         p1 = min(p0 + PIXELS, pixels)
         image = images[n, channels[0] : channels[1]]
+        count = _find_runs(runs, (p0, p1), gather.output[1])
         for k0 in range(0, inner, STEPS):
             k1 = min(k0 + STEPS, inner)
-            strip = columns * (k1 - k0)  # numbers in a strip of the panel
-            count = _find_runs(runs, (p0, p1), gather.output[1], columns, strip)
-            _gather_panel(panel, columns, runs[:count], image, (k0, k1), gather)
+            _gather_panel(panel, PIXELS, runs[:count], image, (k0, k1), gather)
             for f0 in range(0, filters[1] - filters[0], rows):
-                weights_at = (f0 * inner) + k0 * rows
                 for q in range(p0, p1, columns):
                     outer_tile(
                         flat_out,
@@ -176,9 +186,10 @@ def _product(
                         bias,
                         f0,
                         flat_tiles,
-                        weights_at,
+                        f0 * inner + k0 * rows,
                         panel,
-                        (q - p0) // columns * strip,
+                        q - p0,
+                        PIXELS,
                         k1 - k0,
                     )
 
@@ -283,13 +294,14 @@ def _outer(
             n, at = divmod(block, blocks)
             p0 = at * DOT_PIXELS
             p1 = min(p0 + DOT_PIXELS, pixels)
-            length = (p1 - p0 + 15) // 16 * 16  # whole vectors; beyond p1 both sides are zero
+            # Whole vectors, of 16 numbers at most; beyond p1 both sides are zero.
+            length = (p1 - p0 + 15) // 16 * 16
             for f in range(lines):
                 at_gradient = ((n * gradient.shape[1]) + filters[0] + f) * pixels + p0
                 copy_run(flat_left, f * DOT_PIXELS, flat_gradient, at_gradient, length, 0, p1 - p0)
             for k in range(k1 - k0):
                 copy_run(panel, k * DOT_PIXELS + p1 - p0, panel, 0, length - (p1 - p0), 0, 0)
-            found = _find_runs(runs, (p0, p1), gather.output[1], DOT_PIXELS, 0)
+            found = _find_runs(runs, (p0, p1), gather.output[1])
             image = images[n, channels[0] : channels[1]]
             _gather_panel(panel, DOT_PIXELS, runs[:found], image, (k0, k1), gather)
             for f0 in range(0, lines, rows):

@@ -32,6 +32,8 @@ import os
 from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from tinydilate.device import Array
 from tinydilate.errors import ConfigError
 from tinydilate.kernel import native
@@ -103,18 +105,22 @@ def _emit_outer_tile() -> Any:
         a_at: Any,
         b: Any,
         b_at: Any,
+        b_pitch: Any,
         steps: Any,
     ) -> Any:
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            code = _Emitter(context, builder, signature, lanes)
-            out_at = code.offset(code.pointer(arguments[0], 0), arguments[1])
-            bias_first = code.offset(code.pointer(arguments[6], 6), arguments[7])
-            a_first = code.offset(code.pointer(arguments[8], 8), arguments[9])
-            b_first = code.offset(code.pointer(arguments[10], 10), arguments[11])
+            out, at, pitch, valid, first, relu, bias, bias_at, *rest = arguments
+            a, a_at, b, b_at, b_pitch, steps = rest
+            code = _Emitter(context, builder, lanes)
+            arrays = zip((out, bias, a, b), (at, bias_at, a_at, b_at), (0, 6, 8, 10), strict=True)
+            out_first, bias_first, a_first, b_first = (
+                code.offset(code.pointer(array, signature.args[place]), start)
+                for array, start, place in arrays
+            )
             lines = [
-                code.offset(out_at, builder.mul(arguments[2], code.integer(m))) for m in range(rows)
+                code.offset(out_first, builder.mul(pitch, code.integer(m))) for m in range(rows)
             ]
-            valid_rows, valid_columns = (builder.extract_value(arguments[3], i) for i in (0, 1))
+            valid_rows, valid_columns = (builder.extract_value(valid, i) for i in (0, 1))
             # masks[m][v]: lanes of vector v that exist in row m
             columns = [code.between(code.integer(0), valid_columns, v) for v in range(vectors)]
             masks = [
@@ -124,7 +130,7 @@ def _emit_outer_tile() -> Any:
             ]  # fmt: skip
 
             def step(k: Any, totals: list[Any]) -> list[Any]:
-                b_row = code.offset(b_first, builder.mul(k, code.integer(shape.columns)))
+                b_row = code.offset(b_first, builder.mul(k, b_pitch))
                 a_row = code.offset(a_first, builder.mul(k, code.integer(rows)))
                 loaded = [code.load(b_row, v * lanes) for v in range(vectors)]
                 for m in range(rows):
@@ -134,16 +140,16 @@ def _emit_outer_tile() -> Any:
                         totals[i] = code.multiply_add(spread, loaded[v], totals[i])
                 return totals
 
-            totals = code.loop(arguments[12], [code.zero()] * (rows * vectors), step)
+            totals = code.loop(steps, [code.zero()] * (rows * vectors), step)
             for m in range(rows):
                 start = code.spread(bias_first, m)
                 for v in range(vectors):
                     mask, total = masks[m][v], totals[m * vectors + v]
                     before = code.load_masked(lines[m], v * lanes, mask)
-                    total = builder.fadd(total, builder.select(arguments[4], start, before))
+                    total = builder.fadd(total, builder.select(first, start, before))
                     negative = builder.fcmp_ordered("<", total, code.zero())
                     cut = builder.select(negative, code.zero(), total)
-                    total = builder.select(arguments[5], cut, total)
+                    total = builder.select(relu, cut, total)
                     code.store_masked(total, lines[m], v * lanes, mask)
             return context.get_dummy_value()
 
@@ -161,6 +167,7 @@ def _emit_outer_tile() -> Any:
                 a,
                 number,
                 b,
+                number,
                 number,
                 number,
             ),
@@ -184,20 +191,22 @@ def outer_tile(
     a_at: int,
     b: Array,
     b_at: int,
+    b_pitch: int,
     steps: int,
 ) -> None:
     """Add ``steps`` outer products to a tile of ``out``, all arrays flat.
 
     Row m of the tile is ``out[at + m*pitch :]``; of its ROWS x COLUMNS numbers the ``valid`` ones
-    are written. ``a[a_at:]`` holds ROWS numbers a step, ``b[b_at:]`` COLUMNS numbers a step. On
-    the ``first`` call for a tile the sums start from ``bias[bias_at + m]`` instead of from what
-    stands in ``out``; with ``relu``, on the last one, negative results become zero.
+    are written. ``a[a_at:]`` holds ROWS numbers a step; step k of b is the COLUMNS numbers from
+    ``b[b_at + k*b_pitch]`` on. On the ``first`` call for a tile the sums start from
+    ``bias[bias_at + m]`` instead of from what stands in ``out``; with ``relu``, on the last one,
+    negative results become zero.
     """
     tile = host_tile()
     rows, columns = min(valid[0], tile.rows), min(valid[1], tile.columns)
     left = a[a_at : a_at + steps * tile.rows].reshape(steps, tile.rows)
-    right = b[b_at : b_at + steps * tile.columns].reshape(steps, tile.columns)
-    sums = left.T @ right[:, :columns]  # (ROWS, valid columns); beyond them anything may stand
+    right = b[b_at + np.arange(steps)[:, None] * b_pitch + np.arange(columns)]
+    sums = left.T @ right  # (ROWS, valid columns); beyond them anything may stand
     for m in range(rows):
         line = out[at + m * pitch :][:columns]
         total = sums[m] + (bias[bias_at + m] if first else line)
@@ -216,10 +225,10 @@ def _emit_copy_run() -> Any:
         typing: Any, out: Any, at: Any, row: Any, start: Any, run: Any, first: Any, last: Any
     ) -> Any:
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            code = _Emitter(context, builder, signature, lanes)
-            out_at = code.offset(code.pointer(arguments[0], 0), arguments[1])
-            row_at = code.offset(code.pointer(arguments[2], 2), arguments[3])
-            run, first, last = arguments[4:]
+            out, at, row, start, run, first, last = arguments
+            code = _Emitter(context, builder, lanes)
+            out_at = code.offset(code.pointer(out, signature.args[0]), at)
+            row_at = code.offset(code.pointer(row, signature.args[2]), start)
 
             def step(k: Any, _: list[Any]) -> list[Any]:
                 done = builder.mul(k, code.integer(lanes))
@@ -264,8 +273,12 @@ def _emit_dot_tile() -> Any:
         typing: Any, sums: Any, a: Any, a0: Any, a_pitch: Any, b: Any, b0: Any, b_pitch: Any, n: Any
     ) -> Any:
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            code = _Emitter(context, builder, signature, lanes)
-            sums_at, a_at, b_at = (code.pointer(arguments[i], i) for i in (0, 1, 4))
+            sums, a, a0, a_pitch, b, b0, b_pitch, n = arguments
+            code = _Emitter(context, builder, lanes)
+            sums_at, a_at, b_at = (
+                code.pointer(array, signature.args[place])
+                for array, place in ((sums, 0), (a, 1), (b, 4))
+            )
 
             def lines(start: Any, first: Any, pitch: Any, count: int) -> list[Any]:
                 start = code.offset(start, first)
@@ -274,8 +287,8 @@ def _emit_dot_tile() -> Any:
                     for line in range(count)
                 ]
 
-            a_lines = lines(a_at, arguments[2], arguments[3], rows)
-            b_lines = lines(b_at, arguments[5], arguments[6], columns)
+            a_lines = lines(a_at, a0, a_pitch, rows)
+            b_lines = lines(b_at, b0, b_pitch, columns)
 
             def step(k: Any, totals: list[Any]) -> list[Any]:
                 at = builder.mul(k, code.integer(lanes))
@@ -287,7 +300,7 @@ def _emit_dot_tile() -> Any:
                     for j in range(columns)
                 ]
 
-            steps = builder.udiv(arguments[7], code.integer(lanes))
+            steps = builder.udiv(n, code.integer(lanes))
             totals = code.loop(steps, [code.zero()] * (rows * columns), step)
             for at, total in enumerate(totals):
                 code.store_number(code.total(total), sums_at, at)
@@ -321,10 +334,10 @@ def dot_tile(
 class _Emitter:
     """The handful of LLVM instructions that the tiles are made of; vectors of float32."""
 
-    def __init__(self, context: Any, builder: Any, signature: Any, lanes: int) -> None:
+    def __init__(self, context: Any, builder: Any, lanes: int) -> None:
         from llvmlite import ir
 
-        self.context, self.builder, self.signature = context, builder, signature
+        self.context, self.builder = context, builder
         self.float, self.index = ir.FloatType(), ir.IntType(64)
         self.vector = ir.VectorType(self.float, lanes)
         self.lanes = lanes
@@ -353,8 +366,8 @@ class _Emitter:
 
         return ir.Constant(self.vector, [0.0] * self.lanes)
 
-    def pointer(self, array: Any, argument: int) -> Any:
-        kind = self.signature.args[argument]
+    def pointer(self, array: Any, kind: Any) -> Any:
+        """Address of an array's first number."""
         return self.context.make_array(kind)(self.context, self.builder, array).data
 
     def offset(self, pointer: Any, count: Any) -> Any:
