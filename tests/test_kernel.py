@@ -297,3 +297,21 @@ def test_the_pages_stay_inside_their_arrays(tmp_path):
     """NUMBA_BOUNDSCHECK=1: an index outside an array raises instead of reading garbage."""
     cache = {"TINYDILATE_CACHE": str(tmp_path)}
     assert in_another_process(EVERYTHING_SMALL, NUMBA_BOUNDSCHECK="1", **cache) == "done"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="resource limits are POSIX")
+def test_a_full_disk_stops_no_computation(tmp_path):
+    """Files may not grow beyond 1 KB here, as on a full disk: loops are compiled, not kept."""
+    code = (
+        "import resource, signal, warnings; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024)); "
+        "import numpy as np, tinydilate.functional as F; from tinydilate import tensor\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    x = tensor(np.ones((1, 1, 4, 4), np.float32), requires_grad=True)\n"
+        "    (F.conv2d(x, np.ones((1, 1, 3, 3), np.float32)) * 2).sum().backward()\n"
+        "assert x.grad.data[0, 0, 1, 1] == 8\n"
+        "texts = [str(w.message) for w in caught if 'could not be kept' in str(w.message)]\n"
+        "assert len(texts) == 1 and 'set TINYDILATE_CACHE to another folder' in texts[0], texts"
+    )
+    in_another_process(code, TINYDILATE_CACHE=str(tmp_path))

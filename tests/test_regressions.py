@@ -10,7 +10,7 @@ import pytest
 
 import tinydilate
 import tinydilate.functional as F
-from tinydilate import kernel, nn, tensor
+from tinydilate import kernel, models, nn, tensor
 from tinydilate.errors import ConfigError, DataError, DtypeError, GraphError, ShapeError
 from tinydilate.functional.arithmetic import sum_to_shape
 from tinydilate.functional.rectifier import relu_forward
@@ -258,3 +258,41 @@ def test_what_a_container_would_hide_is_refused(kind, parameter):
 def test_a_name_that_is_no_text_is_listed_among_the_unexpected():
     with pytest.raises(DataError, match=r"unexpected 1\. Nothing was loaded"):
         nn.Linear(1, 1, bias=False).load_state_dict({1: np.ones(1), "weight": np.ones((1, 1))})
+
+
+# ---- the door --------------------------------------------------------------------------------
+
+
+def test_a_count_of_numpy_is_a_number():
+    """``x * mask.sum()`` was refused: the sum of a mask is a NumPy integer."""
+    assert (tensor(np.ones(2, np.float32)) * np.int64(3)).dtype == np.float32
+    assert (np.int64(3) * tensor(np.ones(2))).dtype == np.float64
+
+
+def test_numbers_that_no_window_has_are_refused():
+    x = np.ones((1, 1, 4, 4), np.float32)
+    with pytest.raises(ShapeError, match=f"dilation should be at most {2**31 - 1}, got {2**70}"):
+        F.conv2d(x, x, dilation=2**70)
+
+
+def test_an_image_without_pixels_is_refused():
+    x, w = np.ones((2, 1, 0, 4), np.float32), np.ones((1, 1, 3, 3), np.float32)
+    with pytest.raises(ShapeError, match="at least one pixel along each axis; got 0 rows"):
+        F.conv2d(x, w, padding=2)
+
+
+def test_dilations_may_come_from_numpy():
+    made = models.context(3, dilations=np.array([1, 2, 1]))
+    assert [layer.window.dilation[0] for layer in made] == [1, 2, 1, 1]
+    with pytest.raises(ConfigError, match="expected dilations"):
+        models.context(3, dilations=[])
+
+
+def test_kernels_work_while_the_interpreter_ends():
+    program = (
+        "import atexit, numpy as np, tinydilate, tinydilate.functional as F; "
+        "tinydilate.set_num_threads(2); x = np.ones((4, 32, 64, 64), np.float32); "
+        "w = np.ones((32, 32, 3, 3), np.float32); F.conv2d(x, w); "
+        "atexit.register(lambda: print(F.conv2d(x, w).shape))"
+    )
+    assert in_another_process(program) == "(4, 32, 62, 62)"

@@ -29,6 +29,7 @@ from tinydilate.errors import DeviceError, DtypeError, GraphError, ShapeError
 from tinydilate.kernel import kernel
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+_NUMBERS = (int, float, np.integer)  # take the dtype of what they are combined with
 _numbers = itertools.count()
 _mode = threading.local()
 
@@ -352,8 +353,9 @@ def tensor(data: Any, requires_grad: bool = False, device: str | None = None) ->
     Parameters
     ----------
     data : array_like
-        An array keeps its dtype; Python numbers become float32. An array is shared, not copied,
-        where it is C-contiguous.
+        An array keeps its dtype; Python numbers become float32. An array that is C-contiguous is
+        shared, not copied: editing it between a computation and its backward gives wrong
+        gradients. Pass ``array.copy()`` if it will change.
     requires_grad : bool
         Whether ``backward`` should fill its ``.grad``; needs float32 or float64.
     device : {"cpu", "meta", "cuda"}, optional
@@ -394,13 +396,13 @@ def as_tensors(*values: Any) -> tuple[Tensor, ...]:
         If tensors of different devices or different number types are mixed, or the numbers are
         whole.
     """
-    model = next((value for value in values if not isinstance(value, int | float)), None)
+    model = next((value for value in values if not isinstance(value, _NUMBERS)), None)
     first = model if isinstance(model, Tensor) else tensor(0.0 if model is None else model)
     tensors = []
     for value in values:
         if isinstance(value, Tensor):
             tensors.append(value)
-        elif isinstance(value, int | float):
+        elif isinstance(value, _NUMBERS):
             number = np.asarray(value, dtype=first.dtype)
             tensors.append(Tensor(move(number, first.device)))
         else:

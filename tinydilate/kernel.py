@@ -19,8 +19,9 @@ import shutil
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple, TypeVar, cast
@@ -65,7 +66,10 @@ class Jitted:
         self.__name__ = body.__name__
 
     def __call__(self, *arguments: Any) -> Any:
-        return (self._compiled or self.compiled)(*arguments)
+        try:
+            return (self._compiled or self.compiled)(*arguments)
+        except OSError as error:
+            return _without_room(error, self.compiled, arguments)
 
     @property
     def compiled(self) -> Callable[..., Any]:
@@ -81,6 +85,27 @@ class Jitted:
         # error_model: 1/0 is inf, as in NumPy. nogil: `share` runs bodies side by side.
         options = {"nogil": True, "error_model": "numpy", **self.options}
         return _cached(self.body, lambda cache: numba.njit(cache=cache, **options))
+
+
+def _without_room(error: OSError, compiled: Callable[..., Any], arguments: Any) -> Any:
+    """Call a loop whose machine code could not be kept on disk: it is full, or a quota is.
+
+    Numba compiles, then saves, then runs. What it could not save is compiled all the same, so each
+    new call gets one loop further: this one, or one that it calls.
+    """
+    global _cache_folder
+    if _cache_folder is not None:
+        warnings.warn(
+            f"machine code could not be kept in {_cache_folder} ({error.strerror or error}): the "
+            "next process will compile it again. Make room, or set TINYDILATE_CACHE to another "
+            "folder.",
+            stacklevel=3,
+        )
+        _cache_folder = None  # from here on nothing more is kept
+    for _ in range(_LOOPS_IN_A_LOOP):
+        with suppress(OSError):
+            return compiled(*arguments)
+    return compiled(*arguments)
 
 
 class Native(Jitted):
@@ -188,6 +213,8 @@ def _cached(
     try:
         numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
         return cast(Callable[..., Any], decorator(True)(function))
+    except OSError:  # no room to keep what was compiled
+        return cast(Callable[..., Any], decorator(False)(function))
     finally:
         numba.config.CACHE_DIR = before  # type: ignore[attr-defined]
 
@@ -227,6 +254,7 @@ def cache_home() -> Path:
 _cache_folder: Path | None = None
 _cache_settled = False
 _KEPT_DIGESTS = 4
+_LOOPS_IN_A_LOOP = 16
 _DAY = 24 * 3600.0
 
 

@@ -3,8 +3,9 @@
 A Numba kernel here is an ordinary serial function of a range, ``body(start, stop, ...)``, compiled
 with the global interpreter lock released. `share` cuts a range into one part a thread and calls
 the body once for each. That is all there is to it, and it answers the three questions that a
-threading layer raises: any number of Python threads may call tinydilate at once; a forked child
-makes its own threads; the same number of threads cuts the same parts, so the same bits come out.
+threading layer raises: any number of Python threads may call tinydilate at once (only a leaf's
+``.grad`` should not be added to by two backward passes at a time); a forked child makes its own
+threads; the same number of threads cuts the same parts, so the same bits come out.
 """
 
 from __future__ import annotations
@@ -64,9 +65,13 @@ def share(body: Callable[..., Any], count: int, *arguments: Any, least: int = 1)
         return
     cuts = [count * part // parts for part in range(parts + 1)]
     workers = _workers()
-    waiting = [
-        workers.submit(body, cuts[part], cuts[part + 1], *arguments) for part in range(1, parts)
-    ]
+    try:
+        waiting = [
+            workers.submit(body, cuts[part], cuts[part + 1], *arguments) for part in range(1, parts)
+        ]
+    except RuntimeError:  # the interpreter is ending and starts no threads any more
+        body(0, count, *arguments)
+        return
     try:
         body(cuts[0], cuts[1], *arguments)
     finally:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from tinydilate.errors import ShapeError
 
 Pair = tuple[int, int]
+LARGEST = 2**31 - 1  # of strides and the like: products of two still fit the machine's integers
 
 
 def tap(i: int, u: int, stride: int, padding: int, dilation: int) -> int:
@@ -38,6 +39,8 @@ def pair(value: int | Sequence[int], name: str, least: int) -> Pair:
             f"{name} should be an integer or a pair of integers, got {value!r}. "
             f"Write {name}=2, or {name}=(2, 1) for rows and columns."
         ) from None
+    if max(rows, columns) > LARGEST:
+        raise ShapeError(f"{name} should be at most {LARGEST}, got {value!r}. No image is so wide.")
     if min(rows, columns) < least:
         raise ShapeError(
             f"{name} should be at least {least}, got {value!r}."
@@ -124,6 +127,11 @@ class Window(NamedTuple):
         return self._output_along(0, size[0]), self._output_along(1, size[1])
 
     def _output_along(self, axis: int, size: int) -> int:
+        if size < 1:
+            raise ShapeError(
+                f"expected an image of at least one pixel along each axis; got {size} "
+                f"{('rows', 'columns')[axis]}. Only the batch may be empty."
+            )
         before, after = self.padding[axis]
         extent, stride = self.extent[axis], self.stride[axis]
         room = size + before + after - extent

@@ -161,8 +161,8 @@ def _check(variant: str, dilations: Sequence[int], padding: str) -> None:
         raise ConfigError(f"expected a variant out of {', '.join(VARIANTS)}; got {variant!r}.")
     if padding not in PADDINGS:
         raise ConfigError(f"expected a padding out of {', '.join(PADDINGS)}; got {padding!r}.")
-    whole = all(isinstance(d, int) and not isinstance(d, bool) and d >= 1 for d in dilations)
-    if not dilations or not whole:
+    whole = all(type(d) is not bool and isinstance(d, int | np.integer) for d in dilations)
+    if not len(dilations) or not whole or min(dilations) < 1:
         raise ConfigError(
             "expected dilations, one whole number of at least 1 for each 3x3 layer; got "
             f"{dilations!r}. The paper's are {DILATIONS}."
