@@ -85,7 +85,7 @@ def their_step(network: torch.nn.Module, images: Any, labels: Any) -> Callable[[
         loss = torch.nn.functional.cross_entropy(logits, target, ignore_index=digits.IGNORE)
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return loss.item()
 
     return step
 
