@@ -671,3 +671,21 @@ def test_a_tensor_is_made_where_its_data_are() -> None:
     assert tensor(np.zeros(3), device="meta").device == "meta"
     with pytest.raises(DeviceError, match="expected an array with numbers"):
         tensor(MetaArray((2, 3)), device="cpu")
+
+
+def test_comparisons_go_element_by_element() -> None:
+    a, b = np.array([[1.0, 2.0], [3.0, np.nan]]), np.array([2.0, 2.0])
+    x = tensor(a, requires_grad=True)
+    for compare in (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge):
+        for other in (b, tensor(b), 2, x):
+            expected = compare(a, other.data if isinstance(other, Tensor) else other)
+            result = compare(x, other)
+            assert isinstance(result, Tensor)
+            assert not result.requires_grad
+            np.testing.assert_array_equal(result.numpy(), expected)
+            assert result.numpy().dtype == np.bool_
+    labels = F.argmax(tensor([[1.0, 3.0], [2.0, 1.0]]), dim=1)
+    assert (labels == np.array([1, 1])).numpy().tolist() == [True, False]
+    assert (np.array([1, 1]) == labels).numpy().tolist() == [True, False]
+    assert (tensor(a, device="meta") > b).shape == (2, 2)
+    assert len({x, tensor(a), x}) == 2  # in sets and dictionaries a tensor is itself

@@ -76,6 +76,18 @@ def _reflected(name: str) -> Callable[..., Any]:
     return method
 
 
+def _comparison(rule: Callable[..., Any]) -> Any:
+    def method(self: Tensor, other: Any) -> Tensor:
+        right = other.data if isinstance(other, Tensor) else other
+        if isinstance(self.data, MetaArray):
+            shape = np.broadcast_shapes(self.shape, getattr(right, "shape", ()))
+            return Tensor(MetaArray(shape, np.bool_))
+        return Tensor(np.asarray(rule(self.data, right)))
+
+    method.__doc__ = "Compare element by element: a tensor of true and false, without a gradient."
+    return method
+
+
 class Tensor:
     """An array that remembers how it was computed.
 
@@ -236,6 +248,10 @@ class Tensor:
     __pow__, __rpow__ = _method("pow"), _reflected("pow")
     __matmul__, __rmatmul__ = _method("matmul"), _reflected("matmul")
     __neg__, __getitem__ = _method("neg"), _method("getitem")
+    __eq__, __ne__ = _comparison(np.equal), _comparison(np.not_equal)
+    __lt__, __le__ = _comparison(np.less), _comparison(np.less_equal)
+    __gt__, __ge__ = _comparison(np.greater), _comparison(np.greater_equal)
+    __hash__ = object.__hash__  # two tensors of equal numbers are two tensors
     exp, log, relu = _method("exp"), _method("log"), _method("relu")
     sum, mean, max = _method("sum"), _method("mean"), _method("max")
     argmax, softmax, log_softmax = _method("argmax"), _method("softmax"), _method("log_softmax")
