@@ -424,8 +424,8 @@ MIXED = [
         "text",
         lambda: tensor(["one"]),
         DtypeError,
-        "expected numbers; got an array of dtype <U3. Rows of different lengths and text cannot be "
-        "a tensor.",
+        "expected real numbers; got an array of dtype <U3. Convert it with .astype(np.float32), "
+        "if it holds numbers.",
     ),
     (
         "unknown device",
@@ -654,6 +654,17 @@ def test_an_op_returns_a_gradient_for_each_input():
     text = "Two.backward expected to return one gradient for each input, 1 in all; it returned 2."
     with pytest.raises(GraphError, match="^" + re.escape(text)):
         Two()(leaf(1.0)).backward()
+
+
+def test_what_cannot_be_a_tensor_is_refused() -> None:
+    with pytest.raises(ShapeError, match="expected rows of one length"):
+        tensor([[1], [2, 3]])
+    with pytest.raises(DtypeError, match="expected real numbers; got an array of dtype complex128"):
+        tensor(np.array([1j]))
+    with pytest.raises(DtypeError, match=r"got list. Write tinydilate.tensor\(...\)"):
+        Tensor([1.0, 2.0])
+    with pytest.raises(GraphError, match="computed, not assigned to"):
+        tensor([1.0, 2.0])[0] = 3.0
 
 
 def test_numpy_reads_a_tensor() -> None:

@@ -356,8 +356,9 @@ ERRORS = [
         "labels that are not whole",
         lambda: F.cross_entropy(zeros(2, 3), zeros(2)),
         DtypeError,
-        "cross_entropy expected integer labels from 0 to 2; got float64. Convert them with "
-        ".astype(np.int64); probabilities take the shape of the scores, (2, 3).",
+        "cross_entropy expected integer labels from 0 to 2; got float64. Make them with "
+        "np.array([...]), or convert them with .to(np.int64) or, an array, .astype(np.int64). "
+        "Probabilities take the shape of the scores, (2, 3).",
     ),
     (
         "class weights of another number",

@@ -110,6 +110,11 @@ class Tensor:
     __slots__ = ("__weakref__", "data", "grad", "op", "requires_grad")
 
     def __init__(self, data: Any, requires_grad: bool = False, op: Op | None = None) -> None:
+        if not hasattr(data, "dtype"):
+            raise DtypeError(
+                f"expected an array; got {type(data).__name__}. Write tinydilate.tensor(...): it "
+                "reads numbers and lists."
+            )
         if requires_grad and data.dtype not in FLOATS:
             raise DtypeError(
                 f"expected float32 or float64 for a tensor that requires grad; got {data.dtype}. "
@@ -234,6 +239,12 @@ class Tensor:
         if not self.shape:
             raise ShapeError("expected a tensor with axes; got a single number. Take .item().")
         return self.shape[0]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise GraphError(
+            "expected a tensor to be computed, not assigned to: the graph would not know. Edit the "
+            "array before tensor(array), or a leaf's .data."
+        )
 
     def __bool__(self) -> bool:
         return bool(self.item())
@@ -389,11 +400,16 @@ def tensor(data: Any, requires_grad: bool = False, device: str | None = None) ->
     if isinstance(data, Tensor):
         data = data.data
     if not isinstance(data, MetaArray):
-        array = np.asarray(data)
+        try:
+            array = np.asarray(data)
+        except ValueError:
+            raise ShapeError(
+                "expected rows of one length; got a list whose rows differ. Fill the short ones up."
+            ) from None
         if array.dtype.kind not in "biuf":
             raise DtypeError(
-                f"expected numbers; got an array of dtype {array.dtype}. "
-                "Rows of different lengths and text cannot be a tensor."
+                f"expected real numbers; got an array of dtype {array.dtype}. Convert it with "
+                ".astype(np.float32), if it holds numbers."
             )
         if not isinstance(data, np.ndarray | np.generic):
             array = array.astype(np.float32)

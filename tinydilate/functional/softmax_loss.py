@@ -694,8 +694,8 @@ def _labels(given: Any, shape: tuple[int, ...], ignore_index: int) -> Any:
     if given.dtype.kind not in "iu":
         raise DtypeError(
             f"cross_entropy expected integer labels from 0 to {classes - 1}; got {given.dtype}. "
-            "Convert them with .astype(np.int64); probabilities take the shape of the scores, "
-            f"{shape}."
+            "Make them with np.array([...]), or convert them with .to(np.int64) or, an array, "
+            f".astype(np.int64). Probabilities take the shape of the scores, {shape}."
         )
     if isinstance(given, MetaArray):
         return given
