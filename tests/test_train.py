@@ -411,7 +411,19 @@ def test_a_learning_rate_that_explodes_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"got (nan|inf) at step \d+ of stage front") as stop:
         run(tmp_path / "a", config=config)
     assert "learning rate over 1 - momentum is 1e+31" in str(stop.value)
-    assert "--front-lr 1e+29 --out another-folder" in str(stop.value)
+    assert "--front-lr 0.004 --out another-folder" in str(stop.value)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_damaged_results_are_named(finished, tmp_path, content):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "results.json").write_text(content)
+    with pytest.raises(DataError, match=r"it is damaged. Delete that file: --resume writes it"):
+        run(folder, resume=True)
+    (folder / "results.json").unlink()
+    run(folder, resume=True)
+    assert_same_run(folder, finished)
 
 
 def test_a_loss_far_above_ln_c_stops(tmp_path, monkeypatch):

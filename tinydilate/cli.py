@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from tinydilate import __version__
 from tinydilate.config import Config, add_arguments, given_options, read_options
-from tinydilate.errors import ConfigError, TinydilateError
+from tinydilate.errors import ConfigError, TinydilateError, program
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -150,11 +150,16 @@ def _train(arguments: argparse.Namespace) -> int:
 def results_table(results: dict[str, Any], folder: str) -> str:
     """What a run found, to read."""
     rows: list[Sequence[str]] = [("network", "steps", "parameters", "mean IoU", "pixel accuracy")]
+    told = {
+        "front": "front end",
+        "context": "front end (frozen) + context",
+        "joint": "front end + context",
+        "alone": "front end, more steps",
+    }
     for name, network in results["networks"].items():
-        parts = "front end + context" if network["context"] else "front end"
         scores = [f"{network[key]:.3f}" for key in ("mean_iou", "pixel_accuracy")]
         counts = [f"{network[key]:,}" for key in ("steps", "parameters")]
-        rows.append((f"{name}: {parts}", *counts, *scores))
+        rows.append((f"{name}: {told[name]}", *counts, *scores))
     classes = results["classes"]
     rival = {
         "alone": "the front end alone, trained for as many steps",
@@ -163,8 +168,11 @@ def results_table(results: dict[str, Any], folder: str) -> str:
     return (
         f"{columns(rows, right=(1, 2, 3, 4))}\n\n"
         f"Mean IoU over {len(classes)} classes, background included: {', '.join(classes)}.\n"
+        f"On {results['config']['test_scenes']} test scenes (the curves: on "
+        f"{results['config']['validation_scenes']} validation scenes).\n"
         f"Context gains {results['gain']:+.3f} over {rival}.\n\n"
-        f"Look at {folder}/predictions.png and {folder}/curves.png."
+        f"Look at {folder}/predictions.png and {folder}/curves.png. Label an image:\n"
+        f"{program()} predict {folder} {folder}/example.png"
     )
 
 

@@ -5,6 +5,15 @@ Every class also derives from the built-in exception that a NumPy user would exp
 ``except ValueError`` keeps working.
 """
 
+import sys
+from pathlib import Path
+
+
+def program() -> str:
+    """How to call the command line, as it was called: for advice that can be typed as it stands."""
+    called = Path(sys.argv[0])
+    return str(called) if called.stem == "tinydilate" else "tinydilate"
+
 
 class TinydilateError(Exception):
     """The common ancestor: ``except TinydilateError`` catches all that we raise on purpose."""

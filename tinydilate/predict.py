@@ -18,7 +18,7 @@ from tinydilate import models
 from tinydilate.autograd import no_grad
 from tinydilate.config import Config
 from tinydilate.device import Array
-from tinydilate.errors import ConfigError, DataError
+from tinydilate.errors import ConfigError, DataError, program
 from tinydilate.io.checkpoint import load_checkpoint, save_checkpoint
 from tinydilate.io.images import overlay, read_image, write_labels, write_rgb
 from tinydilate.metrics import Score, confusion_matrix
@@ -119,7 +119,7 @@ def _network_file(path: Path, name: str | None) -> Path:
             return file
     raise DataError(
         f"expected a run folder with {name or 'a network'} in its checkpoints/; got {path}. Train "
-        f"first, or finish the run with: tinydilate train --resume --out {path}"
+        f"first, or finish the run with: {program()} train --resume --out {path}"
     )
 
 

@@ -45,7 +45,7 @@ from tinydilate.config import Config
 from tinydilate.data import digits
 from tinydilate.data.sets import Data, Scenes, batch_members, check_data
 from tinydilate.device import Array
-from tinydilate.errors import ConfigError, DataError
+from tinydilate.errors import ConfigError, DataError, program
 from tinydilate.functional.dropping import get_rng_state, manual_seed, set_rng_state
 from tinydilate.io.checkpoint import load_checkpoint, save_checkpoint
 from tinydilate.io.files import write_text
@@ -227,7 +227,7 @@ def train(
     config = _resumed_config(folder, config) if resume else _new_run(folder, config or Config())
     results = folder / "results.json"
     if results.exists():
-        return json.loads(results.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        return _read_results(results)
     data = make_scenes(config, progress) if data is None else data
     check_data(data)
     warm_up(f"training-{config.optimizer}", lambda: tiny_steps(config), progress)
@@ -278,6 +278,20 @@ def _resumed_config(folder: Path, config: Config | None) -> Config:
             "with another --out."
         )
     return kept
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+    """What a finished run found."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict) and "networks" in found:
+            return found
+    except ValueError:
+        pass
+    raise DataError(
+        f"expected the results of a finished run in {path}; it is damaged. Delete that file: "
+        "--resume writes it again."
+    )
 
 
 class Run:
@@ -434,18 +448,25 @@ class Run:
 
     def _gone_astray(self, stage: Stage, loss: str) -> str:
         count = len(self.data.classes)
-        momentum = self.config.momentum if self.config.optimizer == "sgd" else 0.0
+        usual = getattr(Config(), f"{stage.name}_lr")
+        size = f"Its learning rate is {stage.lr:g}"
+        if self.config.optimizer == "sgd":  # what a gradient adds up to in the end
+            size = f"Its learning rate over 1 - momentum is {self._final_size(stage):.3g}"
         return (
             f"expected a loss that falls from ln {count} = {math.log(count):.2f}; got {loss} at "
-            f"step {self.progress.step} of stage {stage.name}. Its learning rate over 1 - momentum "
-            f"is {stage.lr / (1 - momentum):.3g}: make that smaller, for example by a new run with "
-            f"--{stage.name}-lr {stage.lr / 10:g} --out another-folder."
+            f"step {self.progress.step} of stage {stage.name}. {size}: make that smaller, for "
+            f"example by a new run with --{stage.name}-lr {min(usual, stage.lr / 10):g} "
+            "--out another-folder."
         )
 
+    def _final_size(self, stage: Stage) -> float:
+        return stage.lr / (1 - self.config.momentum)
+
     def _how_to_go_on(self, stage: Stage) -> str:
+        again = f"{program()} train --resume --out {shlex.quote(str(self.folder))}"
         return (
             f"stopped after step {self.progress.step} of {stage.steps} of stage {stage.name}; all "
-            f"is saved. Go on with: tinydilate train --resume --out {shlex.quote(str(self.folder))}"
+            f"is saved. Go on with: {again}"
         )
 
     # Finishing.
@@ -455,7 +476,13 @@ class Run:
         found = {stage.name: load_network(self.path(stage.name)).network for stage in self.stages}
         networks = {stage.name: self._scored(stage, found[stage.name]) for stage in self.stages}
         front = "alone" if self.config.comparison else "front"
-        self._draw({"front end": found[front], "front end + context": found["joint"]})
+        steps = {name: f"{network['steps']} steps" for name, network in networks.items()}
+        self._draw(
+            {
+                f"front end,\n{steps[front]}": found[front],
+                f"front end + context,\n{steps['joint']}": found["joint"],
+            }
+        )
         results = {
             "networks": networks,
             "gain": networks["joint"]["mean_iou"] - networks[front]["mean_iou"],
