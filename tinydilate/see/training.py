@@ -266,7 +266,7 @@ def _legend(figure: Any, classes: Sequence[str]) -> None:
     patches = [
         Patch(facecolor=(r / 255, g / 255, b / 255), edgecolor=INK, linewidth=0.4, label=name)
         for (r, g, b), name in zip(
-            colours, [*classes, "truth: does not count; below: mistakes, outlined"], strict=True
+            colours, [*classes, "does not count"], strict=True
         )
     ]
     figure.legend(
