@@ -265,9 +265,7 @@ def _legend(figure: Any, classes: Sequence[str]) -> None:
     colours = [*PALETTE[: len(classes)].tolist(), IGNORE_COLOUR]
     patches = [
         Patch(facecolor=(r / 255, g / 255, b / 255), edgecolor=INK, linewidth=0.4, label=name)
-        for (r, g, b), name in zip(
-            colours, [*classes, "does not count"], strict=True
-        )
+        for (r, g, b), name in zip(colours, [*classes, "does not count"], strict=True)
     ]
     figure.legend(
         title="White lines are drawn around mistakes.",
