@@ -197,7 +197,11 @@ def test_ops(command):
     [
         ([], "required: COMMAND"),
         (["trian"], "invalid choice: 'trian'"),
-        (["train", "--btach", "3"], "unrecognized arguments: --btach 3"),
+        (
+            ["train", "--btach", "3"],
+            r"unrecognized arguments: --btach 3. Did you mean --batch\? Run tinydilate train --help",
+        ),
+        (["ops", "--quick"], "unrecognized arguments: --quick. Run tinydilate ops --help"),
         (["train", "--batch"], "argument --batch: expected one argument"),
         (["train", "--batch", "0"], "expected batch to be a whole number of at least 1; got 0"),
         (["train", "--batch", "many"], "got 'many'"),

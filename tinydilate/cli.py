@@ -8,6 +8,7 @@ input is said in one sentence, with exit code 2. Ctrl-C ends with exit code 130.
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
 import sys
@@ -58,8 +59,18 @@ def _complain(sentence: str, code: int) -> int:
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong with the arguments in one sentence, instead of printing the usage."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse what is left over here, where the command is known, not in the parser above."""
+        namespace, rest = super().parse_known_args(args, namespace)
+        if rest:
+            near = difflib.get_close_matches(rest[0].split("=")[0], self._option_string_actions, 1)
+            meant = f". Did you mean {near[0]}?" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(rest)}{meant}")
+        return namespace, rest
+
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message.rstrip('.')}. Run {self.prog} --help for what there is.")
+        stop = "" if message.endswith(("?", ".")) else "."
+        raise ConfigError(f"{message}{stop} Run {self.prog} --help for what there is.")
 
 
 def make_parser() -> argparse.ArgumentParser:
