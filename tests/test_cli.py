@@ -199,7 +199,7 @@ def test_ops(command):
         (["trian"], "invalid choice: 'trian'"),
         (
             ["train", "--btach", "3"],
-            r"unrecognized arguments: --btach 3. Did you mean --batch\? Run tinydilate train --help",
+            r"unrecognized arguments: --btach 3. Did you mean --batch\? Run tinydilate train",
         ),
         (["ops", "--quick"], "unrecognized arguments: --quick. Run tinydilate ops --help"),
         (["train", "--batch"], "argument --batch: expected one argument"),
