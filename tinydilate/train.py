@@ -267,8 +267,8 @@ def _resumed_config(folder: Path, config: Config | None) -> Config:
     """The configuration of the run in a folder, which is the given one if any is given."""
     if not (folder / "config.toml").exists():
         raise ConfigError(
-            f"expected a run to resume in {folder}; there is no config.toml. Check --out, or leave "
-            "--resume out to start a new run there."
+            f"expected a run to resume in {folder}; there is no config.toml. Check --out, or start "
+            "a new run in a new folder, without --resume."
         )
     kept = Config.read(folder / "config.toml")
     if config is not None and config != kept:
@@ -292,6 +292,20 @@ def _read_results(path: Path) -> dict[str, Any]:
         f"expected the results of a finished run in {path}; it is damaged. Delete that file: "
         "--resume writes it again."
     )
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+    """What `Run.finish` wrote."""
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        results = None
+    if not isinstance(results, dict) or "networks" not in results:
+        raise DataError(
+            f"expected the results of a finished run; {path} is damaged. Delete it: --resume "
+            "writes it again."
+        )
+    return results
 
 
 class Run:
