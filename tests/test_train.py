@@ -453,18 +453,6 @@ def test_resuming_a_finished_run_gives_its_results(finished):
     assert run(finished, resume=True) == json.loads((finished / "results.json").read_text())
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b"\xff", b""])
-def test_damaged_results_are_written_again(finished, tmp_path, content):
-    shutil.copytree(finished, tmp_path / "a")
-    results = tmp_path / "a/results.json"
-    results.write_bytes(content)
-    with pytest.raises(DataError, match=r"results\.json is damaged\. Delete it: --resume writes"):
-        run(tmp_path / "a", resume=True)
-    results.unlink()
-    run(tmp_path / "a", resume=True)
-    assert_same_run(tmp_path / "a", finished)
-
-
 def test_resuming_nothing(tmp_path):
     with pytest.raises(ConfigError, match="expected a run to resume in"):
         run(tmp_path, resume=True)

@@ -294,20 +294,6 @@ def _read_results(path: Path) -> dict[str, Any]:
     )
 
 
-def _read_results(path: Path) -> dict[str, Any]:
-    """What `Run.finish` wrote."""
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        results = None
-    if not isinstance(results, dict) or "networks" not in results:
-        raise DataError(
-            f"expected the results of a finished run; {path} is damaged. Delete it: --resume "
-            "writes it again."
-        )
-    return results
-
-
 class Run:
     """A training run in progress."""
 
