@@ -14,6 +14,7 @@ import tinydilate.functional as F
 from tinydilate import Op
 
 FOLDER = Path(__file__).parents[1] / "tutorials"
+FROM_PYTORCH = FOLDER.parent / "docs" / "different_from_pytorch.md"
 TUTORIALS = sorted(FOLDER.glob("[0-9]*.md"))
 
 CELL = re.compile(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -219,3 +220,20 @@ def test_what_is_wrong_does_not_pass(path, played, capsys):
         for wrong in WRONG[name]:
             with pytest.raises(AssertionError):
                 check(wrong)
+
+
+# What the second table of docs/different_from_pytorch.md tells the reader to write.
+INSTEAD = re.compile(r"^\| `[^|]*\| (`.*) \|$", re.MULTILINE)
+
+
+def test_the_page_for_those_who_know_pytorch_runs(tmp_path):
+    names = run(FROM_PYTORCH, tmp_path)
+    names["y"] = names["x"]
+    instead = FROM_PYTORCH.read_text(encoding="utf-8").partition("## What is not here")[2]
+    lines = [code for row in INSTEAD.findall(instead) for code in re.findall(r"`([^`]+)`", row)]
+    assert len(lines) >= 15
+    for line in lines:
+        if line.startswith("x.numpy()"):
+            line = line.replace("x.", "x.detach().", 1)
+        if not line.startswith("self."):
+            assert eval(line, names) is not None, line
