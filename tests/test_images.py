@@ -98,7 +98,7 @@ def test_scale(tmp_path):
 def test_no_file(tmp_path):
     with pytest.raises(DataError, match=r"expected an image at .*nothing\.png; there is no such"):
         read_image(tmp_path / "nothing.png")
-    with pytest.raises(DataError, match="expected a whole image"):
+    with pytest.raises(DataError, match=r"is a folder|expected a whole image"):  # or on Windows
         read_image(tmp_path)
 
 

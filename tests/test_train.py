@@ -414,6 +414,16 @@ def test_a_learning_rate_that_explodes_is_named(tmp_path):
     assert "--front-lr 0.004 --out another-folder" in str(stop.value)
 
 
+def test_a_damaged_checkpoint_ends_a_run(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "results.json").unlink()
+    latest = folder / "checkpoints/latest.safetensors"
+    latest.write_bytes(latest.read_bytes()[:2000])
+    with pytest.raises(DataError, match=r"Start a new one with another --out, or delete .*run"):
+        run(folder, resume=True)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", "{}"])
 def test_damaged_results_are_named(finished, tmp_path, content):
     folder = tmp_path / "run"

@@ -11,6 +11,7 @@ import argparse
 import difflib
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -176,6 +177,7 @@ def results_table(results: dict[str, Any], folder: str) -> str:
         "alone": "the front end alone, trained for as many steps",
         "front": "the front end after stage 1, trained for fewer steps",
     }[results["compared_with"]]
+    place = shlex.quote(folder)
     return (
         f"{columns(rows, right=(1, 2, 3, 4))}\n\n"
         f"Mean IoU over {len(classes)} classes, background included: {', '.join(classes)}.\n"
@@ -183,7 +185,7 @@ def results_table(results: dict[str, Any], folder: str) -> str:
         f"{results['config']['validation_scenes']} validation scenes).\n"
         f"Context gains {results['gain']:+.3f} over {rival}.\n\n"
         f"Look at {folder}/predictions.png and {folder}/curves.png. Label an image:\n"
-        f"{program()} predict {folder} {folder}/example.png"
+        f"{program()} predict {place} {place}/example.png"
     )
 
 

@@ -95,10 +95,10 @@ def load_network(path: Path | str, name: str | None = None) -> Trained:
             palette=tuple(tuple(colour) for colour in fields.pop("palette")),
             **fields,
         )
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError):
         raise DataError(
-            f"expected the checkpoint of a trained network; {path} holds other things. Name a file "
-            f"such as checkpoints/joint.safetensors of a run folder. ({error})"
+            f"expected the checkpoint of a trained network; {path} holds other things. Name a run "
+            "folder, or a file such as checkpoints/joint.safetensors in it."
         ) from None
     network = recipe.build()
     network.load_state_dict(arrays)

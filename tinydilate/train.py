@@ -344,7 +344,13 @@ class Run:
         save_checkpoint(self.checkpoints / LATEST, arrays, {"run": note})
 
     def _load(self) -> None:
-        arrays, note = load_checkpoint(self.checkpoints / LATEST)
+        try:
+            arrays, note = load_checkpoint(self.checkpoints / LATEST)
+        except DataError as error:
+            raise DataError(
+                f"expected a checkpoint to go on from; this run has none that can be read. Start a "
+                f"new one with another --out, or delete {self.folder}. ({error})"
+            ) from None
         try:
             state = dict(note["run"])
             random = state.pop("random")

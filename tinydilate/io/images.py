@@ -74,6 +74,8 @@ def _decode(path: Path, channels: int, scale: float) -> NDArray[np.float32]:
             f"expected an image of at most {Image.MAX_IMAGE_PIXELS or 0:,} pixels; {path} claims "
             "more, which may be a trap that fills the memory. Shrink it with an image editor."
         ) from None
+    except IsADirectoryError:
+        raise DataError(f"expected an image file; {path} is a folder. Name a file in it.") from None
     except UnidentifiedImageError:
         raise DataError(
             f"expected an image; got {path}, which is none that Pillow knows. "

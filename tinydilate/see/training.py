@@ -84,6 +84,15 @@ def draw_curves(
     _mark_stages((upper, lower), stages, begin)
     upper.set_ylabel("loss (thick: running mean)")
     upper.annotate(
+        "Jumps: each stage has a fresh optimiser.",
+        (0, 0),
+        xycoords="axes fraction",
+        xytext=(6, 6),
+        textcoords="offset points",
+        fontsize=8,
+        color="#777777",
+    )
+    upper.annotate(
         f"ln {len(classes)}: knowing nothing",
         (1, np.log(len(classes))),
         xycoords=("axes fraction", "data"),
