@@ -171,6 +171,10 @@ def test_a_long_list_of_names_is_cut():
 def test_loading_refuses_what_is_no_state():
     with pytest.raises(DataError, match=r"expected a mapping from names to arrays.*got str"):
         Block().load_state_dict("run/model.safetensors")
+    with pytest.raises(
+        DataError, match=r"tuple\. load_checkpoint returns \(arrays, note\): pass t"
+    ):
+        Block().load_state_dict((Block().state_dict(), None))
     for value in ("text", None, MetaArray((2,))):
         with pytest.raises(DataError, match="expected an array of numbers for scale"):
             Block().load_state_dict({"scale": value}, strict=False)
@@ -516,3 +520,22 @@ def test_cross_entropy_loss():
     expected = theirs(torch.from_numpy(scores), torch.from_numpy(labels)).item()
     assert loss(scores, labels).item() == pytest.approx(expected, rel=1e-5)
     assert list(loss.state_dict()) == ["weight"]
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_layer_names_the_channels_that_it_expects(layer):
+    net = nn.Sequential(layer(3, 4, 3))
+    image = np.zeros((5, 6, 3), np.float32)
+    expected = r"^expected an input with in_channels=3 channels, "
+    batched, one = r"\(N, 3, H, W\); got shape ", r"\(3, H, W\); got shape "
+    last = r"Its channels seem to stand last: put them first with x\."
+    cases = (
+        (image[None], batched + rf"\(1, 5, 6, 3\)\. {last}transpose\(0, 3, 1, 2\)\.$"),
+        (tinydilate.tensor(image), one + rf"\(5, 6, 3\)\. {last}permute\(2, 0, 1\)\.$"),
+        (image[None, None, :, :, 0], batched + r"\(1, 1, 5, 6\)\. Change in_channels, or give"),
+    )
+    for wrong, text in cases:
+        with pytest.raises(ShapeError, match=expected + text):
+            net(wrong)
+    assert net(image[None].transpose(0, 3, 1, 2)).shape[1] == 4
+    assert net(tinydilate.tensor(image).permute(2, 0, 1)).shape[0] == 4

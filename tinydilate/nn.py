@@ -218,6 +218,16 @@ class Module(ABC):
         The arrays are copies, a snapshot: training on does not change them. A parameter that is
         shared by two layers stands once, under its first name. On the meta device the values are
         `MetaArray`, shapes only.
+
+        Examples
+        --------
+        Saving to a file, and loading into a network built with the same arguments::
+
+            save_checkpoint("net.safetensors", net.state_dict())
+            arrays, note = load_checkpoint("net.safetensors")
+            net.load_state_dict(arrays)
+
+        Both functions are in `tinydilate.io.checkpoint`.
         """
         state = {}
         for name, tensor in self._named_tensors():
@@ -252,7 +262,12 @@ class Module(ABC):
         if not isinstance(state_dict, Mapping):
             raise DataError(
                 "expected a mapping from names to arrays, as state_dict() returns; got "
-                f"{type(state_dict).__name__}. Read a checkpoint file first."
+                f"{type(state_dict).__name__}. "
+                + (
+                    "load_checkpoint returns (arrays, note): pass the first."
+                    if isinstance(state_dict, tuple)
+                    else "Read a checkpoint file first."
+                )
             )
         own = dict(self._named_tensors())
         if any(tensor.device == "meta" for tensor in own.values()):
@@ -542,6 +557,7 @@ class Conv2d(Module):
         _start(self, rng)
 
     def forward(self, input: Any) -> Tensor:
+        _check_channels(input, self.in_channels)
         window = self.window
         return F.conv2d(  # type: ignore[no-any-return]
             input,
@@ -627,6 +643,7 @@ class ConvTranspose2d(Module):
         _start(self, rng)
 
     def forward(self, input: Any) -> Tensor:
+        _check_channels(input, self.in_channels)
         window = self.window
         return F.conv_transpose2d(  # type: ignore[no-any-return]
             input,
@@ -666,6 +683,23 @@ def _check_groups(groups: int, in_channels: int, out_channels: int) -> int:
             f"{in_channels} and {out_channels}."
         )
     return int(groups)
+
+
+def _check_channels(input: Any, channels: int) -> None:
+    """Refuse an image of other channels: a network's user thinks of those, not of a weight."""
+    shape: Size = getattr(input, "shape", ())
+    if len(shape) not in (3, 4) or shape[-3] == channels:
+        return
+    batch, axes = ("N, ", "(0, 3, 1, 2)") if len(shape) == 4 else ("", "(2, 0, 1)")
+    if shape[-1] == channels:
+        move_axes = "permute" if isinstance(input, Tensor) else "transpose"
+        advice = f"Its channels seem to stand last: put them first with x.{move_axes}{axes}."
+    else:
+        advice = "Change in_channels, or give it an input with that many."
+    raise ShapeError(
+        f"expected an input with in_channels={channels} channels, ({batch}{channels}, H, W); "
+        f"got shape {tuple(shape)}. {advice}"
+    )
 
 
 class Linear(Module):
