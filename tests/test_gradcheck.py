@@ -92,7 +92,8 @@ def test_the_message_names_the_input_and_both_numbers(position):
     found = re.fullmatch(
         rf"the gradient by input {position}, of shape \(3,\), is wrong: along a random direction "
         r"backward gives (\S+), differences give (\S+), a relative error of (\S+) where 1e-06 is "
-        r"allowed\. It is off most at \(1,\): (\S+) instead of (\S+)\. Check what backward returns "
+        r"allowed \(relative to the size of the terms that the slope is the sum of\)\. "
+        r"It is off most at \(1,\): (\S+) instead of (\S+)\. Check what backward returns "
         r"for that input\.",
         str(raised.value),
     )
@@ -209,6 +210,13 @@ REFUSED = [
         ConfigError,
         "gradcheck expected at least one float64 array or tensor among its inputs; got float. Pass "
         "the arrays whose gradients are to be checked after the function.",
+    ),
+    (
+        "inputs in a tuple",
+        lambda: gradcheck(F.exp, (np.ones(2),)),
+        ConfigError,
+        "gradcheck expected at least one float64 array or tensor among its inputs; got tuple. "
+        "Write gradcheck(f, *inputs), without a tuple.",
     ),
     (
         "no direction",

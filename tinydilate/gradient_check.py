@@ -108,10 +108,15 @@ def _points(inputs: tuple[Any, ...]) -> dict[int, Array]:
             )
         points[position] = array.copy()
     if not points:
+        packed = len(inputs) == 1 and isinstance(inputs[0], tuple | list)
         raise ConfigError(
             "gradcheck expected at least one float64 array or tensor among its inputs; got "
-            f"{', '.join(type(value).__name__ for value in inputs) or 'none'}. Pass the arrays "
-            "whose gradients are to be checked after the function."
+            f"{', '.join(type(value).__name__ for value in inputs) or 'none'}. "
+            + (
+                "Write gradcheck(f, *inputs), without a tuple."
+                if packed
+                else "Pass the arrays whose gradients are to be checked after the function."
+            )
         )
     return points
 
@@ -218,7 +223,8 @@ def _check_along(
         raise GradcheckError(
             f"the gradient by {where}, is wrong: along a random direction backward gives "
             f"{claimed:.9g}, differences give {slope:.9g}, a relative error of "
-            f"{error / scale:.2g} where {tolerance:.2g} is allowed."
+            f"{error / scale:.2g} where {tolerance:.2g} is allowed (relative to the size of the "
+            "terms that the slope is the sum of)."
             f"{_worst_element(cut, position, gradient, tolerance)} Check what backward returns "
             "for that input."
         )
