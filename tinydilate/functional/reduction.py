@@ -224,10 +224,10 @@ def mean(input: Any, dim: Dims = None, keepdim: bool = False) -> Tensor:
 
 @public
 def max(input: Any, dim: Dims = None, keepdim: bool = False) -> Tensor:
-    """Largest number over axes; nan where there is one.
+    """Largest number over axes, the values only; `argmax` gives their positions.
 
-    Takes the arguments of `sum`, as ``torch.amax`` does: it returns the numbers only, where
-    ``torch.max(input, dim)`` returns their indices as well (see `argmax`), and takes several axes.
+    It is ``torch.amax``, not ``torch.max``: ``v, i = a.max(dim=1)`` would unpack the rows of the
+    result, not values and indices. Takes the arguments of `sum`; nan where there is one.
     Numbers that are equally large share the gradient evenly.
 
     Raises
