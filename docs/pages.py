@@ -7,7 +7,7 @@
   it. A name that is gone fails the build.
 
 Nothing here has to be told about a new module: the list is read from the package's folder, its
-order from the imports.
+order from the imports, that of the ops from the docstring of `tinydilate.functional`.
 """
 
 from __future__ import annotations
@@ -69,6 +69,25 @@ def all_modules() -> list[str]:
     return order
 
 
+def in_reading_order(ops: list[str]) -> list[str]:
+    """Sort the ops as the docstring of `tinydilate.functional` tells to read them.
+
+    Raises
+    ------
+    LookupError
+        If it names other pages than there are.
+    """
+    text = ast.get_docstring(tree("tinydilate.functional")) or ""
+    named = " ".join(text.split()).partition("in this order: ")[2].partition(".")[0]
+    order = [f"tinydilate.functional.{name}" for name in named.split(", ")]
+    if sorted(order) != sorted(ops):
+        raise LookupError(
+            f"tinydilate.functional expected to name each page once; named: {named}. Differing: "
+            f"{', '.join(sorted(set(order) ^ set(ops))) or 'a page named twice'}."
+        )
+    return order
+
+
 def part_of(module: str) -> str:
     """``tinydilate.models.context`` -> ``models``."""
     return module.split(".")[1]
@@ -107,7 +126,7 @@ def write_pages(docs: Path) -> None:
     """Write `ops/` and `api/`; files that already say the same are left alone."""
     modules = [name for name in all_modules() if name != "tinydilate.functional"]
     pages = {page_of(name): module_page(name) for name in modules}
-    ops = [name for name in modules if page_of(name).startswith("ops/")]
+    ops = in_reading_order([name for name in modules if page_of(name).startswith("ops/")])
     pages["ops/index"] = OPS.format(pages=contents(ops))
     pages["api/index"] = API.format(pages=contents([name for name in modules if name not in ops]))
     for old in [*docs.glob("ops/*.md"), *docs.glob("api/*.md")]:
@@ -159,7 +178,7 @@ One op, one page. Every page is read in the same order: the definition, the NumP
 the specification, its twins for each device, the derivative, and the public function, which takes
 the arguments of its namesake in `torch.nn.functional`.
 
-The pages stand in the order in which they build on each other.
+The pages stand in the order in which they are best read.
 
 {pages}
 
