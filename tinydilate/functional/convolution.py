@@ -7,7 +7,11 @@ Definition: output (i, j) of filter f is a weighted sum over the taps of a windo
         y = i * stride - padding + u * dilation          (the tap rule, rows)
         z = j * stride - padding + v * dilation          (the tap rule, columns)
 
-and input is 0 in the padding. No "dilated filter" with zeros between its taps is ever built: the
+and input is 0 in the padding. With G ``groups`` the channels and the filters are cut into G equal
+blocks, and a filter sees the channels of its own block only: c then runs over C/G channels, and the
+input's channel is ``f // (F/G) * (C/G) + c``. With one group that is c.
+
+No "dilated filter" with zeros between its taps is ever built: the
 window reads the input with gaps. A 3x3 kernel with dilation l sees 2*l + 1 pixels along each axis
 and still costs nine multiplications.
 
@@ -46,6 +50,7 @@ def conv2d_forward(
     x: Array, w: Array, b: Array | None, window: Window, groups: int = 1, relu: bool = False
 ) -> Array:
     """(N, C, H, W), (F, C/groups, KH, KW), (F,) -> (N, F, OH, OW): weights times im2col."""
+    # The reference calls the reference, whichever implementation is in use.
     columns = unfold_forward.implementations["numpy"](x, window)  # (N, C, KH, KW, OH, OW)
     columns = columns.reshape(len(x), groups, w[0].size, *columns.shape[4:])
     weights = w.reshape(groups, len(w) // groups, w[0].size)  # (G, F/G, K), K = C/G*KH*KW
@@ -53,7 +58,7 @@ def conv2d_forward(
     out = out.reshape(len(x), len(w), *columns.shape[3:])  # (N, F, OH, OW)
     if b is not None:
         out = out + b[:, None, None]
-    return np.where(out < 0, 0, out) if relu else out
+    return np.where(out < 0, 0, out) if relu else out  # nan < 0 is false: nan stays nan
 
 
 @conv2d_forward.cpu
@@ -66,6 +71,7 @@ def conv2d_forward_cpu(
     return gathered_product(x, w, b, gather, groups, relu)
 
 
+# The loops are the definition, for reading and for float64. The fast path is tinydilate/gemm.py.
 @conv2d_forward.variant("cpu:loops")
 def conv2d_forward_loops(
     x: Array, w: Array, b: Array | None, window: Window, groups: int = 1, relu: bool = False
@@ -73,6 +79,8 @@ def conv2d_forward_loops(
     out = np.empty((len(x), len(w), *window.output_size(x.shape[2:])), x.dtype)
     bias = np.zeros(len(w), x.dtype) if b is None else b
     jobs = out.shape[0] * out.shape[1]
+    # share gives each thread a part of the jobs; window.before is the padding before the first row
+    # and the first column.
     share(_conv2d, jobs, x, w, bias, out, window.stride, window.before, window.dilation, groups)
     return np.where(out < 0, 0, out) if relu else out
 
