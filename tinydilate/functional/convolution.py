@@ -11,9 +11,9 @@ and input is 0 in the padding. With G ``groups`` the channels and the filters ar
 blocks, and a filter sees the channels of its own block only: c then runs over C/G channels, and the
 input's channel is ``f // (F/G) * (C/G) + c``. With one group that is c.
 
-No "dilated filter" with zeros between its taps is ever built: the
-window reads the input with gaps. A 3x3 kernel with dilation l sees 2*l + 1 pixels along each axis
-and still costs nine multiplications.
+No "dilated filter" with zeros between its taps is ever built: the window reads the input with gaps.
+A 3x3 kernel with dilation l sees 2*l + 1 pixels along each axis and still costs nine
+multiplications.
 
 The paper's equation 2, p = s + l*t, is a true convolution, which counts the taps backwards. Like
 every framework we count them forwards (correlation); learning does not care.

@@ -63,6 +63,7 @@ def unfold_forward_cpu(x: Array, window: Window) -> Array:
     columns = np.empty((*x.shape[:2], *window.kernel, *window.output_size(x.shape[2:])), x.dtype)
     planes = x.reshape(count * channels, *x.shape[2:])  # (N*C, H, W)
     result = columns.reshape(count * channels, *columns.shape[2:])  # (N*C, KH, KW, OH, OW)
+    # Each thread gets a part of the planes; window.before is the padding before row and column 0.
     share(_unfold, len(planes), planes, result, window.stride, window.before, window.dilation)
     return columns
 
