@@ -55,6 +55,8 @@ def read_image(path: Path | str, channels: int = 3, scale: float = 1.0) -> NDArr
 def _decode(path: Path, channels: int, scale: float) -> NDArray[np.float32]:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    if path.is_dir():  # opening one fails in another way on each system
+        raise DataError(f"expected an image file; {path} is a folder. Name a file in it.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -74,8 +76,6 @@ def _decode(path: Path, channels: int, scale: float) -> NDArray[np.float32]:
             f"expected an image of at most {Image.MAX_IMAGE_PIXELS or 0:,} pixels; {path} claims "
             "more, which may be a trap that fills the memory. Shrink it with an image editor."
         ) from None
-    except IsADirectoryError:
-        raise DataError(f"expected an image file; {path} is a folder. Name a file in it.") from None
     except UnidentifiedImageError:
         raise DataError(
             f"expected an image; got {path}, which is none that Pillow knows. "
