@@ -98,7 +98,9 @@ def test_scale(tmp_path):
 def test_no_file(tmp_path):
     with pytest.raises(DataError, match=r"expected an image at .*nothing\.png; there is no such"):
         read_image(tmp_path / "nothing.png")
-    with pytest.raises(DataError, match=r"expected an image file; .* is a folder\. Name a file in it"):
+    with pytest.raises(
+        DataError, match=r"expected an image file; .* is a folder\. Name a file in it"
+    ):
         read_image(tmp_path)
 
 
