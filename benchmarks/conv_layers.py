@@ -1,0 +1,207 @@
+"""Convolution layers of the networks, one by one, beside PyTorch's and beside the processor's peak.
+
+For each layer the forward pass, the gradient by the input, the gradient by the weights, and all
+three in a row are timed, both sides in turns, without autograd on either side. GFLOP/s count the
+multiplications and additions of the definition, 2 * N * F * OH * OW * C * KH * KW, whatever the
+algorithm: Winograd's may pass the peak. The peak is measured first, by a register tile whose factors
+stay in the first-level cache.
+
+    pip install torch
+    python benchmarks/conv_layers.py --json conv_layers.json
+    python benchmarks/conv_layers.py --winograd off      # direct arithmetic alone
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from side_by_side import alternate, median, paired_ratio, parser, table, write_json
+
+import tinydilate as td
+from tinydilate import gemm, simd
+from tinydilate.functional import convolution
+from tinydilate.threads import get_num_threads, share
+from tinydilate.window import Window
+
+
+class Layer(NamedTuple):
+    """A convolution of a square image with stride 1."""
+
+    name: str
+    batch: int
+    channels: int
+    filters: int
+    size: int
+    kernel: int
+    dilation: int
+    padding: int
+
+    @property
+    def window(self) -> Window:
+        """The layer's window."""
+        return Window.of((self.kernel, self.kernel), 1, self.padding, self.dilation)
+
+    @property
+    def flop(self) -> int:
+        """Multiplications and additions of one pass."""
+        out = self.window.output_size((self.size, self.size))
+        taps = self.kernel * self.kernel
+        return 2 * self.batch * self.filters * self.channels * taps * out[0] * out[1]
+
+
+def same(name: str, channels: int, filters: int, size: int, dilation: int, batch: int = 1) -> Layer:
+    """A 3x3 layer that keeps the size of its map."""
+    return Layer(name, batch, channels, filters, size, 3, dilation, dilation)
+
+
+CONTEXT = (1, 1, 2, 4, 8, 16, 1)  # dilations of the context networks' 3x3 layers (Table 1)
+LARGE = (2, 2, 4, 8, 16, 32, 32, 32)  # multiples of C that go in and out (Table 1)
+LAYERS = [
+    *(same(f"Basic d={d}", 21, 21, 66, d) for d in sorted(set(CONTEXT))),
+    same("Large 21->42 d=1", 21, 42, 66, 1),
+    same("Large 42->42 d=1", 42, 42, 66, 1),
+    same("Large 42->84 d=2", 42, 84, 66, 2),
+    same("Large 84->168 d=4", 84, 168, 66, 4),
+    same("Large 168->336 d=8", 168, 336, 66, 8),
+    same("Large 336->672 d=16", 336, 672, 66, 16),
+    same("Large 672->672 d=1", 672, 672, 66, 1),
+    *(same(f"32->32 d={d}", 32, 32, 64, d, batch=8) for d in (1, 2, 4, 8, 16)),
+    # A 500x500 crop through the front end, which does not pad inside.
+    Layer("conv1_1", 1, 3, 64, 500, 3, 1, 0),
+    Layer("conv1_2", 1, 64, 64, 498, 3, 1, 0),
+    Layer("conv2_2", 1, 128, 128, 246, 3, 1, 0),
+    Layer("conv3_2", 1, 256, 256, 120, 3, 1, 0),
+    Layer("conv4_2", 1, 512, 512, 56, 3, 1, 0),
+    Layer("conv5_1 d=2", 1, 512, 512, 52, 3, 2, 0),
+    Layer("fc6 7x7 d=4", 1, 512, 4096, 40, 7, 4, 0),
+    Layer("fc7 1x1", 1, 4096, 4096, 16, 1, 1, 0),
+]
+PASSES = ("forward", "grad_input", "grad_weight", "all")
+
+
+def our_passes(layer: Layer, arrays: tuple[Any, ...]) -> dict[str, Any]:
+    """The passes as tinydilate runs them."""
+    x, w, b, grad = arrays
+    window, size = layer.window, x.shape[2:]
+    passes = {
+        "forward": lambda: convolution.conv2d_forward(x, w, b, window),
+        "grad_input": lambda: convolution.conv2d_grad_input(grad, w, size, window),
+        "grad_weight": lambda: convolution.conv2d_grad_weight(x, grad, window),
+    }
+    return {**passes, "all": lambda: [run() for run in passes.values()]}
+
+
+def their_passes(layer: Layer, arrays: tuple[Any, ...]) -> dict[str, Any]:
+    """The passes as PyTorch runs them; the masks keep a pass from computing another's result."""
+    x, w, b, grad = (torch.from_numpy(array) for array in arrays)
+    geometry = ([1, 1], [layer.padding] * 2, [layer.dilation] * 2, False, [0, 0], 1)
+
+    def backward(mask: list[bool]) -> Any:
+        return torch.ops.aten.convolution_backward(grad, x, w, [len(w)], *geometry, mask)
+
+    def forward() -> Any:
+        return torch.ops.aten.convolution(x, w, b, *geometry)
+
+    return {
+        "forward": forward,
+        "grad_input": lambda: backward([True, False, False]),
+        "grad_weight": lambda: backward([False, True, False]),
+        "all": lambda: (forward(), backward([True, True, False])),
+    }
+
+
+def arrays_for(layer: Layer) -> tuple[Any, ...]:
+    """Random input, weights, bias and output gradient."""
+    random = np.random.default_rng(0)
+    out = layer.window.output_size((layer.size, layer.size))
+    shapes = (
+        (layer.batch, layer.channels, layer.size, layer.size),
+        (layer.filters, layer.channels, layer.kernel, layer.kernel),
+        (layer.filters,),
+        (layer.batch, layer.filters, *out),
+    )
+    return tuple(random.standard_normal(shape, np.float32) for shape in shapes)
+
+
+def agree(ours: Any, theirs: Any) -> float:
+    """Largest difference of two results, as a share of the largest number."""
+    theirs = theirs[0] if isinstance(theirs, tuple) and theirs[0] is not None else theirs
+    theirs = theirs[1] if isinstance(theirs, tuple) else theirs
+    theirs = theirs.numpy()
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def measured_peak(repeats: int = 5) -> float:
+    """GFLOP/s of all threads together, each running the register tile on cached numbers."""
+    seconds = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        flop = gemm.tile_at_its_best(rounds=20_000)
+        seconds.append(time.perf_counter() - begin)
+    return flop / min(seconds) / 1e9
+
+
+def main() -> None:
+    """Time every pass of every layer and print the table."""
+    arguments = parser(__doc__.splitlines()[0])
+    arguments.add_argument("--only", default="", help="layers whose name contains this")
+    options = arguments.parse_args()
+    td.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads)
+    peak = measured_peak()
+    print(f"peak {peak:.0f} GFLOP/s, {options.threads} threads, medians of {options.repeats} blocks")
+    rows, figures = [], []
+    for layer in (layer for layer in LAYERS if options.only in layer.name):
+        arrays = arrays_for(layer)
+        ours, theirs = our_passes(layer, arrays), their_passes(layer, arrays)
+        cells = [layer.name]
+        for name in PASSES:
+            if name != "all" and (error := agree(ours[name](), theirs[name]())) > 1e-3:
+                raise SystemExit(f"{layer.name}, {name}: the results differ by {error:.1e}")
+            flop = layer.flop * (3 if name == "all" else 1)
+            calls = max(1, min(20, int(4e9 / flop)))
+            sides = {"tinydilate": ours[name], "torch": theirs[name]}
+            repeats = options.repeats if flop < 2e10 else max(3, options.repeats // 2)
+            seconds = alternate(sides, repeats, calls)
+            mine, other = median(seconds["tinydilate"]), median(seconds["torch"])
+            ratio = paired_ratio(seconds["torch"], seconds["tinydilate"])
+            share_of_peak = flop / mine / 1e9 / peak
+            figures.append(
+                {
+                    "layer": layer._asdict(),
+                    "pass": name,
+                    "gflop": flop / 1e9,
+                    "tinydilate_ms": mine * 1e3,
+                    "torch_ms": other * 1e3,
+                    "tinydilate_gflops": flop / mine / 1e9,
+                    "torch_gflops": flop / other / 1e9,
+                    "share_of_peak": share_of_peak,
+                    "torch_over_tinydilate": ratio,
+                }
+            )
+            cells.append(f"{flop / mine / 1e9:.0f} {share_of_peak:4.0%} {ratio:5.2f}")
+        print("  ".join(cell.ljust(20) for cell in cells), flush=True)
+        rows.append(cells)
+    ratios = [row["torch_over_tinydilate"] for row in figures]
+    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+    print("\nGFLOP/s, share of the peak, PyTorch's time / ours")
+    print(table(["layer", *PASSES], rows))
+    print(f"\n{len(ratios)} rows, ratio at least {min(ratios):.2f}, geometric mean {mean:.2f}")
+    write_json(
+        options.json,
+        {
+            "threads": options.threads,
+            "peak_gflops": peak,
+            "geometric_mean": mean,
+            "smallest_ratio": min(ratios),
+            "rows": figures,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
