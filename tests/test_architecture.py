@@ -35,7 +35,7 @@ PAGES = [
 # within itself. Modules that share a link do not know each other.
 CHAIN = [
     ["errors"],
-    ["window", "threads", "config"],
+    ["window", "threads", "config", "buffers"],
     ["device", "field"],
     ["kernel"],
     ["simd"],

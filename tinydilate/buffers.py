@@ -1,0 +1,234 @@
+"""Memory for results, used again.
+
+A training step makes the same arrays as the step before and drops them again. To the system that is
+memory given back and asked for anew, and a page of fresh memory is cleared by the system when it is
+first touched: that alone takes longer than many a loop that fills it. So the kernels get their
+results from here. `empty` hands out an array in a *block* of memory; when the array and the last
+view of it are gone, the block comes back by itself and waits for the next array of its size.
+
+* A block is up to one eighth larger than asked for, so that arrays of nearly one size share it.
+* Every array begins at a multiple of 64 bytes, the longest vector and the line of a cache. Arrays
+  of less than 64 KB are NumPy's own: its allocator already keeps small memory.
+* Held memory never raises the peak. When no held block fits, the blocks that have waited longest
+  are let go first, until what is held, what is in use and the new block together are no more than
+  was in use at once before. And at most 2 GiB are held; `empty_cache` lets go of all.
+
+Three lines could tell the C library to keep freed memory instead (mallopt), and were as fast. But
+they exist on one system, change the allocator under the whole program that imported us, keep memory
+without a bound, and align to 16 bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Result = TypeVar("Result")
+
+ALIGNMENT = 64  # bytes
+_LEAST = 65_536  # bytes from which on an array gets a block
+_HELD_AT_MOST = 2**31  # bytes
+
+
+class Statistics(NamedTuple):
+    """Bytes in blocks: with arrays in them, waiting, the most that was ever in use at once.
+
+    And the number of blocks that were made so far.
+    """
+
+    in_use: int
+    held: int
+    peak: int
+    made: int
+
+
+class _Block(NamedTuple):
+    """A piece of memory."""
+
+    memory: Array  # bytes; keeps the memory alive
+    address: int  # the first multiple of ALIGNMENT in it
+    size: int  # bytes from there on
+    number: int  # how many came back before it did
+
+
+class _Lease:
+    """A block while it is in use: the base of its array and, through that, of every view.
+
+    NumPy makes an array of whatever describes memory by this interface, and keeps it alive as long
+    as the memory is seen.
+    """
+
+    __slots__ = ("__array_interface__", "block", "pool")
+
+    def __init__(self, pool: _Pool, block: _Block, shape: tuple[int, ...], dtype: np.dtype[Any]):
+        self.pool, self.block = pool, block
+        self.__array_interface__ = {
+            "data": (block.address, False),  # False: not read-only
+            "shape": shape,
+            "typestr": dtype.str,
+            "version": 3,
+        }
+
+    def __del__(self) -> None:
+        self.pool.give_back(self.block)
+
+
+def block_size(size: int) -> int:
+    """The size of the block for ``size`` bytes: eight sizes from one power of two to the next."""
+    step = 1 << max(0, size.bit_length() - 4)
+    return -(-size // step) * step
+
+
+class _Pool:
+    """Blocks in waiting, and the count of those in use.
+
+    Arrays die at any moment: on another thread, or in the middle of `take`, when Python's garbage
+    collector happens to run there. So a dying array never waits for the lock. It leaves its block
+    in ``returned``, and whoever holds the lock looks there, and once more after letting it go.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.inside = False  # whether the lock's holder is changing what follows
+        self.returned: deque[_Block] = deque()
+        self.waiting: dict[int, deque[_Block]] = {}  # by size; the one that came back last, last
+        self.in_use = self.held = self.peak = self.made = self.came_back = 0
+
+    def take(self, size: int) -> _Block:
+        """A block of ``size`` bytes."""
+        with self.lock:
+            block = self._alone(self._pick, size) or self._make(size)
+            self.in_use += size
+            self.peak = max(self.peak, self.in_use)
+        self._look()
+        return block
+
+    def give_back(self, block: _Block) -> None:
+        """Called by a dying array."""
+        self.returned.append(block)
+        self._look()
+
+    def _look(self) -> None:
+        while self.returned and not self.inside and self.lock.acquire(blocking=False):
+            try:
+                self._alone(self._settle)
+            finally:
+                self.lock.release()
+
+    def _alone(self, work: Callable[..., Result], *arguments: Any) -> Result | None:
+        """Do what needs the lock, unless a finaliser has led us here out of the middle of it."""
+        if self.inside:
+            return None
+        self.inside = True
+        try:
+            return work(*arguments)
+        finally:
+            self.inside = False
+
+    def _pick(self, size: int) -> _Block:
+        """A block that waits, the one used last; or a new one."""
+        if self.returned:
+            self._settle()
+        blocks = self.waiting.get(size)
+        if not blocks:
+            self._let_go(self.peak - self.in_use - size)
+            return self._make(size)
+        self.held -= size
+        return blocks.pop()
+
+    def _settle(self) -> None:
+        """Take in what dying arrays left."""
+        while self.returned:
+            block = self.returned.popleft()
+            self.came_back += 1
+            block = block._replace(number=self.came_back)
+            self.waiting.setdefault(block.size, deque()).append(block)
+            self.in_use -= block.size
+            self.held += block.size
+        self._let_go(_HELD_AT_MOST)
+
+    def _let_go(self, keep: int) -> None:
+        """Give blocks to the system, those that came back first, until ``keep`` bytes are held."""
+        while self.held > max(0, keep):
+            waiting = [blocks for blocks in self.waiting.values() if blocks]
+            oldest = min(waiting, key=lambda blocks: blocks[0].number).popleft()
+            self.held -= oldest.size
+
+    def _make(self, size: int) -> _Block:
+        try:
+            memory = np.empty(size + ALIGNMENT, np.uint8)
+        except MemoryError:
+            self._let_go(0)  # and once more with all that was held
+            memory = np.empty(size + ALIGNMENT, np.uint8)
+        self.made += 1
+        begin = memory.ctypes.data
+        return _Block(memory, begin + -begin % ALIGNMENT, size, 0)
+
+    def empty_cache(self) -> None:
+        """Let go of every block that waits, and count the peak from here on."""
+        with self.lock:
+            self._alone(self._settle)
+            self._alone(self._let_go, 0)
+            self.peak = self.in_use
+
+    def statistics(self) -> Statistics:
+        """What there is at this moment."""
+        with self.lock:
+            self._alone(self._settle)
+            return Statistics(self.in_use, self.held, self.peak, self.made)
+
+
+_pool = _Pool()
+
+# A fork copies one thread only: let no other be in the middle of something here.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_pool.lock.acquire,
+        after_in_parent=_pool.lock.release,
+        after_in_child=_pool.lock.release,
+    )
+
+
+def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+    """An array for a result, as `numpy.empty`: whatever numbers happen to be in it."""
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    if size < _LEAST:
+        return np.empty(shape, dtype)
+    return np.asarray(_Lease(_pool, _pool.take(block_size(size)), shape, dtype))
+
+
+def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+    """An array of zeros for a result, as `numpy.zeros`."""
+    array = empty(shape, dtype)
+    array.fill(0)
+    return array
+
+
+def empty_like(array: Array) -> Array:
+    """`empty` of another array's shape and dtype."""
+    return empty(array.shape, array.dtype)
+
+
+def is_view(array: Any) -> bool:
+    """Whether an array looks into memory that something else looks into as well, or may."""
+    base = getattr(array, "base", None)
+    return not (base is None or isinstance(base, _Lease))
+
+
+def statistics() -> Statistics:
+    """How much memory is in use and held, in bytes."""
+    return _pool.statistics()
+
+
+def empty_cache() -> None:
+    """Give all memory that waits for a next use back to the system."""
+    _pool.empty_cache()
