@@ -98,7 +98,7 @@ def pooling(shape: tuple[int, ...]) -> Iterator[Row]:
     t = torch.from_numpy(x)
     for kernel, stride, padding in ((2, 2, 0), (3, 2, 1)):
         geometry = [kernel] * 2, [stride] * 2, [padding] * 2
-        values, where = aten.max_pool2d_with_indices(t, *geometry)
+        _, where = aten.max_pool2d_with_indices(t, *geometry)
         yield from both_ways(
             f"max_pool {kernel}x{kernel}/{stride}",
             lambda x, options=(kernel, stride, padding): F.max_pool2d(x, *options),
