@@ -40,16 +40,21 @@ def as_torch(network: nn.Module) -> torch.nn.Sequential:
                 window.before,
                 window.dilation,
             )
-            with torch.no_grad():
-                made.weight.copy_(torch.tensor(layer.weight.data))
-                made.bias.copy_(torch.tensor(layer.bias.data))
+            if layer.weight.device != "meta":  # where there are none
+                with torch.no_grad():
+                    made.weight.copy_(torch.tensor(layer.weight.data))
+                    made.bias.copy_(torch.tensor(layer.bias.data))
             layers.append(made)
             if layer.relu:
                 layers.append(torch.nn.ReLU())
         elif isinstance(layer, nn.ReflectionBorder):
             layers.append(torch.nn.ReflectionPad2d(layer.width))
         elif isinstance(layer, nn.MaxPool2d):
-            layers.append(torch.nn.MaxPool2d(layer.kernel_size, layer.stride))
+            layers.append(
+                torch.nn.MaxPool2d(layer.kernel_size, layer.stride, ceil_mode=layer.ceil_mode)
+            )
+        elif isinstance(layer, nn.Dropout):
+            layers.append(torch.nn.Dropout(layer.p))
         elif isinstance(layer, nn.ReLU):
             layers.append(torch.nn.ReLU())
         elif not list(layer.children()):

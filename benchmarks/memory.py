@@ -1,0 +1,152 @@
+"""The most memory that the published networks take at once, beside PyTorch.
+
+Two cases: a forward pass of the VOC network, front end and Large context (141 million parameters),
+over an image of 900 x 900 pixels; and one training step, SGD with momentum, of the front end and
+the Basic context on a crop of 500 x 500. Every figure is the largest resident set of a fresh Python
+process that does nothing else: interpreter, libraries, weights and their packed copies, machine
+code, everything counts. The first run in a new environment compiles, too.
+
+    pip install torch
+    python benchmarks/memory.py --json memory.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+from side_by_side import parser, table, write_json
+
+# The parent imports neither side: what a parent had resident may count as its child's.
+
+CLASSES = 21  # 20 kinds of objects, and background
+CASES = {
+    "forward": "VOC network, forward, 900x900",
+    "step": "front end + Basic context, training step, 500x500",
+}
+
+
+def voc_network(**options: Any) -> Any:
+    """The published VOC network; 900 pixels, their border among them, give 66 cells."""
+    from tinydilate import models, nn
+
+    front_end = models.front_end(CLASSES, border=False, final_name="fc-final", **options)
+    context = models.context(CLASSES, "large", padding="buffer", prefix="ct", **options)
+    return nn.Sequential(front_end, context)
+
+
+def crop_network(**options: Any) -> Any:
+    """Front end and Basic context; a crop of 500 pixels gives 16 cells."""
+    from tinydilate import models, nn
+
+    front_end = models.front_end(CLASSES, border=False, **options)
+    return nn.Sequential(front_end, models.context(CLASSES, **options))
+
+
+def image(size: int) -> Any:
+    """A batch of one image of noise: (1, 3, size, size)."""
+    return np.random.default_rng(0).standard_normal((1, 3, size, size), np.float32)
+
+
+def labels() -> Any:
+    """A label for each of the crop's cells: (1, 16, 16)."""
+    return np.random.default_rng(1).integers(0, CLASSES, (1, 16, 16))
+
+
+def our_forward() -> None:
+    """The forward pass in tinydilate."""
+    import tinydilate as td
+
+    network = voc_network(rng=0).eval()
+    with td.no_grad():
+        assert network(image(900)).shape == (1, CLASSES, 66, 66)
+
+
+def their_forward() -> None:
+    """The forward pass in PyTorch."""
+    import torch
+    from train_step import as_torch
+
+    network = as_torch(voc_network(device="meta")).eval()
+    with torch.no_grad():
+        assert network(torch.from_numpy(image(900))).shape == (1, CLASSES, 66, 66)
+
+
+def our_step() -> None:
+    """The training step in tinydilate."""
+    from tinydilate import functional as F
+    from tinydilate import optim
+
+    network = crop_network(rng=0)
+    optimizer = optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
+    F.cross_entropy(network(image(500)), labels()).backward()
+    optimizer.step()
+
+
+def their_step() -> None:
+    """The training step in PyTorch."""
+    import torch
+    from train_step import as_torch
+
+    network = as_torch(crop_network(device="meta"))
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
+    out = network(torch.from_numpy(image(500)))
+    torch.nn.functional.cross_entropy(out, torch.from_numpy(labels())).backward()
+    optimizer.step()
+
+
+def peak() -> int:
+    """Bytes of this process that were resident at once, at most."""
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024  # elsewhere in kilobytes
+
+
+def run_here(side: str, case: str, threads: int) -> None:
+    """In the child: one case of one side, and the peak on the last line."""
+    if side == "torch":
+        import torch
+
+        torch.set_num_threads(threads)
+        (their_forward if case == "forward" else their_step)()
+    else:
+        import tinydilate as td
+
+        td.set_num_threads(threads)
+        (our_forward if case == "forward" else our_step)()
+    print(peak())
+
+
+def in_a_child(side: str, case: str, threads: int) -> int:
+    """Peak of a fresh process, in bytes."""
+    command = [sys.executable, __file__, "--child", side, case, "--threads", str(threads)]
+    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return int(run.stdout.split()[-1])
+
+
+def main() -> None:
+    """Measure both sides of both cases and print them."""
+    arguments = parser(__doc__.splitlines()[0])
+    arguments.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    arguments.add_argument("--only", choices=CASES, help="one of the cases")
+    options = arguments.parse_args()
+    if options.child:
+        run_here(*options.child, options.threads)
+        return
+    rows, figures = [], {}
+    for case in [options.only] if options.only else CASES:
+        ours, theirs = (in_a_child(side, case, options.threads) for side in ("ours", "torch"))
+        rows.append([CASES[case], f"{ours / 2**20:.0f}", f"{theirs / 2**20:.0f}"])
+        rows[-1].append(f"{theirs / ours:.2f}")
+        figures[case] = {"tinydilate_bytes": ours, "torch_bytes": theirs}
+    header = ["peak of resident memory", "tinydilate MiB", "PyTorch MiB", "PyTorch / ours"]
+    print(f"{options.threads} threads, a fresh process for each figure")
+    print(table(header, rows))
+    write_json(options.json, {"threads": options.threads, **figures})
+
+
+if __name__ == "__main__":
+    main()
