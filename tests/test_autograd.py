@@ -12,7 +12,7 @@ import pytest
 
 import tinydilate
 import tinydilate.functional as F
-from tinydilate import Op, Tensor, is_grad_enabled, no_grad, tensor, watching
+from tinydilate import Op, Tensor, buffers, is_grad_enabled, no_grad, tensor, watching
 from tinydilate.device import MetaArray
 from tinydilate.errors import DeviceError, DtypeError, GraphError, ShapeError
 
@@ -185,6 +185,56 @@ def test_what_an_op_saved_is_let_go_by_the_walk():
     assert vars(op) == {"used_up": True}
     gc.collect()
     assert saved() is None
+
+
+def test_gradients_are_let_go_before_the_next_op_makes_new_ones():
+    alive, most = [], []
+
+    class Watched(Op):
+        def forward(self, x):
+            return x + 0
+
+        def backward(self, grad):
+            most.append(sum(seen() is not None for seen in alive))
+            result = grad * 2
+            alive.append(weakref.ref(result))
+            return result
+
+    a = leaf(*np.ones(1000))
+    b = a
+    for _ in range(5):
+        b = Watched()(b)
+    b.backward(np.ones(1000))
+    assert most == [0, 1, 1, 1, 1], "an op finds its own gradient and no older one"
+    assert a.grad.data[0] == 32
+
+
+def test_a_leaf_takes_over_an_array_of_its_own_and_copies_a_view():
+    given = []
+
+    class Gives(Op):
+        def __init__(self, make):
+            self.make = make
+
+        def forward(self, x):
+            return x + 0
+
+        def backward(self, grad):
+            given.append(self.make())
+            return given[-1]
+
+    block = buffers.zeros((400, 200), np.float64)
+    for make, copied in (
+        (lambda: np.ones((400, 200)), False),
+        (lambda: buffers.zeros((400, 200), np.float64), False),
+        (lambda: block[:], True),
+        (lambda: block.reshape(-1).reshape(400, 200), True),
+        (lambda: np.ones((200, 400)).T, True),
+    ):
+        a = tensor(np.ones((400, 200)), requires_grad=True)
+        Gives(make)(a).backward(np.ones((400, 200)))
+        assert (a.grad.data is not given[-1]) == copied
+        assert np.shares_memory(a.grad.data, given[-1]) != copied
 
 
 # ---- where the walk begins -------------------------------------------------------------------

@@ -146,8 +146,8 @@ def test_the_blocks_that_waited_longest_are_let_go_first(pool):
     assert [size for size, blocks in pool.waiting.items() if blocks] == [425_984, 851_968]
 
 
-def test_what_is_held_is_bounded(pool, monkeypatch):
-    monkeypatch.setattr(buffers, "_HELD_AT_MOST", 300 * KB)
+def test_what_is_held_is_bounded(pool):
+    pool.held_at_most = 300 * KB
     arrays = [buffers.empty((100 * KB,), np.uint8) for _ in range(5)]
     assert pool.statistics().in_use == 5 * 104 * KB
     arrays.clear()

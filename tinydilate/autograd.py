@@ -24,6 +24,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from tinydilate import buffers
 from tinydilate.device import DEVICES, MetaArray, check_device, device_of, move
 from tinydilate.errors import DeviceError, DtypeError, GraphError, ShapeError
 from tinydilate.kernel import kernel
@@ -464,7 +465,11 @@ def accumulate(a: Any, b: Any) -> Any:
     return np.add(a, b)
 
 
-accumulate.cpu(np.add)
+@accumulate.cpu
+def accumulate_cpu(a: Any, b: Any) -> Any:  # noqa: D103 - what its reference means
+    return np.add(a, b, out=buffers.empty_like(a))
+
+
 accumulate.meta(lambda a, b: a)
 
 
@@ -503,7 +508,7 @@ def _backward(root: Tensor, seed: Any, retain_graph: bool) -> None:
     def give(tensor: Tensor, gradient: Any, shared: bool) -> None:
         op = tensor.op
         if op is None and tensor.grad is None:  # a leaf; its .grad shares memory with no other
-            shared = shared or getattr(gradient, "base", None) is not None
+            shared = shared or buffers.is_view(gradient)
             tensor.grad = Tensor(gradient.copy() if shared else gradient)
         elif op is None:
             tensor.grad = Tensor(accumulate(cast(Tensor, tensor.grad).data, gradient))
@@ -519,9 +524,9 @@ def _backward(root: Tensor, seed: Any, retain_graph: bool) -> None:
             gradients[op.number] = gradient
             heapq.heappush(waiting, (-op.number, op))
 
-    give(root, seed, True)
-    while waiting:
-        _, op = heapq.heappop(waiting)
+    # A function of its own: with its variables the gradients end that nobody needs any more, before
+    # the next op makes new ones.
+    def visit(op: Op) -> None:
         gradient = gradients.pop(op.number)
         results = op.input_gradients(gradient)
         inputs, needs = op.inputs, op.needs
@@ -530,3 +535,7 @@ def _backward(root: Tensor, seed: Any, retain_graph: bool) -> None:
         for tensor, needed, result in zip(inputs, needs, results, strict=True):
             if needed and tensor.requires_grad:  # it may have been frozen or thawed since
                 give(tensor, result, sum(result is other for other in (gradient, *results)) > 1)
+
+    give(root, seed, True)
+    while waiting:
+        visit(heapq.heappop(waiting)[1])

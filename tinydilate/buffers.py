@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -35,7 +35,6 @@ Result = TypeVar("Result")
 
 ALIGNMENT = 64  # bytes
 _LEAST = 65_536  # bytes from which on an array gets a block
-_HELD_AT_MOST = 2**31  # bytes
 
 
 class Statistics(NamedTuple):
@@ -95,11 +94,14 @@ class _Pool:
     in ``returned``, and whoever holds the lock looks there, and once more after letting it go.
     """
 
+    held_at_most = 2**31  # bytes
+
+    # What a dying array runs uses no name of the module: at the interpreter's end there are none.
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.inside = False  # whether the lock's holder is changing what follows
         self.returned: deque[_Block] = deque()
-        self.waiting: dict[int, deque[_Block]] = {}  # by size; the one that came back last, last
+        self.waiting = defaultdict[int, deque[_Block]](deque)  # by size; the latest is the last
         self.in_use = self.held = self.peak = self.made = self.came_back = 0
 
     def take(self, size: int) -> _Block:
@@ -137,7 +139,7 @@ class _Pool:
         """A block that waits, the one used last; or a new one."""
         if self.returned:
             self._settle()
-        blocks = self.waiting.get(size)
+        blocks = self.waiting[size]
         if not blocks:
             self._let_go(self.peak - self.in_use - size)
             return self._make(size)
@@ -150,10 +152,10 @@ class _Pool:
             block = self.returned.popleft()
             self.came_back += 1
             block = block._replace(number=self.came_back)
-            self.waiting.setdefault(block.size, deque()).append(block)
+            self.waiting[block.size].append(block)
             self.in_use -= block.size
             self.held += block.size
-        self._let_go(_HELD_AT_MOST)
+        self._let_go(self.held_at_most)
 
     def _let_go(self, keep: int) -> None:
         """Give blocks to the system, those that came back first, until ``keep`` bytes are held."""
