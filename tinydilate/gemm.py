@@ -38,6 +38,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinydilate import buffers
 from tinydilate.device import Array
 from tinydilate.kernel import jit
 from tinydilate.simd import copy_run, dot_tile, host_tile, outer_tile
@@ -198,7 +199,7 @@ def pack_rows(matrix: Array) -> Array:
     """(F, K) -> (tiles, K, ROWS): rows in groups of a tile, laid out step by step."""
     rows = host_tile().rows
     count, inner = matrix.shape
-    padded = np.zeros((-(-count // rows) * rows, inner), np.float32)
+    padded = buffers.zeros((-(-count // rows) * rows, inner), np.float32)
     padded[:count] = matrix
     return np.ascontiguousarray(padded.reshape(-1, rows, inner).transpose(0, 2, 1))
 
@@ -228,7 +229,7 @@ def gathered_product(
     filters, per_group = weights.shape[:2]
     count, (out_h, out_w) = len(images), gather.output
     tile = host_tile()
-    out = np.empty((count, filters, out_h * out_w), np.float32)
+    out = buffers.empty((count, filters, out_h * out_w), np.float32)
     each = filters // groups
     starts = np.zeros((groups, -(-each // tile.rows) * tile.rows), np.float32)
     if bias is not None:
@@ -346,7 +347,7 @@ def gathered_outer(images: Array, gradient: Array, gather: Gather, groups: int =
     splits = 1 if row_blocks >= 4 * get_num_threads() else min(get_num_threads(), max(1, blocks))
     results = []
     for group in range(groups):
-        parts = np.empty((splits, each, inner), np.float32)
+        parts = buffers.empty((splits, each, inner), np.float32)
         share(
             _outer,
             splits * row_blocks,

@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from tinydilate import buffers
 from tinydilate.autograd import Op, Tensor, as_tensors, public
 from tinydilate.device import Array, MetaArray
 from tinydilate.errors import ShapeError
@@ -76,7 +77,7 @@ def conv2d_forward_cpu(
 def conv2d_forward_loops(
     x: Array, w: Array, b: Array | None, window: Window, groups: int = 1, relu: bool = False
 ) -> Array:
-    out = np.empty((len(x), len(w), *window.output_size(x.shape[2:])), x.dtype)
+    out = buffers.empty((len(x), len(w), *window.output_size(x.shape[2:])), x.dtype)
     bias = np.zeros(len(w), x.dtype) if b is None else b
     jobs = out.shape[0] * out.shape[1]
     # share gives each thread a part of the jobs; window.before is the padding before the first row
@@ -160,7 +161,7 @@ def conv2d_grad_input_cpu(
 def conv2d_grad_input_loops(
     grad: Array, w: Array, size: Pair, window: Window, groups: int = 1
 ) -> Array:
-    result = np.zeros((len(grad), w.shape[1] * groups, *size), grad.dtype)
+    result = buffers.zeros((len(grad), w.shape[1] * groups, *size), grad.dtype)
     jobs = result.shape[0] * result.shape[1]
     share(_spread, jobs, grad, w, result, window.stride, window.before, window.dilation)
     return result
@@ -226,7 +227,7 @@ def conv2d_grad_weight_cpu(x: Array, grad: Array, window: Window, groups: int = 
 
 @conv2d_grad_weight.variant("cpu:loops")
 def conv2d_grad_weight_loops(x: Array, grad: Array, window: Window, groups: int = 1) -> Array:
-    result = np.zeros((grad.shape[1], x.shape[1] // groups, *window.kernel), x.dtype)
+    result = buffers.zeros((grad.shape[1], x.shape[1] // groups, *window.kernel), x.dtype)
     jobs = result.shape[0] * result.shape[1]
     share(_correlate, jobs, x, grad, result, window.stride, window.before, window.dilation, groups)
     return result

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tinydilate import gemm
+from tinydilate import buffers, gemm
 from tinydilate.autograd import Op, Tensor, as_tensors, public
 from tinydilate.device import Array, MetaArray
 from tinydilate.errors import ShapeError
@@ -40,7 +40,7 @@ def matmul_forward(a: Array, b: Array) -> Array:
 def matmul_forward_cpu(a: Array, b: Array) -> Array:
     if a.dtype != np.float32:  # the register tiles are float32
         return matmul_forward_loops(a, b)
-    out = np.zeros(product_shape(a.shape, b.shape), a.dtype)
+    out = buffers.zeros(product_shape(a.shape, b.shape), a.dtype)
     if out.size and a.shape[-1]:
         for left, right, result in _pairs(a, b, out):
             result[:] = gemm.matmul(left, right)
@@ -49,7 +49,7 @@ def matmul_forward_cpu(a: Array, b: Array) -> Array:
 
 @matmul_forward.variant("cpu:loops")
 def matmul_forward_loops(a: Array, b: Array) -> Array:
-    out = np.zeros(product_shape(a.shape, b.shape), a.dtype)
+    out = buffers.zeros(product_shape(a.shape, b.shape), a.dtype)
     least = 1 + _LEAST // (1 + b.shape[-2] * b.shape[-1])
     for left, right, result in _pairs(a, b, out):
         share(_matmul, len(left), left, right, result, least=least)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from tinydilate import buffers
 from tinydilate.autograd import Op, Tensor, as_tensors, public
 from tinydilate.device import Array, MetaArray
 from tinydilate.errors import ShapeError
@@ -60,7 +61,8 @@ def unfold_forward(x: Array, window: Window) -> Array:
 @unfold_forward.cpu
 def unfold_forward_cpu(x: Array, window: Window) -> Array:
     count, channels = x.shape[:2]
-    columns = np.empty((*x.shape[:2], *window.kernel, *window.output_size(x.shape[2:])), x.dtype)
+    shape = (*x.shape[:2], *window.kernel, *window.output_size(x.shape[2:]))
+    columns = buffers.empty(shape, x.dtype)
     planes = x.reshape(count * channels, *x.shape[2:])  # (N*C, H, W)
     result = columns.reshape(count * channels, *columns.shape[2:])  # (N*C, KH, KW, OH, OW)
     # Each thread gets a part of the planes; window.before is the padding before row and column 0.
@@ -110,7 +112,7 @@ def fold_forward(columns: Array, size: Pair, window: Window) -> Array:
 @fold_forward.cpu
 def fold_forward_cpu(columns: Array, size: Pair, window: Window) -> Array:
     count, channels = columns.shape[:2]
-    image = np.zeros((count, channels, *size), columns.dtype)
+    image = buffers.zeros((count, channels, *size), columns.dtype)
     planes = image.reshape(count * channels, *size)  # (N*C, H, W)
     parts = columns.reshape(count * channels, *columns.shape[2:])  # (N*C, KH, KW, OH, OW)
     # Threads share planes, so no two of them add to one pixel.
