@@ -129,6 +129,34 @@ def test_a_rule_keeps_the_dtype_whichever_came_first(order):
     assert np.asarray(rule(np.ones((), np.float32))).dtype == np.float32
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_rule_on_many_numbers_gives_what_it_gives_on_few(threads):
+    rule, before = Elementwise(lambda a, b: a / b), tinydilate.get_num_threads()
+    a = np.random.default_rng(0).normal(size=(3, 70_000)).astype(np.float32)
+    b = a[::-1].copy()
+    b[0, 0] = 0
+    tinydilate.set_num_threads(threads)
+    try:
+        with np.errstate(all="raise"):  # inf and nan are answers, on every thread
+            whole, repeated = rule(a, b), rule(a, a[:1] + 9)
+    finally:
+        tinydilate.set_num_threads(before)
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(whole, a / b)
+    np.testing.assert_array_equal(repeated, a / (a[:1] + 9))
+    assert whole.dtype == repeated.dtype == np.float32
+
+
+def test_the_door_sees_what_hides_among_ready_arrays():
+    class Named(np.ndarray):
+        pass
+
+    ready, odd = np.ones((2, 2)), np.ones((2, 4))[:, ::2]
+    assert kernel._ready((ready, 3, ready.astype(np.int64), None))
+    for other in (odd, odd.view(Named), [ready], MetaArray((2, 2)), np.ones(2, np.float32)):
+        assert not kernel._ready((ready, other))
+
+
 # ---- compiled loops --------------------------------------------------------------------------
 
 

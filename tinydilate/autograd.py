@@ -313,9 +313,9 @@ class Op(ABC):
                 f"for each call: {type(self).__name__}(...)(x)."
             )
         tensors = as_tensors(*inputs)
-        self.needs = tuple(tensor.requires_grad for tensor in tensors)
-        result = self.forward(*(tensor.data for tensor in tensors))
-        if not (any(self.needs) and is_grad_enabled()):
+        self.needs = tuple([tensor.requires_grad for tensor in tensors])
+        result = self.forward(*[tensor.data for tensor in tensors])
+        if True not in self.needs or not is_grad_enabled():
             return Tensor(result)
         self.inputs, self.number = tensors, next(_numbers)
         return Tensor(result, requires_grad=True, op=self)
@@ -429,6 +429,8 @@ def as_tensors(*values: Any) -> tuple[Tensor, ...]:
         If tensors of different devices or different number types are mixed, or the numbers are
         whole.
     """
+    if _alike(values):
+        return values
     model = next((value for value in values if not isinstance(value, _NUMBERS)), None)
     first = model if isinstance(model, Tensor) else tensor(0.0 if model is None else model)
     tensors = []
@@ -457,6 +459,22 @@ def as_tensors(*values: Any) -> tuple[Tensor, ...]:
                 f"{other.dtype}. Convert one of them, for example with .to(np.float32)."
             )
     return tuple(tensors)
+
+
+def _alike(values: tuple[Any, ...]) -> bool:
+    """Whether all are tensors of one device and one floating-point dtype, the common case."""
+    kind, dtype = None, None
+    for value in values:
+        if type(value) is not Tensor:
+            return False
+        data = value.data
+        if dtype is None:
+            kind, dtype = type(data), data.dtype
+            if dtype not in FLOATS:
+                return False
+        elif data.dtype is not dtype or type(data) is not kind:
+            return False
+    return True
 
 
 @kernel

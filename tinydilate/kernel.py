@@ -28,11 +28,13 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from tinydilate import window
+from tinydilate import buffers, window
 from tinydilate.device import MetaArray, device_of
 from tinydilate.errors import DeviceError, DtypeError, KernelError
+from tinydilate.threads import share
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+_LEAST = 65_536  # elements worth a thread
 
 # ---------------------------------------------------------------------------------------------
 # Compiling loops
@@ -176,24 +178,52 @@ class Elementwise:
 
     def __init__(self, rule: Callable[..., Any]) -> None:
         self.rule = rule
-        self._compiled: dict[np.dtype[Any], Callable[..., Any]] = {}
+        self._ufuncs: dict[np.dtype[Any], Callable[..., Any]] = {}
+        self._compiled: list[Any] = []  # Numba's objects, which own the ufuncs' machine code
 
-    def __call__(self, *arguments: Any) -> Any:
-        dtype = arguments[0].dtype
-        if dtype not in self._compiled:
-            with _decorating:
-                if dtype not in self._compiled:
-                    self._compiled[dtype] = self._compile(dtype)
-        return self._compiled[dtype](*arguments)
+    def __call__(self, *arrays: Any) -> Any:
+        first, last = arrays[0], arrays[-1]
+        ufunc = self._ufuncs.get(first.dtype) or self._ufunc(first.dtype)
+        if first.size < _LEAST or first.shape != last.shape:
+            return ufunc(*arrays)
+        out = buffers.empty_like(first)
+        lines, result = [array.reshape(-1) for array in arrays], out.reshape(-1)
+
+        def part(start: int, stop: int) -> None:
+            with np.errstate(all="ignore"):  # a setting of the thread; inf and nan are answers
+                ufunc(*(line[start:stop] for line in lines), out=result[start:stop])
+
+        share(part, first.size, least=_LEAST)
+        return out
+
+    def _ufunc(self, dtype: np.dtype[Any]) -> Callable[..., Any]:
+        with _decorating:
+            if dtype not in self._ufuncs:
+                self._ufuncs[dtype] = self._compile(dtype)
+            return self._ufuncs[dtype]
 
     def _compile(self, dtype: np.dtype[Any]) -> Callable[..., Any]:
         import numba
 
         if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
-            return np.vectorize(self.rule, otypes=[dtype])
+            return _in_python(self.rule, dtype)
         inputs = ", ".join([dtype.name] * self.rule.__code__.co_argcount)
         signature = f"{dtype.name}({inputs})"  # "float32(float32, float32)"
-        return _cached(self.rule, lambda cache: numba.vectorize([signature], cache=cache))  # type: ignore[no-untyped-call]
+        compiled = _cached(self.rule, lambda cache: numba.vectorize([signature], cache=cache))  # type: ignore[no-untyped-call]
+        self._compiled.append(compiled)
+        # Numba's object looks at every argument in Python first; the ufunc inside does not.
+        return cast(Any, compiled).ufunc  # type: ignore[no-any-return]
+
+
+def _in_python(rule: Callable[..., Any], dtype: np.dtype[Any]) -> Callable[..., Any]:
+    """A rule of scalars as something that is called like a ufunc."""
+    slow = np.vectorize(rule, otypes=[dtype])
+
+    def ufunc(*arrays: Any, out: Any = None) -> Any:
+        result = slow(*arrays)
+        return result if out is None else np.copyto(out, result)
+
+    return ufunc
 
 
 def _cached(
@@ -344,8 +374,11 @@ class Kernel:
         return add
 
     def __call__(self, *arguments: Any) -> Any:
-        name, implementation = self._choose(_common_device(self.name, arguments))
-        arguments = tuple(_at_the_door(argument) for argument in arguments)
+        if _ready(arguments):  # the common case, settled by one short walk over the arguments
+            name, implementation = self._choose("cpu")
+        else:
+            name, implementation = self._choose(_common_device(self.name, arguments))
+            arguments = tuple(_at_the_door(argument) for argument in arguments)
         if not _watchers:
             return _at_the_exit(implementation(*arguments))
         begin = time.perf_counter()
@@ -356,7 +389,7 @@ class Kernel:
         return result
 
     def _choose(self, device: str) -> tuple[str, Callable[..., Any]]:
-        if device == "cpu":
+        if device == "cpu" and _forced:
             for name in reversed(_forced):
                 if name in self.implementations:
                     return name, self.implementations[name]
@@ -375,6 +408,26 @@ class Kernel:
 def kernel(reference: Callable[..., Any]) -> Kernel:
     """Make a kernel of its NumPy reference."""
     return Kernel(reference)
+
+
+_HOLDERS = (np.ndarray, MetaArray, list)  # what arrays come in; here subclasses of ndarray, too
+
+
+def _ready(arguments: tuple[Any, ...]) -> bool:
+    """Whether all arrays are on the CPU, of one floating-point dtype, and lie in memory as wanted.
+
+    Then there is nothing to refuse and nothing to copy.
+    """
+    found = None
+    for argument in arguments:
+        if type(argument) is np.ndarray:
+            dtype = argument.dtype
+            if not argument.flags.carray or (dtype.kind == "f" and dtype is not (found or dtype)):
+                return False
+            found = dtype if dtype.kind == "f" else found
+        elif isinstance(argument, _HOLDERS):
+            return False
+    return True
 
 
 def _arrays(arguments: tuple[Any, ...]) -> Iterator[Any]:

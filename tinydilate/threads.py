@@ -59,7 +59,7 @@ def share(body: Callable[..., Any], count: int, *arguments: Any, least: int = 1)
     ``least`` is the smallest part worth a thread of its own (waking one costs some 20
     microseconds): a small loop stays on the calling thread.
     """
-    parts = max(1, min(get_num_threads(), count // max(1, least)))
+    parts = 1 if count < max(2, 2 * least) else min(get_num_threads(), count // max(1, least))
     if parts == 1:
         body(0, count, *arguments)
         return

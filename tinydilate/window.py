@@ -29,6 +29,8 @@ def tap(i: int, u: int, stride: int, padding: int, dilation: int) -> int:
 
 def pair(value: int | Sequence[int], name: str, least: int) -> Pair:
     """Read an integer, or one for (rows, columns), as a pair; refuse less than ``least``."""
+    if type(value) is int and least <= value <= LARGEST:  # the common case
+        return value, value
     try:
         numbers = tuple(value) if isinstance(value, Sequence) else (value, value)
         if any(isinstance(number, bool) for number in numbers):

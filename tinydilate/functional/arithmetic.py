@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from tinydilate import buffers
 from tinydilate.autograd import Op, Tensor, public
 from tinydilate.device import Array, MetaArray
 from tinydilate.errors import ShapeError
@@ -31,6 +32,8 @@ def broadcast_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
     ShapeError
         If two sizes differ along an axis and neither is 1.
     """
+    if shapes[0] == shapes[-1] and len(shapes) == 2:  # the common case
+        return shapes[0]
     try:
         return np.broadcast_shapes(*shapes)
     except ValueError:
@@ -70,7 +73,7 @@ def sum_to_shape_cpu(x: Array, shape: tuple[int, ...]) -> Array:
             start -= 1
         # The run as one axis: (A, R, B) -> (A, B)
         before, after = math.prod(x.shape[:start]), math.prod(x.shape[end:])
-        summed = np.empty(x.shape[:start] + full[start:end] + x.shape[end:], x.dtype)
+        summed = buffers.empty(x.shape[:start] + full[start:end] + x.shape[end:], x.dtype)
         parts = x.reshape(before, math.prod(x.shape[start:end]), after)
         least = max(1, 65_536 // max(1, parts[:1].size))
         share(_sum_middle, before, parts, summed.reshape(before, after), least=least)

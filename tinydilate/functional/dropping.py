@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from tinydilate import buffers
 from tinydilate.autograd import Op, Tensor, as_tensors, public
 from tinydilate.device import Array, MetaArray
 from tinydilate.errors import ConfigError
@@ -148,7 +149,7 @@ def _scale(p: float) -> float:
 
 @dropout_forward.cpu
 def dropout_forward_cpu(x: Array, p: float, seed: int, call: int) -> Array:
-    out = np.empty_like(x)
+    out = buffers.empty_like(x)
     options = stream(seed, call), threshold(p), x.dtype.type(_scale(p))
     with np.errstate(over="ignore"):  # run as Python, the hash's scalars would warn of wrapping
         share(_drop, x.size, x.reshape(-1), *options, out.reshape(-1), least=_LEAST)

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinydilate import buffers
 from tinydilate.autograd import Op, Tensor, as_tensors, public
 from tinydilate.device import Array, MetaArray
 from tinydilate.errors import ShapeError
@@ -97,7 +98,7 @@ def pad_forward(x: Array, maps: IndexMaps, value: float) -> Array:
 
 @pad_forward.cpu
 def pad_forward_cpu(x: Array, maps: IndexMaps, value: float) -> Array:
-    out = np.empty((len(x), len(maps.rows), len(maps.columns)), x.dtype)
+    out = buffers.empty((len(x), len(maps.rows), len(maps.columns)), x.dtype)
     jobs, least = out.shape[0] * out.shape[1], _LEAST // max(1, out.shape[2])
     share(_pad, jobs, x, maps.rows, maps.columns, x.dtype.type(value), out, least=least)
     return out
@@ -138,7 +139,7 @@ def pad_backward(grad: Array, maps: IndexMaps, size: Pair) -> Array:
 
 @pad_backward.cpu
 def pad_backward_cpu(grad: Array, maps: IndexMaps, size: Pair) -> Array:
-    result = np.zeros((len(grad), *size), grad.dtype)
+    result = buffers.zeros((len(grad), *size), grad.dtype)
     # Threads share planes, so no two of them add to one position.
     least = _LEAST // max(1, len(maps.rows) * len(maps.columns))
     share(_pad_backward, len(grad), grad, maps.rows, maps.columns, result, least=least)

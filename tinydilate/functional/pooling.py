@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from tinydilate import buffers
 from tinydilate.autograd import Op, Tensor, as_tensors, public
 from tinydilate.device import Array, MetaArray
 from tinydilate.errors import ShapeError
@@ -91,7 +92,7 @@ def max_pool2d_forward_loops(x: Array, window: Window) -> tuple[Array, Array]:
 
 def _run_max_pool(body: Any, x: Array, window: Window, *options: Pair) -> tuple[Array, Array]:
     shape = output_shape(x, window)
-    values, indices = np.empty(shape, x.dtype), np.empty(shape, np.int64)
+    values, indices = buffers.empty(shape, x.dtype), buffers.empty(shape, np.int64)
     count, size = shape[0] * shape[1], shape[2:]
     arrays = x.reshape(count, *x.shape[2:]), values.reshape(count, *size)
     least = _LEAST // max(1, shape[3] * window.taps)
@@ -171,7 +172,7 @@ def max_pool2d_backward(grad: Array, indices: Array, size: Pair) -> Array:
 
 @max_pool2d_backward.cpu
 def max_pool2d_backward_cpu(grad: Array, indices: Array, size: Pair) -> Array:
-    result = np.zeros((*grad.shape[:2], *size), grad.dtype)
+    result = buffers.zeros((*grad.shape[:2], *size), grad.dtype)
     planes, outs = grad.shape[0] * grad.shape[1], grad.shape[2] * grad.shape[3]
     pixels = size[0] * size[1]
     grads, winners = grad.reshape(planes, outs), indices.reshape(planes, outs)
@@ -236,7 +237,7 @@ def avg_pool2d_forward_cpu(
     x: Array, window: Window, include_pad: bool = True, divisor: int | None = None
 ) -> Array:
     shape = output_shape(x, window)
-    out = np.empty(shape, x.dtype)
+    out = buffers.empty(shape, x.dtype)
     count, size = shape[0] * shape[1], shape[2:]
     arrays = x.reshape(count, *x.shape[2:]), out.reshape(count, *size)
     counts = divisors(window, x.shape[2:], include_pad, divisor).astype(x.dtype)
@@ -303,7 +304,7 @@ def avg_pool2d_backward(
 def avg_pool2d_backward_cpu(
     grad: Array, size: Pair, window: Window, include_pad: bool = True, divisor: int | None = None
 ) -> Array:
-    result = np.zeros((*grad.shape[:2], *size), grad.dtype)
+    result = buffers.zeros((*grad.shape[:2], *size), grad.dtype)
     count = grad.shape[0] * grad.shape[1]
     arrays = grad.reshape(count, *grad.shape[2:]), result.reshape(count, *size)
     counts = divisors(window, size, include_pad, divisor).astype(grad.dtype)

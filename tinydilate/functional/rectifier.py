@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tinydilate import buffers
 from tinydilate.autograd import Op, Tensor, public
 from tinydilate.device import Array, MetaArray
 from tinydilate.kernel import jit, kernel
@@ -30,7 +31,7 @@ def relu_forward(x: Array) -> Array:
 
 @relu_forward.cpu
 def relu_forward_cpu(x: Array) -> Array:
-    out = np.empty_like(x)
+    out = buffers.empty_like(x)
     share(_relu, x.size, x.reshape(-1), out.reshape(-1), least=_LEAST)
     return out
 
@@ -59,7 +60,7 @@ def relu_backward(grad: Array, out: Array) -> Array:
 
 @relu_backward.cpu
 def relu_backward_cpu(grad: Array, out: Array) -> Array:
-    result = np.empty_like(grad)
+    result = buffers.empty_like(grad)
     arrays = grad.reshape(-1), out.reshape(-1), result.reshape(-1)
     share(_relu_backward, grad.size, *arrays, least=_LEAST)
     return result

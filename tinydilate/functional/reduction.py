@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from tinydilate import buffers
 from tinydilate.autograd import Op, Tensor, as_tensors, no_grad, public
 from tinydilate.device import Array, MetaArray
 from tinydilate.errors import ShapeError
@@ -63,7 +64,7 @@ def max_forward(rows: Array) -> Array:
 
 @max_forward.cpu
 def max_forward_cpu(rows: Array) -> Array:
-    out = np.empty(len(rows), rows.dtype)
+    out = buffers.empty((len(rows),), rows.dtype)
     share(_max, len(rows), rows, out, least=_rows_worth_a_thread(rows))
     return out
 
@@ -98,7 +99,7 @@ def max_backward(grad: Array, rows: Array, out: Array) -> Array:
 
 @max_backward.cpu
 def max_backward_cpu(grad: Array, rows: Array, out: Array) -> Array:
-    result = np.empty_like(rows)
+    result = buffers.empty_like(rows)
     share(_max_backward, len(rows), grad, rows, out, result, least=_rows_worth_a_thread(rows))
     return result
 
@@ -131,7 +132,7 @@ def argmax_forward(rows: Array) -> Array:
 
 @argmax_forward.cpu
 def argmax_forward_cpu(rows: Array) -> Array:
-    out = np.empty(len(rows), np.int64)
+    out = buffers.empty((len(rows),), np.int64)
     share(_argmax, len(rows), rows, out, least=_rows_worth_a_thread(rows))
     return out
 

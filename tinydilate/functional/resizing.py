@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinydilate import buffers
 from tinydilate.autograd import Op, Tensor, as_tensors, public
 from tinydilate.device import Array, MetaArray
 from tinydilate.errors import ShapeError
@@ -115,7 +116,7 @@ def bilinear_forward(x: Array, rows: Neighbours, columns: Neighbours) -> Array:
 
 @bilinear_forward.cpu
 def bilinear_forward_cpu(x: Array, rows: Neighbours, columns: Neighbours) -> Array:
-    out = np.empty((len(x), len(rows.lower), len(columns.lower)), x.dtype)
+    out = buffers.empty((len(x), len(rows.lower), len(columns.lower)), x.dtype)
     least = _LEAST // max(1, out.shape[1] * out.shape[2])
     share(_bilinear, len(x), x, *rows, *columns, out, least=least)
     return out
@@ -173,7 +174,7 @@ def bilinear_backward(grad: Array, rows: Neighbours, columns: Neighbours, size: 
 
 @bilinear_backward.cpu
 def bilinear_backward_cpu(grad: Array, rows: Neighbours, columns: Neighbours, size: Pair) -> Array:
-    result = np.zeros((len(grad), *size), grad.dtype)
+    result = buffers.zeros((len(grad), *size), grad.dtype)
     # Threads share planes, so no two of them add to one pixel.
     least = _LEAST // max(1, grad.shape[1] * grad.shape[2])
     share(_bilinear_backward, len(grad), grad, *rows, *columns, result, least=least)

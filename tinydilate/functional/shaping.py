@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinydilate import buffers
 from tinydilate.autograd import Op, Tensor, as_tensors, public
 from tinydilate.device import Array, MetaArray
 from tinydilate.errors import PositionError, ShapeError
@@ -105,7 +106,7 @@ def copy_view(x: Array, view: View) -> Array:
 
 @copy_view.cpu
 def copy_view_cpu(x: Array, view: View) -> Array:
-    out = np.empty(view.shape, x.dtype)
+    out = buffers.empty(view.shape, x.dtype)
     if out.size:
         starts, length, stride = rows_of(view)
         least = max(1, _LEAST // length)
@@ -152,7 +153,7 @@ def place_view(grad: Array, view: View, shape: tuple[int, ...]) -> Array:
 
 @place_view.cpu
 def place_view_cpu(grad: Array, view: View, shape: tuple[int, ...]) -> Array:
-    result = np.zeros(shape, grad.dtype)
+    result = buffers.zeros(shape, grad.dtype)
     if grad.size:  # on one thread, since two rows of a view may read the same numbers
         starts, _, stride = rows_of(view)
         _place_rows(grad.reshape(-1), result.reshape(-1), starts, stride)
@@ -185,7 +186,7 @@ def cat_forward(arrays: list[Array], dim: int) -> Array:
 @cat_forward.cpu
 def cat_forward_cpu(arrays: list[Array], dim: int) -> Array:
     shape = joined_shape(arrays, dim)
-    out = np.empty(shape, arrays[0].dtype)
+    out = buffers.empty(shape, arrays[0].dtype)
     rows = out.reshape(math.prod(shape[:dim]), math.prod(shape[dim:]))
     at = 0
     for array in arrays:

@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from tinydilate import buffers
 from tinydilate.autograd import Op, Tensor, as_tensors, public
 from tinydilate.device import Array, MetaArray, move
 from tinydilate.errors import ConfigError, DataError, DtypeError, GraphError, ShapeError
@@ -101,7 +102,7 @@ def peak_of(x: Array) -> Array:
 
 @softmax_forward.cpu
 def softmax_forward_cpu(x: Array) -> Array:
-    out = np.empty_like(x)
+    out = buffers.empty_like(x)
     share(_softmax, _jobs(x), x, out, False, least=_least(x))
     return out
 
@@ -171,7 +172,7 @@ def softmax_backward(grad: Array, out: Array) -> Array:
 
 @softmax_backward.cpu
 def softmax_backward_cpu(grad: Array, out: Array) -> Array:
-    result = np.empty_like(grad)
+    result = buffers.empty_like(grad)
     share(_softmax_backward, _jobs(grad), grad, out, result, False, least=_least(grad))
     return result
 
@@ -222,7 +223,7 @@ def log_softmax_forward(x: Array) -> Array:
 
 @log_softmax_forward.cpu
 def log_softmax_forward_cpu(x: Array) -> Array:
-    out = np.empty_like(x)
+    out = buffers.empty_like(x)
     share(_softmax, _jobs(x), x, out, True, least=_least(x))
     return out
 
@@ -240,7 +241,7 @@ def log_softmax_backward(grad: Array, out: Array) -> Array:
 
 @log_softmax_backward.cpu
 def log_softmax_backward_cpu(grad: Array, out: Array) -> Array:
-    result = np.empty_like(grad)
+    result = buffers.empty_like(grad)
     share(_softmax_backward, _jobs(grad), grad, out, result, True, least=_least(grad))
     return result
 
@@ -278,7 +279,7 @@ def cross_entropy_forward(
 def cross_entropy_forward_cpu(
     x: Array, labels: Array, weights: Array, ignore_index: int, smoothing: float
 ) -> tuple[Array, Array, Array]:
-    losses, peaks, totals = (np.empty(labels.shape, x.dtype) for _ in range(3))
+    losses, peaks, totals = (buffers.empty(labels.shape, x.dtype) for _ in range(3))
     arrays = x, labels, weights, losses, peaks, totals
     share(_cross_entropy, _jobs(x), *arrays, ignore_index, float(smoothing), least=_least(x))
     return losses, peaks, totals
@@ -359,7 +360,7 @@ def cross_entropy_backward_cpu(
     ignore_index: int,
     smoothing: float,
 ) -> Array:
-    result = np.empty_like(x)
+    result = buffers.empty_like(x)
     arrays = grad, x, peaks, totals, labels, weights, result
     share(
         _cross_entropy_backward,
@@ -433,7 +434,7 @@ def label_weights(labels: Array, weights: Array, ignore_index: int) -> Array:
 
 @label_weights.cpu
 def label_weights_cpu(labels: Array, weights: Array, ignore_index: int) -> Array:
-    out = np.empty(labels.shape, weights.dtype)
+    out = buffers.empty(labels.shape, weights.dtype)
     _label_weights(labels.reshape(-1), weights, ignore_index, out.reshape(-1))
     return out
 
