@@ -126,7 +126,7 @@ def test_no_two_arrays_overlap_and_the_peak_is_that_of_the_arrays(steps):
         peak = max(peak, in_use)
         now = pool.statistics()
         assert (now.in_use, now.peak) == (in_use, peak)
-        assert now.in_use + now.held <= peak
+        assert now.in_use + now.held <= peak * 9 / 8
         waiting = [block for blocks in pool.waiting.values() for block in blocks]
         assert sum(block.size for block in waiting) == now.held
         blocks = sorted(alive + waiting, key=lambda block: block.address)
@@ -139,11 +139,10 @@ def test_no_two_arrays_overlap_and_the_peak_is_that_of_the_arrays(steps):
 
 
 def test_the_blocks_that_waited_longest_are_let_go_first(pool):
-    arrays = [buffers.empty((size * 100,), np.float32) for size in (1000, 2000, 4000)]
-    del arrays[2], arrays[0], arrays[0]
-    new = buffers.empty((1500 * 100,), np.float32)
-    assert new.nbytes == 600_000
-    assert [size for size, blocks in pool.waiting.items() if blocks] == [425_984, 851_968]
+    arrays = [buffers.empty((size * KB,), np.uint8) for size in (512, 1024, 2048)]
+    del arrays[2], arrays[0], arrays[0]  # the largest, the smallest, the middle one
+    buffers.empty((768 * KB,), np.uint8)  # 1/8 of the peak, 448 KB, is not enough for it
+    assert [size // KB for size, blocks in pool.waiting.items() if blocks] == [512, 1024, 768]
 
 
 def test_what_is_held_is_bounded(pool):

@@ -9,9 +9,10 @@ view of it are gone, the block comes back by itself and waits for the next array
 * A block is up to one eighth larger than asked for, so that arrays of nearly one size share it.
 * Every array begins at a multiple of 64 bytes, the longest vector and the line of a cache. Arrays
   of less than 64 KB are NumPy's own: its allocator already keeps small memory.
-* Held memory never raises the peak. When no held block fits, the blocks that have waited longest
-  are let go first, until what is held, what is in use and the new block together are no more than
-  was in use at once before. And at most 2 GiB are held; `empty_cache` lets go of all.
+* Held memory hardly raises the peak. When no held block fits, the blocks that have waited longest
+  are let go first, until what is held, what is in use and the new block together are at most one
+  eighth more than was ever in use at once. (Without that eighth the largest blocks would be let go
+  and made again in every step.) And at most 2 GiB are held; `empty_cache` lets go of all.
 
 Three lines could tell the C library to keep freed memory instead (mallopt), and were as fast. But
 they exist on one system, change the allocator under the whole program that imported us, keep memory
@@ -141,7 +142,7 @@ class _Pool:
             self._settle()
         blocks = self.waiting[size]
         if not blocks:
-            self._let_go(self.peak - self.in_use - size)
+            self._let_go(self.peak + self.peak // 8 - self.in_use - size)
             return self._make(size)
         self.held -= size
         return blocks.pop()
