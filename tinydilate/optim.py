@@ -265,7 +265,8 @@ class SGD(Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     def initial_state(self, parameter: Tensor) -> dict[str, Array]:
-        return {"velocity": np.zeros_like(parameter.data)}
+        # Unlike zeros_like, zeros takes fresh memory, which costs nothing until it is written to.
+        return {"velocity": np.zeros(parameter.shape, parameter.dtype)}
 
     def update(self, w: Array, grad: Array, state: dict[str, Array], lr: float, group: Any) -> Any:
         return sgd_step(w, grad, state["velocity"], lr, group["momentum"], group["weight_decay"])
@@ -305,8 +306,8 @@ class Adam(Optimizer):
         super().__init__(params, options)
 
     def initial_state(self, parameter: Tensor) -> dict[str, Array]:
-        zeros = np.zeros_like(parameter.data)
-        return {"step": np.zeros(1, np.int64), "mean": zeros, "square": zeros.copy()}
+        mean, square = (np.zeros(parameter.shape, parameter.dtype) for _ in range(2))
+        return {"step": np.zeros(1, np.int64), "mean": mean, "square": square}
 
     def update(self, w: Array, grad: Array, state: dict[str, Array], lr: float, group: Any) -> Any:
         state["step"] += 1
