@@ -188,6 +188,54 @@ def test_one_thread_makes_no_pool():
     assert tinydilate.get_num_threads() == 1
 
 
+TRAINING = """
+import hashlib, statistics, time
+import numpy as np
+import tinydilate as td
+import tinydilate.functional as F
+from tinydilate import models, optim
+td.manual_seed(0)
+random = np.random.default_rng(0)
+images = random.normal(size=(4, 1, 32, 32)).astype(np.float32)
+labels = random.integers(0, 5, size=(4, 32, 32))
+network = models.small_front_end(5)
+optimizer = optim.Adam(network.parameters())
+seconds = []
+for _ in range(20):
+    begin = time.perf_counter()
+    optimizer.zero_grad()
+    scores = F.interpolate(network(images), size=(32, 32), mode="bilinear")
+    F.cross_entropy(scores, labels).backward()
+    optimizer.step()
+    seconds.append(time.perf_counter() - begin)
+digest = hashlib.sha256()
+for parameter in network.parameters():
+    digest.update(parameter.data.tobytes())
+print(digest.hexdigest(), statistics.median(seconds))
+"""
+
+
+@pytest.mark.parametrize("number", ["1", "2"])
+def test_two_processes_training_at_once_get_the_same_bits_and_do_not_collapse(number):
+    def start():
+        command = [sys.executable, "-c", TRAINING]
+        environment = {**os.environ, "NUMBA_NUM_THREADS": number}
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+    def answer(process):
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode == 0
+        digest, seconds = out.split()
+        return digest, float(seconds)
+
+    alone, usual = answer(start())
+    for digest, seconds in [answer(process) for process in (start(), start())]:
+        assert digest == alone
+        # Half the processor makes a step twice as slow. Threads that wait by spinning, while the
+        # thread that they wait for has no core, make it hundreds of times slower.
+        assert seconds < 20 * usual
+
+
 MEETING = """
 import gc, sys, threading
 import numba
