@@ -118,6 +118,7 @@ def test_a_block_comes_back_with_the_last_view(pool):
 @given(st.lists(st.tuples(st.integers(65_536, 400_000), st.integers(0, 5)), max_size=60))
 def test_no_two_arrays_overlap_and_the_peak_is_that_of_the_arrays(steps):
     pool, alive, peak = buffers._Pool(), [], 0
+    pool.spare = 0
     for size, position in steps:
         if position < len(alive):
             pool.give_back(alive.pop(position))
@@ -126,7 +127,7 @@ def test_no_two_arrays_overlap_and_the_peak_is_that_of_the_arrays(steps):
         peak = max(peak, in_use)
         now = pool.statistics()
         assert (now.in_use, now.peak) == (in_use, peak)
-        assert now.in_use + now.held <= peak * 9 / 8
+        assert now.in_use + now.held <= peak * 9 / 8, "hardly more than without a pool"
         waiting = [block for blocks in pool.waiting.values() for block in blocks]
         assert sum(block.size for block in waiting) == now.held
         blocks = sorted(alive + waiting, key=lambda block: block.address)
@@ -139,10 +140,26 @@ def test_no_two_arrays_overlap_and_the_peak_is_that_of_the_arrays(steps):
 
 
 def test_the_blocks_that_waited_longest_are_let_go_first(pool):
+    pool.spare = 0
     arrays = [buffers.empty((size * KB,), np.uint8) for size in (512, 1024, 2048)]
     del arrays[2], arrays[0], arrays[0]  # the largest, the smallest, the middle one
     buffers.empty((768 * KB,), np.uint8)  # 1/8 of the peak, 448 KB, is not enough for it
     assert [size // KB for size, blocks in pool.waiting.items() if blocks] == [512, 1024, 768]
+
+
+def test_a_few_megabytes_are_held_whatever_the_peak(pool):
+    pool.spare = 1000 * KB
+    for size in (64, 128, 256, 512, 448):
+        buffers.empty((size * KB,), np.uint8)
+    assert [size // KB for size, blocks in pool.waiting.items() if blocks] == [
+        64,
+        128,
+        256,
+        512,
+        448,
+    ]
+    buffers.empty((384 * KB,), np.uint8)  # the peak, 512 KB, and 1000 KB are not enough for all
+    assert [size // KB for size, blocks in pool.waiting.items() if blocks] == [512, 448, 384]
 
 
 def test_what_is_held_is_bounded(pool):
@@ -165,6 +182,7 @@ def test_the_cache_can_be_emptied(pool):
 def test_when_memory_runs_out_what_is_held_is_let_go(pool, monkeypatch):
     both = [buffers.empty((MB,), np.uint8) for _ in range(2)]
     both.clear()
+    pool.spare = 0
     real, refused = np.empty, []
 
     def scarce(*arguments):

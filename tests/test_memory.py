@@ -63,7 +63,7 @@ def check_that_nothing_grows(steps):
     gc.collect()
     later = buffers.statistics()
     assert later.peak == pool.peak
-    assert later.in_use + later.held <= pool.peak * 9 / 8
+    assert later.in_use + later.held == pool.in_use + pool.held
     assert len(gc.get_objects()) <= objects + 50
     assert resident() - first < 8 * MB
 
@@ -88,4 +88,4 @@ def test_a_step_takes_its_memory_from_the_pool_again(monkeypatch):
         step()
     made = buffers.statistics().made - before
     assert len(taken) >= 50, "results of forward and backward"
-    assert made <= len(taken) / 4, f"{made} blocks made for {len(taken)} arrays"
+    assert made == 0

@@ -10,9 +10,9 @@ view of it are gone, the block comes back by itself and waits for the next array
 * Every array begins at a multiple of 64 bytes, the longest vector and the line of a cache. Arrays
   of less than 64 KB are NumPy's own: its allocator already keeps small memory.
 * Held memory hardly raises the peak. When no held block fits, the blocks that have waited longest
-  are let go first, until what is held, what is in use and the new block together are at most one
-  eighth more than was ever in use at once. (Without that eighth the largest blocks would be let go
-  and made again in every step.) And at most 2 GiB are held; `empty_cache` lets go of all.
+  are let go first, until what is held, what is in use and the new block together are little more
+  than was ever in use at once: an eighth, or 64 MB. (Without any more, the largest blocks would be
+  let go and made again in every step.) And at most 2 GiB are held; `empty_cache` lets go of all.
 
 Three lines could tell the C library to keep freed memory instead (mallopt), and were as fast. But
 they exist on one system, change the allocator under the whole program that imported us, keep memory
@@ -95,7 +95,7 @@ class _Pool:
     in ``returned``, and whoever holds the lock looks there, and once more after letting it go.
     """
 
-    held_at_most = 2**31  # bytes
+    held_at_most, spare = 2**31, 2**26  # bytes
 
     # What a dying array runs uses no name of the module: at the interpreter's end there are none.
     def __init__(self) -> None:
@@ -142,7 +142,8 @@ class _Pool:
             self._settle()
         blocks = self.waiting[size]
         if not blocks:
-            self._let_go(self.peak + self.peak // 8 - self.in_use - size)
+            most = self.peak + max(self.peak // 8, self.spare)
+            self._let_go(most - self.in_use - size)
             return self._make(size)
         self.held -= size
         return blocks.pop()
