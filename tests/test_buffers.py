@@ -136,6 +136,7 @@ def test_no_two_arrays_overlap_and_the_peak_is_that_of_the_arrays(steps):
         for block in blocks:
             begin = address(block.memory)
             assert begin <= block.address
+            assert block.address % 64 == 0
             assert block.address + block.size <= begin + block.memory.nbytes
 
 
