@@ -407,6 +407,28 @@ MUTANTS = [
         "return dropout_forward(grad, self.options[0], self.options[1], self.options[2] + 1)",
         "slope dropout",
     ),
+    # ---- memory
+    Mutant(
+        "a block comes back twice, and two arrays get it",
+        "buffers.py",
+        "self.returned.append(block)",
+        "self.returned.extend((block, block))",
+        "test_buffers test_no_two_arrays_overlap_and_the_peak_is_that_of_the_arrays",
+    ),
+    Mutant(
+        "an array begins where the system's memory begins",
+        "buffers.py",
+        "begin + -begin % ALIGNMENT",
+        "begin",
+        "test_buffers test_no_two_arrays_overlap_and_the_peak_is_that_of_the_arrays",
+    ),
+    Mutant(
+        "memory that is held raises the peak",
+        "buffers.py",
+        "self._let_go(most - self.in_use - size)",
+        "self._let_go(most - size)",
+        "test_buffers test_no_two_arrays_overlap_and_the_peak_is_that_of_the_arrays",
+    ),
     # ---- the graph
     Mutant(
         "a second gradient overwrites the first",
