@@ -72,7 +72,11 @@ def planted(mutant: Mutant, really: bool = True) -> Iterator[None]:
     ]
     assert functions, f"mutant {mutant.name!r} changes no function"
     loops = loaded(Jitted)
-    rules = [rule for rule in loaded(Elementwise) if rule.rule.__code__.co_filename == str(path)]
+    rules = [
+        rule
+        for rule in loaded(Elementwise)
+        if isinstance(rule.rule, FunctionType) and rule.rule.__code__.co_filename == str(path)
+    ]
     originals = [(function, function.__code__) for function in functions]
     compiled = [(thing, thing._compiled) for thing in (*loops, *rules)]
     try:
@@ -360,15 +364,15 @@ MUTANTS = [
     Mutant(
         "softmax without the largest taken away",
         LOSS,
-        "totals[m] += exp_rule(scores[m] - peaks[m])",
-        "totals[m] += exp_rule(scores[m])",
+        "result[m] = exp_rule(scores[m] - peaks[m])",
+        "result[m] = exp_rule(scores[m])",
         "forward softmax",
     ),
     Mutant(
         "ignored pixels counted in the mean",
         LOSS,
-        "out[n] = weights[labels[n]] if labels[n] != ignore_index else 0",
-        "out[n] = weights[labels[n]] if labels[n] != ignore_index else 1",
+        "out[n] = weight if known else 0",
+        "out[n] = weight if known else 1",
         "forward cross_entropy",
     ),
     Mutant(
@@ -388,8 +392,9 @@ MUTANTS = [
     Mutant(
         "label smoothing spreads over the other classes only",
         LOSS,
-        "loss = (1 - smoothing) * loss + smoothing / x.shape[1] * evenly[m]",
-        "loss = (1 - smoothing) * loss + smoothing / max(1, x.shape[1] - 1) * (evenly[m] - loss)",
+        "smoothed = to_label * loss[m] + to_each * evenly[m]",
+        "smoothed = to_label * loss[m]"
+        " + smoothing / max(1, x.shape[1] - 1) * (evenly[m] - loss[m])",
         "forward cross_entropy",
     ),
     # ---- dropout

@@ -160,6 +160,11 @@ def jit_relaxed(body: Function) -> Function:
     return cast(Function, Jitted(body, fastmath={"reassoc", "contract", "arcp", "nsz"}))
 
 
+def jit_fused(body: Function) -> Function:
+    """`jit`, with leave to fuse multiply-adds, and nothing else."""
+    return cast(Function, Jitted(body, fastmath={"contract"}))
+
+
 def native(emit: Callable[[], Any]) -> Callable[[Function], Function]:
     """Mark a Python function as the readable twin of an instruction sequence made by ``emit``."""
 
@@ -172,18 +177,19 @@ def native(emit: Callable[[], Any]) -> Callable[[Function], Function]:
 class Elementwise:
     """A rule of scalars as a NumPy ufunc, compiled when it is first called: it broadcasts.
 
-    There is one ufunc for each dtype, and its signature says so: a ufunc that knew float64 alone
-    would take float32 too, and a rule with whole numbers in it would answer in float64.
+    A rule that is a ufunc already is taken as it is. Of any other there is one ufunc for each
+    dtype, and its signature says so: a ufunc that knew float64 alone would take float32 too, and a
+    rule with whole numbers in it would answer in float64.
     """
 
     def __init__(self, rule: Callable[..., Any]) -> None:
         self.rule = rule
-        self._ufuncs: dict[np.dtype[Any], Callable[..., Any]] = {}
-        self._compiled: list[Any] = []  # Numba's objects, which own the ufuncs' machine code
+        self._compiled: dict[np.dtype[Any], Callable[..., Any]] = {}
+        self._kept: list[Any] = []  # Numba's objects, which own the ufuncs' machine code
 
     def __call__(self, *arrays: Any) -> Any:
         first, last = arrays[0], arrays[-1]
-        ufunc = self._ufuncs.get(first.dtype) or self._ufunc(first.dtype)
+        ufunc = self._compiled.get(first.dtype) or self._ufunc(first.dtype)
         if first.size < _LEAST or first.shape != last.shape:
             return ufunc(*arrays)
         out = buffers.empty_like(first)
@@ -198,11 +204,13 @@ class Elementwise:
 
     def _ufunc(self, dtype: np.dtype[Any]) -> Callable[..., Any]:
         with _decorating:
-            if dtype not in self._ufuncs:
-                self._ufuncs[dtype] = self._compile(dtype)
-            return self._ufuncs[dtype]
+            if dtype not in self._compiled:
+                self._compiled[dtype] = self._compile(dtype)
+            return self._compiled[dtype]
 
     def _compile(self, dtype: np.dtype[Any]) -> Callable[..., Any]:
+        if isinstance(self.rule, np.ufunc):
+            return self.rule
         import numba
 
         if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
@@ -210,7 +218,7 @@ class Elementwise:
         inputs = ", ".join([dtype.name] * self.rule.__code__.co_argcount)
         signature = f"{dtype.name}({inputs})"  # "float32(float32, float32)"
         compiled = _cached(self.rule, lambda cache: numba.vectorize([signature], cache=cache))  # type: ignore[no-untyped-call]
-        self._compiled.append(compiled)
+        self._kept.append(compiled)
         # Numba's object looks at every argument in Python first; the ufunc inside does not.
         return cast(Any, compiled).ufunc  # type: ignore[no-any-return]
 

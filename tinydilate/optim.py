@@ -66,9 +66,11 @@ def _sgd(
     momentum: float,
     decay: float,
 ) -> None:
-    for n in range(start, stop):
-        velocity[n] = momentum * velocity[n] + (grad[n] + decay * w[n])
-        w[n] -= lr * velocity[n]
+    w, grad, velocity = w[start:stop], grad[start:stop], velocity[start:stop]
+    for n in range(len(w)):
+        v = momentum * velocity[n] + (grad[n] + decay * w[n])
+        velocity[n] = v
+        w[n] -= lr * v
 
 
 sgd_step.meta(lambda w, *rest: w)
@@ -137,11 +139,13 @@ def _adam(
     eps: float,
     decay: float,
 ) -> None:
-    for n in range(start, stop):
+    w, grad, mean, square = w[start:stop], grad[start:stop], mean[start:stop], square[start:stop]
+    for n in range(len(w)):
         g = grad[n] + decay * w[n]
-        mean[n] += new_mean * (g - mean[n])
-        square[n] = old_square * square[n] + new_square * g * g
-        w[n] -= lr * mean[n] / (np.sqrt(square[n]) * per_root + eps)
+        m = mean[n] + new_mean * (g - mean[n])
+        s = old_square * square[n] + new_square * g * g
+        mean[n], square[n] = m, s
+        w[n] -= lr * m / (np.sqrt(s) * per_root + eps)
 
 
 adam_step.meta(lambda w, *rest: w)

@@ -5,8 +5,9 @@ Definition: ``c[i] = f(a[i], b[i])``, where an axis of length 1, or a missing on
 Derivative: by the chain rule ``da = dc * df/da``, element by element. Where ``a`` was repeated,
 every copy sends back its share and the shares add up: the adjoint of broadcasting is a sum.
 
-Every operation is one rule of scalars, compiled as a NumPy ufunc, which brings the broadcasting
-and the loop.
+Every operation is one rule of scalars as a NumPy ufunc, which brings the broadcasting and the loop:
+NumPy's own where it has one, else one that Numba compiles. `Elementwise` shares it among the
+threads.
 """
 
 from __future__ import annotations
@@ -76,37 +77,50 @@ def sum_to_shape_cpu(x: Array, shape: tuple[int, ...]) -> Array:
         summed = buffers.empty(x.shape[:start] + full[start:end] + x.shape[end:], x.dtype)
         parts = x.reshape(before, math.prod(x.shape[start:end]), after)
         least = max(1, 65_536 // max(1, parts[:1].size))
-        share(_sum_middle, before, parts, summed.reshape(before, after), least=least)
+        if after == 1:
+            share(
+                _sum_rows, before, parts.reshape(parts.shape[:2]), summed.reshape(-1), least=least
+            )
+        else:
+            share(_sum_middle, before, parts, summed.reshape(before, after), least=least)
         x, end = summed, start
     return x.reshape(shape)
 
 
+# In float32, a sum that has grown swallows what is added to it: 2**24 + 1 is 2**24. So both loops
+# sum every 1024 numbers for themselves, and then these short sums.
+
+
+@jit_relaxed
+def _sum_rows(start: int, stop: int, x: Array, total: Array) -> None:
+    """(A, R) -> (A,): sum of each row, for a in [start, stop)."""
+    for a in range(start, stop):
+        exact = 0.0  # the sum of the short sums, in float64
+        for first in range(0, x.shape[1], 1024):
+            part, short = x[a, first : first + 1024], x.dtype.type(0)
+            for r in range(len(part)):
+                short += part[r]
+            exact += short
+        total[a] = exact
+
+
 @jit_relaxed
 def _sum_middle(start: int, stop: int, x: Array, total: Array) -> None:
-    """(A, R, B) -> (A, B): sum over the middle axis, for a in [start, stop).
-
-    In float32, a sum that has grown swallows what is added to it: 2**24 + 1 is 2**24. So every 1024
-    numbers are summed for themselves, and then these short sums.
-    """
+    """(A, R, B) -> (A, B): sum over the middle axis, for a in [start, stop)."""
     short = np.empty(x.shape[2], x.dtype)
     for a in range(start, stop):
-        if x.shape[2] == 1:
-            exact = 0.0  # the sum of the short sums, in float64
-            for first in range(0, x.shape[1], 1024):
-                part = x.dtype.type(0)
-                for r in range(first, min(first + 1024, x.shape[1])):
-                    part += x[a, r, 0]
-                exact += part
-            total[a, 0] = exact
-        else:
-            total[a] = 0
-            for first in range(0, x.shape[1], 1024):
-                short[:] = 0
-                for r in range(first, min(first + 1024, x.shape[1])):
-                    for b in range(x.shape[2]):
-                        short[b] += x[a, r, b]
-                for b in range(x.shape[2]):
-                    total[a, b] += short[b]
+        sums = total[a]
+        for b in range(len(sums)):
+            sums[b] = 0
+        for first in range(0, x.shape[1], 1024):
+            for b in range(len(short)):
+                short[b] = 0
+            for r in range(first, min(first + 1024, x.shape[1])):
+                row = x[a, r]
+                for b in range(len(short)):
+                    short[b] += row[b]
+            for b in range(len(short)):
+                sums[b] += short[b]
 
 
 @sum_to_shape.meta
@@ -128,7 +142,7 @@ def add_forward(a: Array, b: Array) -> Array:
     return np.add(a, b)
 
 
-add_forward.cpu(Elementwise(lambda a, b: a + b))
+add_forward.cpu(Elementwise(np.add))
 add_forward.meta(broadcast_meta)
 
 
@@ -169,7 +183,7 @@ def sub_forward(a: Array, b: Array) -> Array:
     return np.subtract(a, b)
 
 
-sub_forward.cpu(Elementwise(lambda a, b: a - b))
+sub_forward.cpu(Elementwise(np.subtract))
 sub_forward.meta(broadcast_meta)
 
 
@@ -200,7 +214,7 @@ def neg_forward(a: Array) -> Array:
     return np.negative(a)
 
 
-neg_forward.cpu(Elementwise(lambda a: -a))
+neg_forward.cpu(Elementwise(np.negative))
 neg_forward.meta(broadcast_meta)
 
 
@@ -229,7 +243,7 @@ def mul_forward(a: Array, b: Array) -> Array:
     return np.multiply(a, b)
 
 
-mul_forward.cpu(Elementwise(lambda a, b: a * b))
+mul_forward.cpu(Elementwise(np.multiply))
 mul_forward.meta(broadcast_meta)
 
 
@@ -265,7 +279,7 @@ def div_forward(a: Array, b: Array) -> Array:
         return np.divide(a, b)
 
 
-_divide = Elementwise(lambda a, b: a / b)
+_divide = Elementwise(np.divide)
 
 
 @div_forward.cpu
@@ -342,7 +356,7 @@ def _quietly(rule: Elementwise) -> Any:
     return twin
 
 
-pow_forward.cpu(_quietly(Elementwise(lambda a, b: a**b)))
+pow_forward.cpu(_quietly(Elementwise(np.power)))
 pow_slope_base.cpu(_quietly(Elementwise(_slope_base)))
 pow_slope_exponent.cpu(_quietly(Elementwise(_slope_exponent)))
 pow_forward.meta(broadcast_meta)
@@ -384,7 +398,7 @@ def exp_forward(a: Array) -> Array:
         return np.exp(a)
 
 
-exp_forward.cpu(_quietly(Elementwise(lambda a: np.exp(a))))
+exp_forward.cpu(_quietly(Elementwise(np.exp)))
 exp_forward.meta(broadcast_meta)
 
 
@@ -415,7 +429,7 @@ def log_forward(a: Array) -> Array:
         return np.log(a)
 
 
-log_forward.cpu(_quietly(Elementwise(lambda a: np.log(a))))
+log_forward.cpu(_quietly(Elementwise(np.log)))
 log_forward.meta(broadcast_meta)
 
 

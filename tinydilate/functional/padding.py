@@ -105,18 +105,48 @@ def pad_forward_cpu(x: Array, maps: IndexMaps, value: float) -> Array:
 
 
 @jit
+def _longest_run(columns: Array) -> tuple[int, int]:
+    """Where the map's longest run of neighbours m, m + 1, m + 2, ... begins and ends.
+
+    It is the inside of a padded row, which is copied in one piece.
+    """
+    begin, end, first = 0, 0, 0
+    for j in range(len(columns)):
+        if columns[j] < 0:
+            first = j + 1
+        elif j > first and columns[j] != columns[j - 1] + 1:
+            first = j
+        if j + 1 - first > end - begin:
+            begin, end = first, j + 1
+    return begin, end
+
+
+@jit
 def _pad(
     start: int, stop: int, x: Array, rows: Array, columns: Array, value: Any, out: Array
 ) -> None:
     """Job p*OH + i is one output row."""
+    begin, end = _longest_run(columns)
     for job in range(start, stop):
         plane, i = divmod(job, len(rows))
+        target = out[plane, i]
         if rows[i] < 0:
-            out[plane, i] = value
+            for j in range(len(target)):
+                target[j] = value
+        elif i > 0 and job > start and rows[i] == rows[i - 1]:  # as when an image is enlarged
+            source = out[plane, i - 1]
+            for j in range(len(target)):
+                target[j] = source[j]
         else:
-            source, target = x[plane, rows[i]], out[plane, i]
-            for j in range(len(columns)):
+            source = x[plane, rows[i]]
+            for j in range(begin):
                 target[j] = source[columns[j]] if columns[j] >= 0 else value
+            for j in range(end, len(target)):
+                target[j] = source[columns[j]] if columns[j] >= 0 else value
+            if begin < end:
+                inside, seen = target[begin:end], source[columns[begin] :]
+                for j in range(len(inside)):
+                    inside[j] = seen[j]
 
 
 @pad_forward.meta
@@ -139,7 +169,7 @@ def pad_backward(grad: Array, maps: IndexMaps, size: Pair) -> Array:
 
 @pad_backward.cpu
 def pad_backward_cpu(grad: Array, maps: IndexMaps, size: Pair) -> Array:
-    result = buffers.zeros((len(grad), *size), grad.dtype)
+    result = buffers.empty((len(grad), *size), grad.dtype)
     # Threads share planes, so no two of them add to one position.
     least = _LEAST // max(1, len(maps.rows) * len(maps.columns))
     share(_pad_backward, len(grad), grad, maps.rows, maps.columns, result, least=least)
@@ -150,13 +180,41 @@ def pad_backward_cpu(grad: Array, maps: IndexMaps, size: Pair) -> Array:
 def _pad_backward(
     start: int, stop: int, grad: Array, rows: Array, columns: Array, result: Array
 ) -> None:
+    run, sums = _longest_run(columns), np.empty(len(columns), grad.dtype)
     for plane in range(start, stop):
-        for i in range(len(rows)):
-            if rows[i] >= 0:
-                source, target = grad[plane, i], result[plane, rows[i]]
-                for j in range(len(columns)):
-                    if columns[j] >= 0:
-                        target[columns[j]] += source[j]
+        for y in range(result.shape[1]):
+            target = result[plane, y]
+            for z in range(len(target)):
+                target[z] = 0
+        i = 0
+        while i < len(rows):
+            y, line, i = rows[i], grad[plane, i], i + 1
+            if i < len(rows) and rows[i] == y:  # neighbours that showed the same row: sum them
+                for j in range(len(sums)):
+                    sums[j] = line[j]
+                while i < len(rows) and rows[i] == y:
+                    line, i = grad[plane, i], i + 1
+                    for j in range(len(sums)):
+                        sums[j] += line[j]
+                line = sums
+            if y >= 0:
+                _add_row(line, columns, run, result[plane, y])
+
+
+@jit
+def _add_row(line: Array, columns: Array, run: Pair, target: Array) -> None:
+    """Each number of a row added to the position that it showed."""
+    begin, end = run
+    for j in range(begin):
+        if columns[j] >= 0:
+            target[columns[j]] += line[j]
+    for j in range(end, len(line)):
+        if columns[j] >= 0:
+            target[columns[j]] += line[j]
+    if begin < end:
+        inside, seen = line[begin:end], target[columns[begin] :]
+        for j in range(len(inside)):
+            seen[j] += inside[j]
 
 
 @pad_backward.meta

@@ -172,7 +172,7 @@ def max_pool2d_backward(grad: Array, indices: Array, size: Pair) -> Array:
 
 @max_pool2d_backward.cpu
 def max_pool2d_backward_cpu(grad: Array, indices: Array, size: Pair) -> Array:
-    result = buffers.zeros((*grad.shape[:2], *size), grad.dtype)
+    result = buffers.empty((*grad.shape[:2], *size), grad.dtype)
     planes, outs = grad.shape[0] * grad.shape[1], grad.shape[2] * grad.shape[3]
     pixels = size[0] * size[1]
     grads, winners = grad.reshape(planes, outs), indices.reshape(planes, outs)
@@ -185,9 +185,12 @@ def max_pool2d_backward_cpu(grad: Array, indices: Array, size: Pair) -> Array:
 @jit
 def _give_to_winners(start: int, stop: int, grad: Array, indices: Array, result: Array) -> None:
     for plane in range(start, stop):
-        for out in range(grad.shape[1]):
-            if indices[plane, out] >= 0:
-                result[plane, indices[plane, out]] += grad[plane, out]
+        image, given, winners = result[plane], grad[plane], indices[plane]
+        for pixel in range(len(image)):
+            image[pixel] = 0
+        for out in range(len(given)):
+            if winners[out] >= 0:
+                image[winners[out]] += given[out]
 
 
 @max_pool2d_backward.meta

@@ -1,0 +1,101 @@
+"""Loops that take a short cut: each way through them, beside the plain definition."""
+
+import numpy as np
+import pytest
+
+import tinydilate.functional as F
+from tinydilate.functional.padding import (
+    IndexMaps,
+    _longest_run,
+    index_map,
+    pad_backward,
+    pad_forward,
+)
+from tinydilate.functional.softmax_loss import exp_rule, log_rule
+from tinydilate.kernel import jit
+
+
+@jit
+def _exponentials(x, out):
+    for n in range(len(x)):
+        out[n] = exp_rule(x[n])
+
+
+@jit
+def _logarithms(x, out):
+    for n in range(len(x)):
+        out[n] = log_rule(x[n])
+
+
+def places_off(loop, x, exact):
+    """Largest error of a loop's results, in units in the last place."""
+    out = np.empty_like(x)
+    loop(x, out)
+    units = np.spacing(np.maximum(np.abs(exact), np.finfo(x.dtype).tiny).astype(x.dtype))
+    return np.max(np.abs(out - exact) / units)
+
+
+def test_the_exponential_is_hardly_more_than_one_place_off():
+    x = np.linspace(-103, 88.7, 1_000_001).astype(np.float32)
+    assert places_off(_exponentials, x, np.exp(x.astype(np.float64))) <= 1.05
+
+
+def test_the_logarithm_is_two_places_off_at_most():
+    near_1 = 1 + np.logspace(-7, 0, 100_001)
+    x = np.concatenate([near_1, 1 / near_1, np.logspace(-37, 38, 1_000_001)]).astype(np.float32)
+    assert places_off(_logarithms, x, np.log(x.astype(np.float64))) <= 2
+
+
+def test_both_rules_call_the_library_in_float64_and_keep_nan():
+    x = np.array([0.5, 1.0, 7.0])
+    for loop, rule in ((_exponentials, np.exp), (_logarithms, np.log)):
+        out, odd = np.empty(3), np.full(1, np.nan, np.float32)
+        loop(x, out)
+        np.testing.assert_array_equal(out, rule(x))
+        loop(odd, odd)
+        assert np.isnan(odd[0])
+
+
+MAPS = {
+    "zeros": index_map(5, 2, 1, "constant"),
+    "reflected": index_map(5, 3, 4, "reflect"),
+    "reflected to and fro": index_map(3, 7, 7, "reflect"),
+    "cropped": index_map(5, -1, -2, "constant"),
+    "nothing seen": np.full(4, -1),
+    "nothing at all": np.zeros(0, np.int64),
+    "enlarged": np.repeat(np.arange(5), 3),
+    "two rows in turns": np.array([0, 1, 0, 1, 1, -1, -1, 1]),
+    "backwards": np.arange(5)[::-1].copy(),
+}
+
+
+@pytest.mark.parametrize("columns", MAPS)
+@pytest.mark.parametrize("rows", MAPS)
+def test_every_kind_of_map_is_read_and_written_back(rows, columns):
+    maps = IndexMaps(MAPS[rows], MAPS[columns])
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 5, 5)).astype(np.float32)
+    grad = rng.normal(size=(2, len(maps.rows), len(maps.columns))).astype(np.float32)
+    reference = pad_forward.implementations["numpy"](x, maps, 0.5)
+    np.testing.assert_array_equal(pad_forward(x, maps, 0.5), reference)
+    reference = pad_backward.implementations["numpy"](grad, maps, (5, 5))
+    np.testing.assert_allclose(pad_backward(grad, maps, (5, 5)), reference, rtol=1e-5, atol=1e-5)
+
+
+def test_the_longest_run_is_found():
+    for numbers, run in (
+        ([], (0, 0)),
+        ([-1, -1], (0, 0)),
+        ([2, 1, 0], (0, 1)),
+        ([-1, 0, 1, 2, -1], (1, 4)),
+        ([2, 1, 0, 1, 2, 3, 2], (2, 6)),
+        ([0, 1, 5, 6, 7], (2, 5)),
+    ):
+        assert _longest_run(np.array(numbers, np.int64)) == run
+
+
+@pytest.mark.parametrize("shape", [(3, 0), (0, 3), (1, 5000), (3, 1023), (2, 2049)])
+def test_sums_of_rows_and_of_columns(shape):
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    for dim in (0, 1, (0, 1)):
+        np.testing.assert_allclose(F.sum(x, dim).data, x.sum(dim), rtol=1e-5, atol=1e-4)
