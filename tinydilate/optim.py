@@ -18,10 +18,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from tinydilate import buffers
 from tinydilate.autograd import Tensor
 from tinydilate.device import Array
 from tinydilate.errors import ConfigError, DataError
@@ -181,7 +183,15 @@ class Optimizer(ABC):
             _check_options(group)
         self._parameters = [w for group in self.param_groups for w in group["params"]]
         _check_parameters(self._parameters)
-        self.state = [self.initial_state(parameter) for parameter in self._parameters]
+
+    @cached_property
+    def state(self) -> list[dict[str, Array]]:
+        """What is remembered of each parameter.
+
+        It is made when first asked for: at the end of the first step, in the memory that the
+        results of its forward and backward pass have left.
+        """
+        return [self.initial_state(parameter) for parameter in self._parameters]
 
     @abstractmethod
     def initial_state(self, parameter: Tensor) -> dict[str, Array]:
@@ -269,8 +279,7 @@ class SGD(Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     def initial_state(self, parameter: Tensor) -> dict[str, Array]:
-        # Unlike zeros_like, zeros takes fresh memory, which costs nothing until it is written to.
-        return {"velocity": np.zeros(parameter.shape, parameter.dtype)}
+        return {"velocity": buffers.zeros(parameter.shape, parameter.dtype)}
 
     def update(self, w: Array, grad: Array, state: dict[str, Array], lr: float, group: Any) -> Any:
         return sgd_step(w, grad, state["velocity"], lr, group["momentum"], group["weight_decay"])
@@ -310,7 +319,7 @@ class Adam(Optimizer):
         super().__init__(params, options)
 
     def initial_state(self, parameter: Tensor) -> dict[str, Array]:
-        mean, square = (np.zeros(parameter.shape, parameter.dtype) for _ in range(2))
+        mean, square = (buffers.zeros(parameter.shape, parameter.dtype) for _ in range(2))
         return {"step": np.zeros(1, np.int64), "mean": mean, "square": square}
 
     def update(self, w: Array, grad: Array, state: dict[str, Array], lr: float, group: Any) -> Any:
