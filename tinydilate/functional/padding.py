@@ -127,26 +127,37 @@ def _pad(
 ) -> None:
     """Job p*OH + i is one output row."""
     begin, end = _longest_run(columns)
+    only_run = np.sum(columns >= 0) == end - begin  # as where zeros are added
     for job in range(start, stop):
         plane, i = divmod(job, len(rows))
         target = out[plane, i]
-        if rows[i] < 0:
+        if rows[i] < 0 or only_run:
             for j in range(len(target)):
                 target[j] = value
-        elif i > 0 and job > start and rows[i] == rows[i - 1]:  # as when an image is enlarged
+        if rows[i] < 0:
+            continue
+        if i > 0 and job > start and rows[i] == rows[i - 1]:  # as when an image is enlarged
             source = out[plane, i - 1]
             for j in range(len(target)):
                 target[j] = source[j]
         else:
             source = x[plane, rows[i]]
-            for j in range(begin):
-                target[j] = source[columns[j]] if columns[j] >= 0 else value
-            for j in range(end, len(target)):
-                target[j] = source[columns[j]] if columns[j] >= 0 else value
+            if not only_run:
+                _read_row(source, columns[:begin], value, target[:begin])
+                _read_row(source, columns[end:], value, target[end:])
             if begin < end:
                 inside, seen = target[begin:end], source[columns[begin] :]
                 for j in range(len(inside)):
                     inside[j] = seen[j]
+
+
+@jit
+def _read_row(source: Array, columns: Array, value: Any, target: Array) -> None:
+    """Part of a row, number by number."""
+    for j in range(len(target)):
+        c = columns[j]
+        seen = source[c if c >= 0 else 0]  # read in any case: a choice of values needs no jump
+        target[j] = seen if c >= 0 else value
 
 
 @pad_forward.meta
@@ -167,9 +178,38 @@ def pad_backward(grad: Array, maps: IndexMaps, size: Pair) -> Array:
     return result
 
 
+class Run(NamedTuple):
+    """A run of neighbouring output positions that shows neighbouring input positions."""
+
+    showing: slice  # output positions
+    shown: slice  # input positions
+
+
+def only_run(map: Array) -> Run | None:
+    """The run of a map that has one and shows nothing outside it; None for any other map."""
+    seen = np.flatnonzero(map >= 0)
+    if not len(seen):
+        return None
+    first, last = int(seen[0]), int(seen[-1])
+    if last - first + 1 != len(seen) or (np.diff(map[first : last + 1]) != 1).any():
+        return None
+    return Run(slice(first, last + 1), slice(int(map[first]), int(map[last]) + 1))
+
+
 @pad_backward.cpu
 def pad_backward_cpu(grad: Array, maps: IndexMaps, size: Pair) -> Array:
     result = buffers.empty((len(grad), *size), grad.dtype)
+    rows, columns = only_run(maps.rows), only_run(maps.columns)
+    if rows is not None and columns is not None:  # as where zeros were added: it is a cut-out
+
+        def cut_out(start: int, stop: int) -> None:
+            part = result[start:stop, rows.shown, columns.shown]
+            if part.shape[1:] != size:
+                result[start:stop] = 0
+            np.copyto(part, grad[start:stop, rows.showing, columns.showing])
+
+        share(cut_out, len(grad), least=_LEAST // max(1, size[0] * size[1]))
+        return result
     # Threads share planes, so no two of them add to one position.
     least = _LEAST // max(1, len(maps.rows) * len(maps.columns))
     share(_pad_backward, len(grad), grad, maps.rows, maps.columns, result, least=least)
@@ -180,7 +220,8 @@ def pad_backward_cpu(grad: Array, maps: IndexMaps, size: Pair) -> Array:
 def _pad_backward(
     start: int, stop: int, grad: Array, rows: Array, columns: Array, result: Array
 ) -> None:
-    run, sums = _longest_run(columns), np.empty(len(columns), grad.dtype)
+    begin, end = _longest_run(columns)
+    sums = np.empty(len(columns), grad.dtype)
     for plane in range(start, stop):
         for y in range(result.shape[1]):
             target = result[plane, y]
@@ -197,24 +238,23 @@ def _pad_backward(
                     for j in range(len(sums)):
                         sums[j] += line[j]
                 line = sums
-            if y >= 0:
-                _add_row(line, columns, run, result[plane, y])
+            if y < 0:
+                continue
+            target = result[plane, y]
+            if begin < end:
+                inside, seen = line[begin:end], target[columns[begin] :]
+                for j in range(len(inside)):
+                    seen[j] += inside[j]
+            _add_row(line[:begin], columns[:begin], target)
+            _add_row(line[end:], columns[end:], target)
 
 
 @jit
-def _add_row(line: Array, columns: Array, run: Pair, target: Array) -> None:
-    """Each number of a row added to the position that it showed."""
-    begin, end = run
-    for j in range(begin):
+def _add_row(line: Array, columns: Array, target: Array) -> None:
+    """Part of a row, each number added to the position that it showed."""
+    for j in range(len(line)):
         if columns[j] >= 0:
             target[columns[j]] += line[j]
-    for j in range(end, len(line)):
-        if columns[j] >= 0:
-            target[columns[j]] += line[j]
-    if begin < end:
-        inside, seen = line[begin:end], target[columns[begin] :]
-        for j in range(len(inside)):
-            seen[j] += inside[j]
 
 
 @pad_backward.meta
