@@ -1,10 +1,11 @@
 """The most memory that the published networks take at once, beside PyTorch.
 
-Two cases: a forward pass of the VOC network, front end and Large context (141 million parameters),
-over an image of 900 x 900 pixels; and one training step, SGD with momentum, of the front end and
-the Basic context on a crop of 500 x 500. Every figure is the largest resident set of a fresh Python
-process that does nothing else: interpreter, libraries, weights and their packed copies, machine
-code, everything counts. The first run in a new environment compiles, too.
+Three cases: a forward pass of the VOC network, front end and Large context (141 million
+parameters), over an image of 900 x 900 pixels; one training step, SGD with momentum, of the front
+end and the Basic context on a crop of 500 x 500; and three such steps, since from the second on
+there is the momentum's memory during the passes as well. Every figure is the largest resident set
+of a fresh Python process that does nothing else: interpreter, libraries, weights and their packed
+copies, machine code, everything counts. The first run in a new environment compiles, too.
 
     pip install torch
     python benchmarks/memory.py --json memory.json
@@ -27,6 +28,7 @@ CLASSES = 21  # 20 kinds of objects, and background
 CASES = {
     "forward": "VOC network, forward, 900x900",
     "step": "front end + Basic context, training step, 500x500",
+    "steps": "the same, three steps",
 }
 
 
@@ -76,27 +78,31 @@ def their_forward() -> None:
         assert network(torch.from_numpy(image(900))).shape == (1, CLASSES, 66, 66)
 
 
-def our_step() -> None:
-    """The training step in tinydilate."""
+def our_steps(count: int) -> None:
+    """Training steps in tinydilate."""
     from tinydilate import functional as F
     from tinydilate import optim
 
     network = crop_network(rng=0)
     optimizer = optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
-    F.cross_entropy(network(image(500)), labels()).backward()
-    optimizer.step()
+    for _ in range(count):
+        optimizer.zero_grad()
+        F.cross_entropy(network(image(500)), labels()).backward()
+        optimizer.step()
 
 
-def their_step() -> None:
-    """The training step in PyTorch."""
+def their_steps(count: int) -> None:
+    """Training steps in PyTorch."""
     import torch
     from train_step import as_torch
 
     network = as_torch(crop_network(device="meta"))
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
-    out = network(torch.from_numpy(image(500)))
-    torch.nn.functional.cross_entropy(out, torch.from_numpy(labels())).backward()
-    optimizer.step()
+    crop, target = torch.from_numpy(image(500)), torch.from_numpy(labels())
+    for _ in range(count):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(network(crop), target).backward()
+        optimizer.step()
 
 
 def peak() -> int:
@@ -108,15 +114,14 @@ def peak() -> int:
 def run_here(side: str, case: str, threads: int) -> None:
     """In the child: one case of one side, and the peak on the last line."""
     if side == "torch":
-        import torch
-
-        torch.set_num_threads(threads)
-        (their_forward if case == "forward" else their_step)()
+        import torch as engine
     else:
-        import tinydilate as td
-
-        td.set_num_threads(threads)
-        (our_forward if case == "forward" else our_step)()
+        import tinydilate as engine
+    engine.set_num_threads(threads)
+    if case == "forward":
+        (their_forward if side == "torch" else our_forward)()
+    else:
+        (their_steps if side == "torch" else our_steps)(3 if case == "steps" else 1)
     print(peak())
 
 

@@ -14,7 +14,7 @@ view of it are gone, the block comes back by itself and waits for the next array
   than was ever in use at once: an eighth, or 64 MB. (Without any more, the largest blocks would be
   let go and made again in every step.) And at most 2 GiB are held; `empty_cache` lets go of all.
 
-Three lines could tell the C library to keep freed memory instead (mallopt), and were as fast. But
+Three lines could tell the C library to keep freed memory (mallopt), as fast to a few per cent. But
 they exist on one system, change the allocator under the whole program that imported us, keep memory
 without a bound, and align to 16 bytes.
 """
