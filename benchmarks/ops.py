@@ -268,7 +268,7 @@ def memory_bound(repeats: int, only: str) -> list[dict[str, Any]]:
         if row.exact and (error := difference(row.ours(), row.theirs())) > 1e-4:
             raise SystemExit(f"{row.name} {row.shape}: the results differ by {error:.1e}")
         sides = {"tinydilate": row.ours, "torch": row.theirs, "copy": copying(row.bytes)}
-        seconds = alternate(sides, repeats, max(1, min(50, int(1e8 / row.bytes))), pause=0.01)
+        seconds = alternate(sides, repeats, max(1, min(100, int(3e8 / row.bytes))), pause=0.01)
         rate = {side: row.bytes / median(taken) / 1e9 for side, taken in seconds.items()}
         ratio = paired_ratio(seconds["torch"], seconds["tinydilate"])
         of_copy = paired_ratio(seconds["copy"], seconds["tinydilate"])

@@ -276,8 +276,8 @@ MUTANTS = [
     Mutant(
         "max pooling pads with 0 instead of -inf",
         POOL,
-        "best, where = x.dtype.type(-np.inf), -1\n            for u in range(kernel[0])",
-        "best, where = x.dtype.type(0), 0\n            for u in range(kernel[0])",
+        "best[j], where[j] = -np.inf, -1",
+        "best[j], where[j] = 0, 0",
         "forward max_pool2d",
     ),
     Mutant(

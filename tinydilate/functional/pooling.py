@@ -112,22 +112,33 @@ def _max_pool(
     padding: Pair,
     dilation: Pair,
 ) -> None:
-    """The definition, loop by loop; job plane*OH + i is one output row."""
+    """The definition, tap by tap; job plane*OH + i is one output row."""
     height, width = x.shape[1:]
     for job in range(start, stop):
         plane, i = divmod(job, values.shape[1])
-        for j in range(values.shape[2]):
-            best, where = x.dtype.type(-np.inf), -1
-            for u in range(kernel[0]):
-                y = tap(i, u, stride[0], padding[0], dilation[0])
-                if 0 <= y < height:
-                    for v in range(kernel[1]):
-                        z = tap(j, v, stride[1], padding[1], dilation[1])
-                        if 0 <= z < width:
-                            value = x[plane, y, z]
-                            if where < 0 or value > best or value != value:  # nan differs from nan
-                                best, where = value, y * width + z
-            values[plane, i, j], indices[plane, i, j] = best, where
+        best, where = values[plane, i], indices[plane, i]
+        for j in range(len(best)):
+            best[j], where[j] = -np.inf, -1
+        for u in range(kernel[0]):
+            y = tap(i, u, stride[0], padding[0], dilation[0])
+            if not 0 <= y < height:
+                continue
+            row = x[plane, y]
+            for v in range(kernel[1]):
+                begin = tap(0, v, stride[1], padding[1], dilation[1])
+                first, last = _inside(begin, stride[1], len(best), width)
+                for j in range(first, last):
+                    z = begin + j * stride[1]
+                    value, before, at = row[z], best[j], where[j]
+                    wins = (at < 0) | (value > before) | (value != value)  # nan is not itself
+                    best[j] = value if wins else before
+                    where[j] = y * width + z if wins else at
+
+
+@jit
+def _inside(begin: int, stride: int, outputs: int, width: int) -> tuple[int, int]:
+    """Outputs [first, last) of those j for which begin + j*stride lies in [0, width)."""
+    return max(0, -(begin // stride)), min(outputs, (width - 1 - begin) // stride + 1)
 
 
 @jit
@@ -261,20 +272,36 @@ def _avg_pool(
     stride: Pair,
     padding: Pair,
 ) -> None:
-    """The definition, loop by loop; job plane*OH + i is one output row."""
+    """The definition, tap by tap; job plane*OH + i is one output row."""
     height, width = x.shape[1:]
     for job in range(start, stop):
         plane, i = divmod(job, out.shape[1])
-        for j in range(out.shape[2]):
-            total = x.dtype.type(0)
-            for u in range(kernel[0]):
-                y = tap(i, u, stride[0], padding[0], 1)
-                if 0 <= y < height:
-                    for v in range(kernel[1]):
-                        z = tap(j, v, stride[1], padding[1], 1)
-                        if 0 <= z < width:
-                            total += x[plane, y, z]
-            out[plane, i, j] = total / divisors[i, j]
+        total, divisor = out[plane, i], divisors[i]
+        for j in range(len(total)):
+            total[j] = 0
+        for u in range(kernel[0]):
+            y = tap(i, u, stride[0], padding[0], 1)
+            if not 0 <= y < height:
+                continue
+            row = x[plane, y]
+            for v in range(kernel[1]):
+                begin = tap(0, v, stride[1], padding[1], 1)
+                first, last = _inside(begin, stride[1], len(total), width)
+                if first < last:
+                    _add_apart(row[begin + first * stride[1] :], stride[1], total[first:last])
+        for j in range(len(total)):
+            total[j] /= divisor[j]
+
+
+@jit
+def _add_apart(row: Array, stride: int, total: Array) -> None:
+    """Add to each number of ``total`` one of ``row``, which stand ``stride`` apart."""
+    if stride == 2:  # said apart: vectors can take every second number, if they know it is those
+        for j in range(len(total)):
+            total[j] += row[2 * j]
+    else:
+        for j in range(len(total)):
+            total[j] += row[j * stride]
 
 
 @avg_pool2d_forward.meta
@@ -307,7 +334,7 @@ def avg_pool2d_backward(
 def avg_pool2d_backward_cpu(
     grad: Array, size: Pair, window: Window, include_pad: bool = True, divisor: int | None = None
 ) -> Array:
-    result = buffers.zeros((*grad.shape[:2], *size), grad.dtype)
+    result = buffers.empty((*grad.shape[:2], *size), grad.dtype)
     count = grad.shape[0] * grad.shape[1]
     arrays = grad.reshape(count, *grad.shape[2:]), result.reshape(count, *size)
     counts = divisors(window, size, include_pad, divisor).astype(grad.dtype)
@@ -330,17 +357,26 @@ def _avg_pool_backward(
     padding: Pair,
 ) -> None:
     height, width = result.shape[1:]
+    part = np.empty(grad.shape[2], grad.dtype)
     for plane in range(start, stop):
+        for y in range(height):
+            row = result[plane, y]
+            for z in range(width):
+                row[z] = 0
         for i in range(grad.shape[1]):
-            for j in range(grad.shape[2]):
-                part = grad[plane, i, j] / divisors[i, j]
-                for u in range(kernel[0]):
-                    y = tap(i, u, stride[0], padding[0], 1)
-                    if 0 <= y < height:
-                        for v in range(kernel[1]):
-                            z = tap(j, v, stride[1], padding[1], 1)
-                            if 0 <= z < width:
-                                result[plane, y, z] += part
+            given, divisor = grad[plane, i], divisors[i]
+            for j in range(len(part)):
+                part[j] = given[j] / divisor[j]
+            for u in range(kernel[0]):
+                y = tap(i, u, stride[0], padding[0], 1)
+                if not 0 <= y < height:
+                    continue
+                row = result[plane, y]
+                for v in range(kernel[1]):
+                    begin = tap(0, v, stride[1], padding[1], 1)
+                    first, last = _inside(begin, stride[1], len(part), width)
+                    for j in range(first, last):
+                        row[begin + j * stride[1]] += part[j]
 
 
 @avg_pool2d_backward.meta
