@@ -29,8 +29,13 @@ def tap(i: int, u: int, stride: int, padding: int, dilation: int) -> int:
 
 def pair(value: int | Sequence[int], name: str, least: int) -> Pair:
     """Read an integer, or one for (rows, columns), as a pair; refuse less than ``least``."""
-    if type(value) is int and least <= value <= LARGEST:  # the common case
-        return value, value
+    rows, columns = value if type(value) is tuple and len(value) == 2 else (value, value)
+    if (
+        type(rows) is type(columns) is int
+        and least <= rows <= LARGEST
+        and least <= columns <= LARGEST
+    ):
+        return rows, columns  # the common case
     try:
         numbers = tuple(value) if isinstance(value, Sequence) else (value, value)
         if any(isinstance(number, bool) for number in numbers):

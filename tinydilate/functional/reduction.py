@@ -48,6 +48,8 @@ def check_dims(name: str, dim: Dims, ndim: int) -> tuple[int, ...]:
 
 def _reduced(shape: tuple[int, ...], axes: tuple[int, ...], keepdim: bool) -> tuple[int, ...]:
     """Shape after a reduction: the axes gone, or of length 1."""
+    if len(axes) == len(shape):  # the common case
+        return (1,) * len(shape) if keepdim else ()
     if keepdim:
         return tuple(1 if axis in axes else size for axis, size in enumerate(shape))
     return tuple(size for axis, size in enumerate(shape) if axis not in axes)
