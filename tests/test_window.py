@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -151,3 +152,16 @@ def test_pairs_may_be_numpys_integers():
     np = pytest.importorskip("numpy")
     assert pair(np.int64(3), "stride", 1) == (3, 3)
     assert pair([np.int32(1), 2], "stride", 1) == (1, 2)
+
+
+@pytest.mark.parametrize("value", [True, (True, 1), 1.0, (1, 2.0), (1, 2, 3), (1,), "1", None])
+def test_the_short_way_lets_nothing_else_pass(value):
+    with pytest.raises(ShapeError, match="stride should be an integer or a pair of integers"):
+        Window.of(3, stride=value)
+
+
+def test_pairs_of_every_kind_are_read_alike():
+    one, two = np.int64(1), np.int64(2)
+    pairs = ((1, 2), [1, 2], (one, two), (1, two))
+    assert {Window.of(3, stride=steps).stride for steps in pairs} == {(1, 2)}
+    assert Window.of(3, stride=two).stride == Window.of(3, stride=2).stride == (2, 2)

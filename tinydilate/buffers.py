@@ -219,6 +219,8 @@ def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
 
 def empty_like(array: Array) -> Array:
     """`empty` of another array's shape and dtype."""
+    if array.nbytes < _LEAST:
+        return np.empty(array.shape, array.dtype)
     return empty(array.shape, array.dtype)
 
 
