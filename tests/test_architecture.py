@@ -35,7 +35,8 @@ PAGES = [
 # within itself. Modules that share a link do not know each other.
 CHAIN = [
     ["errors"],
-    ["window", "threads", "config", "buffers"],
+    ["window", "config", "buffers"],
+    ["threads"],
     ["device", "field"],
     ["kernel"],
     ["simd"],

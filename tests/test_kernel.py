@@ -63,7 +63,7 @@ def test_two_kernels_of_one_name_are_refused(registry):
 def test_an_unknown_variant_is_refused_with_the_known_ones():
     with pytest.raises(KernelError, match=r"got 'gpu'\.$") as raised, use("gpu"):
         pass
-    assert str(raised.value).startswith("expected an implementation out of cpu, cpu:loops, ")
+    assert str(raised.value).startswith("expected an implementation out of cpu, cpu:direct, ")
 
 
 def test_variants_nest_and_the_innermost_counts():
@@ -304,6 +304,18 @@ for dtype in (np.float32, np.float64):
         expected = F.conv2d(x, w, padding=1, dilation=2, groups=2).data
     out = F.conv2d(x, w, padding=1, dilation=2, groups=2)
     np.testing.assert_allclose(out.data, expected, rtol=1e-4, atol=1e-5)
+    nine = rng.normal(size=(2, 2, 3, 3)).astype(dtype)
+    for stride, ways in ((1, ("cpu:direct", "cpu:winograd2", "cpu:winograd4")), (2, ("cpu",))):
+        results = []
+        for way in ("numpy", *ways):
+            a, b = tensor(x.data, requires_grad=True), tensor(nine, requires_grad=True)
+            with tinydilate.use(way):
+                made = F.conv2d(a, b, stride=stride, padding=2, dilation=(1, 2))
+                (made * made).sum().backward()
+            results.append((made.data, a.grad.data, b.grad.data))
+        for result in results[1:]:
+            for mine, theirs in zip(result, results[0]):
+                np.testing.assert_allclose(mine, theirs, atol=1e-4 * np.abs(theirs).max())
     out = F.max_pool2d(F.relu(out) * 2 + x.mean(), 2, 1)
     out = F.interpolate(F.pad(out, (1, 1, 0, 1), "reflect"), size=(4, 4), mode="bilinear")
     out = F.cat([F.avg_pool2d(out, 2), F.dropout(out[:, :, ::2, ::2], 0.5)], 1).permute(0, 2, 3, 1)
@@ -325,6 +337,27 @@ def test_the_pages_stay_inside_their_arrays(tmp_path):
     """NUMBA_BOUNDSCHECK=1: an index outside an array raises instead of reading garbage."""
     cache = {"TINYDILATE_CACHE": str(tmp_path)}
     assert in_another_process(EVERYTHING_SMALL, NUMBA_BOUNDSCHECK="1", **cache) == "done"
+
+
+BESIDE = """
+import numpy as np
+from tinydilate.kernel import jit
+@jit
+def last(numbers, n):
+    return numbers[n]
+three = np.ones(3)
+assert last(three, 2) == 1
+try:
+    last(three, 3)
+except IndexError as error:
+    print(error)
+"""
+
+
+def test_checked_bounds_catch_an_index_beside_its_array(tmp_path):
+    """What `make bounds` relies on. Vectors it does not check: test_guarded.py does."""
+    cache = {"TINYDILATE_CACHE": str(tmp_path)}
+    assert "out of bounds" in in_another_process(BESIDE, NUMBA_BOUNDSCHECK="1", **cache)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="resource limits are POSIX")

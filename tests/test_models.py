@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from tinydilate import Tensor, models, nn
+from tinydilate import Tensor, models, nn, use
 from tinydilate import functional as F
 from tinydilate.device import MetaArray
 from tinydilate.errors import ConfigError, ShapeError
@@ -134,8 +134,10 @@ def test_a_cell_depends_on_its_field_and_on_nothing_else():
         brighter[row, 0, row, :] = 2
     for column in range(44):
         brighter[40 + column, 0, :, column] = 2
-    before = net(np.ones((1, 1, 40, 44), np.float32)).data[0, 0, 3, 4]
-    changed = net(brighter).data[:, 0, 3, 4] != before  # (40 rows + 44 columns,)
+    # In Winograd's tiles a pixel beyond the field still changes the rounding.
+    with use("cpu:direct"):
+        before = net(np.ones((1, 1, 40, 44), np.float32)).data[0, 0, 3, 4]
+        changed = net(brighter).data[:, 0, 3, 4] != before  # (40 rows + 44 columns,)
     assert np.flatnonzero(changed[:40]).tolist() == list(range(6, 6 + 22))
     assert np.flatnonzero(changed[40:]).tolist() == list(range(8, 8 + 22))
 
@@ -145,9 +147,10 @@ def test_tiles_meet_without_a_seam():
     whole = image(1, 1, 24, 40)
     bordered = net.border(whole).data
     inside = net[1:]
-    tiles = [inside(bordered[..., start : start + 20 + 20]).data for start in (0, 20)]
-    joined = np.concatenate(tiles, axis=3)
-    np.testing.assert_allclose(joined, net(whole).data, rtol=1e-5, atol=1e-7)
+    with use("cpu:direct"):  # Winograd's tiles lie elsewhere in a part, and round otherwise
+        tiles = [inside(bordered[..., start : start + 20 + 20]).data for start in (0, 20)]
+        joined = np.concatenate(tiles, axis=3)
+        np.testing.assert_allclose(joined, net(whole).data, rtol=1e-5, atol=1e-7)
 
 
 def test_the_first_loss_is_ln_of_the_number_of_classes():
@@ -279,7 +282,8 @@ def test_the_context_module_starts_as_the_truncated_identity(padding):
     basic = models.context(3, padding=padding, noise=0)(x).data
     expected = np.maximum(x, 0)
     assert np.array_equal(basic.view(np.uint32), expected.view(np.uint32))
-    large = models.context(3, "large", padding=padding, noise=0)(x).data
+    with use("cpu:direct"):  # Winograd's transforms round even what passes unchanged
+        large = models.context(3, "large", padding=padding, noise=0)(x).data
     np.testing.assert_allclose(large, expected, rtol=1e-6)
     # Probabilities are not those of the front end where a score was negative.
     scores = np.array([-1, 2, -0.5], np.float32).reshape(1, 3, 1, 1)

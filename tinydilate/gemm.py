@@ -24,16 +24,18 @@ cache, multiplied, and overwritten by the next:
 Three products need the same gathering, and differ only in the rule by which it reads:
 
 * convolution: output i reads input ``i*stride - padding + u*dilation``;
-* its adjoint by the input, which is the transposed convolution: input y reads the gradient at
-  ``(y + padding - u*dilation) / stride``, where that is a whole number;
+* its adjoint by the input, at stride 1: input y reads the gradient ``y + padding - u*dilation``;
 * an ordinary matrix product, which is a 1x1 convolution over an image of one row.
 
-`Gather` holds such a rule. `gathered_product` computes all three; `gathered_outer` computes the
-gradient of the weights, whose inner dimension is the pixels.
+`Gather` holds such a rule, and `gathered_product` computes all three. `gathered_outer` computes the
+gradient of the weights, whose inner dimension is the pixels. And `folded_product` goes the other
+way for adjoints that would gather mostly zeros, because the output is much smaller than the input
+(a stride, or a large kernel without padding): it multiplies first and folds the columns back.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,25 +43,26 @@ import numpy as np
 from tinydilate import buffers
 from tinydilate.device import Array
 from tinydilate.kernel import jit
-from tinydilate.simd import copy_run, dot_tile, host_tile, outer_tile
+from tinydilate.simd import copy_runs, host_tile, outer_tile, transpose_block
 from tinydilate.threads import get_num_threads, share
 from tinydilate.window import Pair, Window
 
-# Block sizes, in numbers. A panel of STEPS x PIXELS floats is 192 KB: it stays in the second-level
-# cache while every filter is multiplied with it; a tile of weights, 8 x STEPS floats or 8 KB, stays
-# in the first-level cache while it passes over the panel. PIXELS is a multiple of every tile's
-# columns (simd.TILE_SHAPES).
+# Block sizes, in numbers. A panel of 256 x 192 floats is 192 KB: it stays in the second-level cache
+# while every filter is multiplied with it. A tile of weights, 8 x 256 floats or 8 KB, stays in the
+# first-level cache while it passes over the panel's four tiles. With 256 steps a tile does 256 * 24
+# multiply-adds of vectors between loading its 24 sums and storing them again: 1 in 128.
 STEPS, PIXELS = 256, 192
-# For the gradient of the weights: rows of the column matrix at a time, and pixels at a time.
-# Each dot product of DOT_PIXELS is long enough to hide the summing of the vector at its end.
-DOT_STEPS, DOT_PIXELS = 64, 1024
+# The gradient of the weights sums over pixels: so many at a time.
+PIXEL_STEPS = 256
+PACKED_BYTES = 16 << 20  # weights are packed so many at a time: fc6 has 400 MB of them
+_WORTH_A_THREAD = 500_000  # multiply-adds: some 4 microseconds' work
 
 
 class Gather(NamedTuple):
     """The rule by which output position p and tap u read the input along each axis.
 
-    ``source = (p*step + origin + u*spacing) / divide``, zero where that is not a whole number or
-    lies outside the image. Each field is (rows, columns).
+    ``source = p*step + origin + u*spacing``, zero where that lies outside the image. Each field is
+    (rows, columns).
     """
 
     kernel: Pair
@@ -67,35 +70,53 @@ class Gather(NamedTuple):
     step: Pair
     origin: Pair
     spacing: Pair
-    divide: Pair
 
 
 def forward_gather(window: Window, output: Pair) -> Gather:
     """The tap rule: what a convolution reads."""
     top, left = window.before
-    return Gather(window.kernel, output, window.stride, (-top, -left), window.dilation, (1, 1))
+    return Gather(window.kernel, output, window.stride, (-top, -left), window.dilation)
 
 
 def adjoint_gather(window: Window, size: Pair) -> Gather:
-    """The tap rule solved for the output: which outputs an input pixel went into, tap by tap."""
+    """The tap rule of stride 1, solved for the output: which outputs an input pixel went into."""
     rows, columns = window.dilation
-    return Gather(window.kernel, size, (1, 1), window.before, (-rows, -columns), window.stride)
+    return Gather(window.kernel, size, (1, 1), window.before, (-rows, -columns))
+
+
+def _in_one_row(images: Array, gather: Gather) -> tuple[Array, Gather]:
+    """The same with the image as one long row, where each pixel reads itself alone."""
+    if gather == Gather((1, 1), images.shape[2:], (1, 1), (0, 0), gather.spacing):
+        pixels = images.shape[2] * images.shape[3]
+        images = images.reshape(*images.shape[:2], 1, pixels)
+        gather = gather._replace(output=(1, pixels))
+    return images, gather
+
+
+def _even_blocks(count: int, most: int) -> int:
+    """Size of blocks of at most ``most`` that cut ``count`` into nearly equal parts."""
+    return -(-count // -(-count // most))
+
+
+# ---- gathering panels of the column matrix ---------------------------------------------------
 
 
 @jit
-def _find_runs(runs: Array, pixels: tuple[int, int], breadth: int) -> int:
-    """Cut pixels [p0, p1) into runs within one output row.
+def _find_runs(
+    runs: Array, pixels: tuple[int, int], breadth: int, columns: int, tile_pitch: int
+) -> int:
+    """Cut pixels [p0, p1) into runs that lie in one output row and in one tile of the panel.
 
-    Writes (output row i, first column j, length, place in the panel's row) for each; returns how
-    many.
+    Writes (output row i, first column j, length, place in the panel) for each; returns how many.
     """
     count = 0
     p = pixels[0]
     while p < pixels[1]:
         i, j = p // breadth, p % breadth
-        length = min(breadth - j, pixels[1] - p)
+        tile, within = (p - pixels[0]) // columns, (p - pixels[0]) % columns
+        length = min(breadth - j, pixels[1] - p, columns - within)
         runs[count, 0], runs[count, 1] = i, j
-        runs[count, 2], runs[count, 3] = length, p - pixels[0]
+        runs[count, 2], runs[count, 3] = length, tile * tile_pitch + within
         p += length
         count += 1
     return count
@@ -106,102 +127,152 @@ def _gather_panel(
     panel: Array,
     pitch: int,
     runs: Array,
-    image: Array,
-    rows: tuple[int, int],
+    images: Array,
+    channels: tuple[int, int, int],
     gather: Gather,
 ) -> None:
-    """Fill ``panel`` with rows [k0, k1) of the column matrix of one (C, H, W) image.
+    """Rows of the column matrix of image n, channels [c0, c1), for the pixels of ``runs``.
 
-    The pixels are those of ``runs``; each row of the panel begins ``pitch`` numbers after the one
-    before.
+    Row ``(c - c0) * taps + tap`` of the panel begins ``pitch`` numbers after the one before. Where
+    a tap of a run falls is the same in every channel, so it is worked out once and the run copied
+    channel after channel.
     """
-    kernel_w, taps = gather.kernel[1], gather.kernel[0] * gather.kernel[1]
-    height, breadth = image.shape[1:]
-    flat = image.reshape(-1)
-    side_by_side = gather.step[1] == 1 and gather.divide[1] == 1  # neighbours read neighbours
-    for k in range(rows[0], rows[1]):
-        channel, tap_index = k // taps, k % taps
-        up = gather.origin[0] + tap_index // kernel_w * gather.spacing[0]
-        left = gather.origin[1] + tap_index % kernel_w * gather.spacing[1]
-        base = (k - rows[0]) * pitch
-        for r in range(len(runs)):
-            length, at = runs[r, 2], base + runs[r, 3]
-            y = runs[r, 0] * gather.step[0] + up
-            z = runs[r, 1] * gather.step[1] + left
-            exact = True
-            if gather.divide[0] != 1:
-                exact = y % gather.divide[0] == 0
-                y = y // gather.divide[0]
-            row_at = (channel * height + y) * breadth  # where image row y begins, if there is one
-            if not exact or y < 0 or y >= height:
-                copy_run(panel, at, flat, 0, length, 0, 0)  # zeros
-            elif side_by_side:
-                copy_run(panel, at, flat, row_at + z, length, max(0, -z), breadth - z)
+    n, c0, c1 = channels
+    kernel_h, kernel_w = gather.kernel
+    taps = kernel_h * kernel_w
+    height, breadth = images.shape[2:]
+    flat = images.reshape(-1)
+    plane = height * breadth
+    first = (n * images.shape[1] + c0) * plane
+    step, nothing = gather.step[1], images.dtype.type(0)
+    for r in range(len(runs)):
+        length = runs[r, 2]
+        for t in range(taps):
+            y = runs[r, 0] * gather.step[0] + gather.origin[0] + t // kernel_w * gather.spacing[0]
+            z = runs[r, 1] * gather.step[1] + gather.origin[1] + t % kernel_w * gather.spacing[1]
+            to = runs[r, 3] + t * pitch
+            come = first + y * breadth
+            if y < 0 or y >= height:
+                copy_runs(panel, (to, taps * pitch), flat, (0, 0), length, (0, 0), c1 - c0)  # zeros
+            elif step == 1:  # neighbours read neighbours
+                inside = (-z, breadth - z)
+                copy_runs(
+                    panel, (to, taps * pitch), flat, (come + z, plane), length, inside, c1 - c0
+                )
             else:
-                for n in range(length):
-                    source = z // gather.divide[1]
-                    inside = 0 <= source < breadth and source * gather.divide[1] == z
-                    panel[at + n] = flat[row_at + source] if inside else 0.0
-                    z += gather.step[1]
+                for c in range(c1 - c0):
+                    for m in range(length):
+                        read = 0 <= z + m * step < breadth
+                        value = flat[come + c * plane + z + m * step] if read else nothing
+                        panel[to + c * taps * pitch + m] = value
+
+
+# ---- weights times columns -------------------------------------------------------------------
+
+
+@jit
+def _pack(
+    start: int,
+    stop: int,
+    weights: Array,
+    first: int,
+    count: int,
+    pitches: Pair,
+    packed: Array,
+    lanes: int,
+) -> None:
+    """Tiles [start, stop) of ``packed`` (tiles, C, taps, ROWS): the tile's rows, step by step.
+
+    Row r, channel c, tap t of the matrix is ``weights[first + r*pitches[0] + c*pitches[1] + t]``;
+    rows from ``count`` on are zero.
+    """
+    _, channels, taps, rows = packed.shape
+    flat = packed.reshape(-1)
+    # Numbers that follow each other in memory along the inner dimension.
+    span = channels * taps if pitches[1] == taps else taps
+    depth = channels if pitches[0] != 1 else 32  # channels at a time: they lie in so many pages
+    for c0 in range(0, channels, depth):
+        c1 = min(c0 + depth, channels)
+        for tile in range(start, stop):
+            for m in range(0, rows, lanes):
+                here = min(lanes, rows - m)
+                there = max(0, min(here, count - tile * rows - m))
+                at = first + (tile * rows + m) * pitches[0] + c0 * pitches[1]
+                to = (tile * channels + c0) * taps * rows + m
+                if pitches[0] == 1:  # rows that follow each other: no need to turn them over
+                    inside = (0, there)
+                    copy_runs(flat, (to, rows), weights, (at, pitches[1]), here, inside, c1 - c0)
+                    continue
+                for c in range((c1 - c0) * taps // span):
+                    for k in range(0, span, lanes):
+                        columns = min(lanes, span - k)
+                        transpose_block(
+                            flat,
+                            (to + (c * span + k) * rows, rows),
+                            weights,
+                            (at + c * pitches[1] + k, pitches[0]),
+                            (there, columns),
+                            (0, columns),
+                            here,
+                        )
 
 
 @jit
 def _product(
     start: int,
     stop: int,
+    room: Array,
     images: Array,
     tiles: Array,
     bias: Array,
     out: Array,
-    channels: tuple[int, int],
+    first_channel: int,
     filters: tuple[int, int],
     gather: Gather,
     relu: bool,
-    tile: tuple[int, int],
+    jobs: Pair,
+    block_channels: int,
+    tile: tuple[int, int, int],
 ) -> None:
-    """Blocks [start, stop) of `gathered_product`; a block is up to PIXELS pixels of one image."""
-    rows, columns = tile
-    all_filters, pixels = out.shape[1:]
-    inner = tiles.shape[1]
-    blocks = (pixels + PIXELS - 1) // PIXELS
-    panel = np.empty(PIXELS * STEPS, np.float32)
-    runs = np.empty((PIXELS, 4), np.int64)
+    """Jobs [start, stop) of `gathered_product`: a block of pixels times a part of the filters."""
+    rows, columns, lanes = tile
+    blocks, parts = jobs
+    f0, f1 = filters
+    _, channels, taps, _ = tiles.shape
+    inner = channels * taps
+    pixels = out.shape[2]
+    vectors = (pixels + lanes - 1) // lanes
+    tile_pitch = block_channels * taps * columns
+    runs = np.empty((2 * PIXELS, 4), np.int64)
     flat_tiles, flat_out = tiles.reshape(-1), out.reshape(-1)
-    for block in range(start, stop):
-        n, p0 = block // blocks, block % blocks * PIXELS
-        p1 = min(p0 + PIXELS, pixels)
-        image = images[n, channels[0] : channels[1]]
-        count = _find_runs(runs, (p0, p1), gather.output[1])
-        for k0 in range(0, inner, STEPS):
-            k1 = min(k0 + STEPS, inner)
-            _gather_panel(panel, PIXELS, runs[:count], image, (k0, k1), gather)
-            for f0 in range(0, filters[1] - filters[0], rows):
+    for job in range(start, stop):
+        part, block = job % parts, job // parts
+        n, block = block // blocks, block % blocks
+        p0, p1 = vectors * block // blocks * lanes, vectors * (block + 1) // blocks * lanes
+        p1 = min(p1, pixels)
+        found = _find_runs(runs, (p0, p1), gather.output[1], columns, tile_pitch)
+        first_tile, last_tile = len(tiles) * part // parts, len(tiles) * (part + 1) // parts
+        for c0 in range(0, channels, block_channels):
+            c1 = min(c0 + block_channels, channels)
+            where = (n, first_channel + c0, first_channel + c1)
+            _gather_panel(room, columns, runs[:found], images, where, gather)
+            for which in range(first_tile, last_tile):
+                f = f0 + which * rows
                 for q in range(p0, p1, columns):
                     outer_tile(
                         flat_out,
-                        (n * all_filters + filters[0] + f0) * pixels + q,
-                        pixels,
-                        (filters[1] - filters[0] - f0, p1 - q),
-                        k0 == 0,
-                        relu and k1 == inner,
-                        bias,
-                        f0,
+                        ((n * out.shape[1] + f) * pixels + q, pixels),
+                        (f1 - f, p1 - q),
                         flat_tiles,
-                        f0 * inner + k0 * rows,
-                        panel,
-                        q - p0,
-                        PIXELS,
-                        k1 - k0,
+                        ((which * inner + c0 * taps) * rows, 1, rows),
+                        room,
+                        ((q - p0) // columns * tile_pitch, columns),
+                        (c1 - c0) * taps,
+                        bias,
+                        f,
+                        c0 == 0,
+                        relu and c1 == channels,
                     )
-
-
-def pack_rows(matrix: Array) -> Array:
-    """(F, K) -> (tiles, K, ROWS): rows in groups of a tile, laid out step by step."""
-    rows = host_tile().rows
-    count, inner = matrix.shape
-    padded = buffers.zeros((-(-count // rows) * rows, inner), np.float32)
-    padded[:count] = matrix
-    return np.ascontiguousarray(padded.reshape(-1, rows, inner).transpose(0, 2, 1))
 
 
 def gathered_product(
@@ -211,8 +282,10 @@ def gathered_product(
     gather: Gather,
     groups: int = 1,
     relu: bool = False,
+    *,
+    adjoint: bool = False,
 ) -> Array:
-    """Weights times the gathered column matrix, plus bias, for every image; float32.
+    """Weights times the gathered column matrix, plus bias, for every image.
 
     Parameters
     ----------
@@ -221,109 +294,261 @@ def gathered_product(
     bias : (F,) or None
     relu : bool
         Whether negative results become zero on the way out.
+    adjoint : bool
+        Whether filters and channels change places, as in the gradient by the input: ``images``
+        then has F channels and the result has C.
 
     Returns
     -------
-    (N, F, OH, OW)
+    (N, F, OH, OW), or (N, C, OH, OW) of the adjoint
     """
-    filters, per_group = weights.shape[:2]
-    count, (out_h, out_w) = len(images), gather.output
-    tile = host_tile()
-    out = buffers.empty((count, filters, out_h * out_w), np.float32)
-    each = filters // groups
-    starts = np.zeros((groups, -(-each // tile.rows) * tile.rows), np.float32)
-    if bias is not None:
-        starts[:, :each] = bias.reshape(groups, each)
-    for group in range(groups):
-        mine = slice(group * each, (group + 1) * each)
-        packed = pack_rows(weights[mine].reshape(each, -1))
-        channels = (group * per_group, (group + 1) * per_group)
-        work = out_h * out_w * each * weights[0].size
-        blocks = count * -(-out_h * out_w // PIXELS)
+    filters, channels, kernel_h, kernel_w = weights.shape
+    if adjoint:
+        filters, channels = channels * groups, filters // groups
+    shape = (filters, channels, kernel_h * kernel_w)
+    dtype, size = images.dtype, gather.output
+    images, gather = _in_one_row(images, gather)
+    plan = _plan(len(images), gather.output[0] * gather.output[1], shape, groups, adjoint, dtype)
+    out = buffers.empty((len(images), filters, *size), dtype)
+    start = np.zeros(filters, dtype) if bias is None else bias
+    flat, flat_out = weights.reshape(-1), out.reshape(len(images), filters, plan.pixels)
+    packed = buffers.empty(plan.packed, dtype)
+    for slab in plan.slabs:
+        tiles = packed[: slab.tiles]
+        share(
+            _pack,
+            slab.tiles,
+            flat,
+            slab.first_weight,
+            slab.filters[1] - slab.filters[0],
+            plan.pitches,
+            tiles,
+            plan.tile[2],
+            least=slab.least_tiles,
+        )
         share(
             _product,
-            blocks,
+            slab.jobs,
             images,
-            packed,
-            starts[group],
-            out,
-            channels,
-            (mine.start, mine.stop),
+            tiles,
+            start,
+            flat_out,
+            slab.first_channel,
+            slab.filters,
             gather,
             relu,
-            (tile.rows, tile.columns),
-            least=_least(work * count, blocks),
+            (plan.blocks, slab.parts),
+            plan.block_channels,
+            plan.tile,
+            least=slab.least_jobs,
+            room=plan.room,
+            dtype=dtype,
         )
-    return out.reshape(count, filters, out_h, out_w)
+    return out
+
+
+class Slab(NamedTuple):
+    """Filters of one group that are packed and multiplied together."""
+
+    filters: Pair  # from, to
+    first_channel: int
+    first_weight: int
+    tiles: int
+    least_tiles: int  # see `share`
+    parts: int  # that the filters are cut into, where there are few pixels
+    jobs: int
+    least_jobs: int
+
+
+class Plan(NamedTuple):
+    """How `gathered_product` cuts its work; it depends on sizes alone."""
+
+    pixels: int
+    pitches: Pair  # of the weights: from row to row of the matrix, from channel to channel
+    packed: tuple[int, ...]
+    blocks: int  # of pixels, for each image
+    block_channels: int
+    tile: tuple[int, int, int]  # rows, columns, lanes
+    room: int
+    slabs: list[Slab]
+
+
+def _plan(
+    images: int, pixels: int, shape: tuple[int, int, int], groups: int, adjoint: bool, dtype: Any
+) -> Plan:
+    """Look up the plan for a product, or make it; ``shape`` is (F, C/groups, taps)."""
+    return _made_plan(
+        images, pixels, shape, groups, adjoint, dtype, get_num_threads(), PACKED_BYTES
+    )
+
+
+@lru_cache(4096)
+def _made_plan(
+    images: int,
+    pixels: int,
+    shape: tuple[int, int, int],
+    groups: int,
+    adjoint: bool,
+    dtype: Any,
+    threads: int,
+    packed_bytes: int,
+) -> Plan:
+    tile = host_tile()
+    lanes, columns = tile.lanes(dtype), tile.columns(dtype)
+    filters, channels, taps = shape[0] // groups, shape[1], shape[2]
+    inner = channels * taps
+    pitches = (taps, filters * taps) if adjoint else (inner, taps)
+    block_channels = _even_blocks(channels, max(1, STEPS // taps))
+    # As many filters at a time as may be packed, in whole tiles.
+    fit = max(1, packed_bytes // (inner * tile.rows * dtype.itemsize)) * tile.rows
+    slab = -(-_even_blocks(filters, fit) // tile.rows) * tile.rows
+    # A block of pixels is a job; few blocks are cut by their filters as well.
+    blocks = -(-pixels // PIXELS)
+    if blocks * images < 8 * threads:
+        blocks = min(-(-blocks // threads) * threads, -(-pixels // columns))
+    slabs = []
+    for group in range(groups):
+        for f0 in range(0, filters, slab):
+            here = min(slab, filters - f0)
+            tiles = -(-here // tile.rows)
+            parts = max(1, min(tiles, -(-threads // max(1, blocks * images))))
+            jobs = images * blocks * parts
+            slabs.append(
+                Slab(
+                    (group * filters + f0, group * filters + f0 + here),
+                    group * channels,
+                    group * filters * inner + f0 * pitches[0],
+                    tiles,
+                    _least(4 * tiles * tile.rows * inner, tiles),
+                    parts,
+                    jobs,
+                    _least(pixels * images * here * inner, jobs),
+                )
+            )
+    return Plan(
+        pixels,
+        pitches,
+        (-(-min(slab, filters) // tile.rows), channels, taps, tile.rows),
+        blocks,
+        block_channels,
+        (tile.rows, columns, lanes),
+        block_channels * taps * (PIXELS + columns),
+        slabs,
+    )
+
+
+def _least(work: int, jobs: int) -> int:
+    """Smallest number of jobs that is worth waking a thread for."""
+    return max(1, int(_WORTH_A_THREAD * jobs // max(1, work)))
+
+
+def matmul(a: Array, b: Array) -> Any:
+    """(M, K) @ (K, N) -> (M, N): a 1x1 convolution of an image of one row."""
+    inner, columns = b.shape
+    rule = Gather((1, 1), (1, columns), (1, 1), (0, 0), (1, 1))
+    image = b.reshape(1, inner, 1, columns)
+    return gathered_product(image, a.reshape(*a.shape, 1, 1), None, rule).reshape(len(a), columns)
+
+
+# ---- gradients times columns -----------------------------------------------------------------
 
 
 @jit
 def _outer(
     start: int,
     stop: int,
+    room: Array,
     images: Array,
     gradient: Array,
     parts: Array,
-    channels: tuple[int, int],
+    first_channel: int,
     filters: tuple[int, int],
     gather: Gather,
-    tile: tuple[int, int],
+    block_channels: int,
+    breadth: int,
+    tile: tuple[int, int, int],
 ) -> None:
-    """Jobs [start, stop) of `gathered_outer`; a job is a part of the pixels and DOT_STEPS rows."""
-    rows, columns = tile
-    count, pixels = gradient.shape[0], gradient.shape[2]
-    inner = parts.shape[2]
-    row_blocks = (inner + DOT_STEPS - 1) // DOT_STEPS
-    blocks = (pixels + DOT_PIXELS - 1) // DOT_PIXELS
-    lines = filters[1] - filters[0]
-    # Lines and rows beyond the last are zero, so that every tile is a whole one.
-    left = np.zeros((lines + rows, DOT_PIXELS), np.float32)
-    panel = np.zeros((DOT_STEPS + columns) * DOT_PIXELS, np.float32)
-    flat_left, flat_gradient = left.reshape(-1), gradient.reshape(-1)
-    runs = np.empty((DOT_PIXELS, 4), np.int64)
-    sums = np.empty(rows * columns, np.float32)
+    """Jobs [start, stop) of `gathered_outer`: a part of the pixels and a block of channels."""
+    rows, columns, lanes = tile
+    f0, f1 = filters
+    splits, _, inner = parts.shape
+    taps = gather.kernel[0] * gather.kernel[1]
+    channels = inner // taps
+    blocks = (channels + block_channels - 1) // block_channels
+    pixels = gradient.shape[2]
+    chunks = (pixels + PIXEL_STEPS - 1) // PIXEL_STEPS
+    stripes = (f1 - f0 + breadth - 1) // breadth
+    # Three buffers: the panel, a stripe of the gradient turned over, and the sums.
+    most = block_channels * taps
+    panel = room[: most * PIXEL_STEPS]
+    turned = room[most * PIXEL_STEPS :][: PIXEL_STEPS * breadth + columns]
+    sums = room[most * PIXEL_STEPS + PIXEL_STEPS * breadth + columns :]
+    nothing = np.zeros(rows, images.dtype)
+    runs = np.empty((2 * PIXEL_STEPS, 4), np.int64)
+    flat_gradient, flat_parts = gradient.reshape(-1), parts.reshape(-1)
     for job in range(start, stop):
-        part, row_block = divmod(job, row_blocks)
-        k0 = row_block * DOT_STEPS
-        k1 = min(k0 + DOT_STEPS, inner)
-        result = parts[part]
-        result[:, k0:k1] = 0.0
-        all_blocks = count * blocks
-        first = all_blocks * part // parts.shape[0]
-        last = all_blocks * (part + 1) // parts.shape[0]
-        for block in range(first, last):
-            n, at = divmod(block, blocks)
-            p0 = at * DOT_PIXELS
-            p1 = min(p0 + DOT_PIXELS, pixels)
-            # Whole vectors, of 16 numbers at most; beyond p1 both sides are zero.
-            length = (p1 - p0 + 15) // 16 * 16
-            for f in range(lines):
-                at_gradient = ((n * gradient.shape[1]) + filters[0] + f) * pixels + p0
-                copy_run(flat_left, f * DOT_PIXELS, flat_gradient, at_gradient, length, 0, p1 - p0)
-            for k in range(k1 - k0):
-                copy_run(panel, k * DOT_PIXELS + p1 - p0, panel, 0, length - (p1 - p0), 0, 0)
-            found = _find_runs(runs, (p0, p1), gather.output[1])
-            image = images[n, channels[0] : channels[1]]
-            _gather_panel(panel, DOT_PIXELS, runs[:found], image, (k0, k1), gather)
-            for f0 in range(0, lines, rows):
-                for j0 in range(0, k1 - k0, columns):
-                    dot_tile(
+        split, c0 = job // blocks, job % blocks * block_channels
+        c1 = min(c0 + block_channels, channels)
+        here = (c1 - c0) * taps
+        every = len(images) * chunks
+        begin, end = every * split // splits, every * (split + 1) // splits
+        for chunk in range(begin, end):
+            n, p0 = chunk // chunks, chunk % chunks * PIXEL_STEPS
+            p1 = min(p0 + PIXEL_STEPS, pixels)
+            found = _find_runs(runs, (p0, p1), gather.output[1], columns, columns)
+            where = (n, first_channel + c0, first_channel + c1)
+            _gather_panel(panel, PIXEL_STEPS, runs[:found], images, where, gather)
+            for stripe in range(stripes):
+                # The gradient of `breadth` filters, from (filters, pixels) to (pixels, filters).
+                f = f0 + stripe * breadth
+                for down in range(0, min(breadth, f1 - f), lanes):
+                    for p in range(p0, p1, lanes):
+                        transpose_block(
+                            turned,
+                            ((p - p0) * breadth + down, breadth),
+                            flat_gradient,
+                            ((n * gradient.shape[1] + f + down) * pixels + p, pixels),
+                            (f1 - f - down, min(lanes, p1 - p)),
+                            (0, p1 - p),
+                            lanes,
+                        )
+                for k in range(0, here, rows):
+                    outer_tile(
                         sums,
-                        flat_left,
-                        f0 * DOT_PIXELS,
-                        DOT_PIXELS,
+                        ((stripe * most + k) * breadth, breadth),
+                        (here - k, breadth),
                         panel,
-                        j0 * DOT_PIXELS,
-                        DOT_PIXELS,
-                        length,
+                        (k * PIXEL_STEPS, PIXEL_STEPS, 1),
+                        turned,
+                        (0, breadth),
+                        p1 - p0,
+                        nothing,
+                        0,
+                        chunk == begin,
+                        False,
                     )
-                    for f in range(f0, min(f0 + rows, lines)):
-                        for j in range(j0, min(j0 + columns, k1 - k0)):
-                            result[f, k0 + j] += sums[(f - f0) * columns + j - j0]
+        for stripe in range(stripes):  # the sums, from (taps, filters) to (filters, taps)
+            for down in range(0, here, lanes):
+                for f in range(stripe * breadth, min((stripe + 1) * breadth, f1 - f0), lanes):
+                    valid_rows = min(lanes, here - down)
+                    valid = (valid_rows, min(lanes, f1 - f0 - f))
+                    transpose_block(
+                        flat_parts,
+                        ((split * (f1 - f0) + f) * inner + c0 * taps + down, inner),
+                        sums,
+                        ((stripe * most + down) * breadth + f - stripe * breadth, breadth),
+                        valid,
+                        (0, lanes),
+                        valid_rows,
+                    )
 
 
 def gathered_outer(images: Array, gradient: Array, gather: Gather, groups: int = 1) -> Array:
     """Gradient of the weights: ``gradient (F, P) @ columns (K, P).T``, summed over images.
+
+    The inner dimension is the pixels, so both factors are wanted pixel by pixel. The panel of
+    columns serves as it is: the tile may take A's numbers from anywhere. The gradient is turned
+    over, a block of pixels and filters at a time.
 
     Parameters
     ----------
@@ -334,47 +559,221 @@ def gathered_outer(images: Array, gradient: Array, gather: Gather, groups: int =
     -------
     (F, C/groups, KH, KW)
     """
-    count, filters = gradient.shape[:2]
-    per_group = images.shape[1] // groups
-    each = filters // groups
-    inner = per_group * gather.kernel[0] * gather.kernel[1]
-    flat = gradient.reshape(count, filters, gather.output[0] * gather.output[1])
-    tile = host_tile()
-    row_blocks = -(-inner // DOT_STEPS)
-    blocks = count * -(-flat.shape[2] // DOT_PIXELS)
-    # Threads share the rows of the column matrix where there are enough of them; otherwise each
-    # takes a part of the pixels, and the partial sums are added in a fixed order.
-    splits = 1 if row_blocks >= 4 * get_num_threads() else min(get_num_threads(), max(1, blocks))
-    results = []
+    tile, dtype, kernel = host_tile(), images.dtype, gather.kernel
+    count, filters = gradient.shape[0], gradient.shape[1] // groups
+    channels, taps = images.shape[1] // groups, kernel[0] * kernel[1]
+    if not count:  # nothing to sum over
+        return buffers.zeros((groups * filters, channels, *kernel), dtype)
+    images, gather = _in_one_row(images, gather)
+    flat = gradient.reshape(count, -1, gather.output[0] * gather.output[1])
+    lanes = tile.lanes(dtype)
+    breadth = lanes * _even_blocks(-(-filters // lanes), tile.vectors)
+    stripes = -(-filters // breadth)
+    threads = get_num_threads()
+    block_channels = _even_blocks(channels, max(1, STEPS // taps))
+    blocks = -(-channels // block_channels)
+    chunks = count * -(-flat.shape[2] // PIXEL_STEPS)
+    # Threads share the channels where these fall into equal parts; otherwise each takes a part of
+    # the pixels, and the partial sums are added in a fixed order.
+    splits = 1 if blocks >= 4 * threads or blocks % threads == 0 else max(1, min(threads, chunks))
+    result = buffers.empty((groups * filters, channels, *kernel), dtype)
+    total = result.reshape(groups, filters, channels * taps)
+    parts = total[:, None]  # the result itself, if nobody else adds to it
+    if splits > 1:
+        parts = buffers.empty((groups, splits, filters, channels * taps), dtype)
+    most = block_channels * taps
     for group in range(groups):
-        parts = buffers.empty((splits, each, inner), np.float32)
         share(
             _outer,
-            splits * row_blocks,
+            splits * blocks,
             images,
             flat,
-            parts,
-            (group * per_group, (group + 1) * per_group),
-            (group * each, (group + 1) * each),
+            parts[group],
+            group * channels,
+            (group * filters, (group + 1) * filters),
             gather,
-            (tile.dot_rows, tile.dot_columns),
-            least=_least(flat.shape[2] * count * each * inner, splits * row_blocks),
+            block_channels,
+            breadth,
+            (tile.rows, tile.columns(dtype), lanes),
+            least=_least(flat.shape[2] * count * filters * channels * taps, splits * blocks),
+            room=(most + breadth) * PIXEL_STEPS + tile.columns(dtype) + stripes * most * breadth,
+            dtype=dtype,
         )
-        results.append(parts.sum(axis=0))
-    return np.concatenate(results).reshape(filters, per_group, *gather.kernel)
+    if splits > 1:
+        parts.sum(axis=1, out=total)
+    return result
 
 
-_WORTH_A_THREAD = 500_000  # multiply-adds: some 4 microseconds' work
+# ---- columns, then folded --------------------------------------------------------------------
 
 
-def _least(work: int, jobs: int) -> int:
-    """Smallest number of jobs that is worth waking a thread for."""
-    return max(1, int(_WORTH_A_THREAD * jobs // max(1, work)))
+@jit
+def _fold_panel(
+    columns: Array,
+    pitch: int,
+    runs: Array,
+    result: Array,
+    channels: tuple[int, int, int],
+    gather: Gather,
+) -> None:
+    """`_gather_panel` turned round: add the column matrix to the pixels it was read from."""
+    n, c0, c1 = channels
+    kernel_h, kernel_w = gather.kernel
+    step = gather.step[1]
+    height, breadth = result.shape[2:]
+    for c in range(c0, c1):
+        for u in range(kernel_h):
+            for v in range(kernel_w):
+                row = columns[((c - c0) * kernel_h * kernel_w + u * kernel_w + v) * pitch :]
+                for r in range(len(runs)):
+                    y = runs[r, 0] * gather.step[0] + gather.origin[0] + u * gather.spacing[0]
+                    z = runs[r, 1] * step + gather.origin[1] + v * gather.spacing[1]
+                    if 0 <= y < height:
+                        # m such that 0 <= z + m*step < breadth
+                        first = max(0, -(z // step))
+                        last = min(runs[r, 2], (breadth - z + step - 1) // step)
+                        if last > first:
+                            run = row[runs[r, 3] + first : runs[r, 3] + last]
+                            line = result[n, c, y, z + first * step :]
+                            for m in range(len(run)):
+                                line[m * step] += run[m]
 
 
-def matmul(a: Array, b: Array) -> Any:
-    """(M, K) @ (K, N) -> (M, N) in float32: a 1x1 convolution of an image of one row."""
-    inner, columns = b.shape
-    rule = Gather((1, 1), (1, columns), (1, 1), (0, 0), (1, 1), (1, 1))
-    image = b.reshape(1, inner, 1, columns)
-    return gathered_product(image, a.reshape(*a.shape, 1, 1), None, rule).reshape(len(a), columns)
+@jit
+def _folded(
+    start: int,
+    stop: int,
+    room: Array,
+    gradient: Array,
+    weights: Array,
+    result: Array,
+    filters: Pair,
+    first_channel: int,
+    gather: Gather,
+    jobs: Pair,
+    tile: tuple[int, int, int],
+) -> None:
+    """Jobs [start, stop) of `folded_product`: some channels of one image."""
+    rows, columns, lanes = tile
+    blocks, block_channels = jobs
+    f0, f1 = filters
+    taps = gather.kernel[0] * gather.kernel[1]
+    channels = weights.shape[0] // gradient.shape[1] // taps
+    inner = channels * taps
+    pixels = gradient.shape[3]
+    most = (block_channels * taps + rows - 1) // rows * rows
+    tiles = room[: most * STEPS]
+    panel = room[most * STEPS :][: (PIXELS + columns) * STEPS]
+    product = room[most * STEPS + (PIXELS + columns) * STEPS :]
+    nothing = np.zeros(rows, gradient.dtype)
+    runs = np.empty((2 * PIXELS, 4), np.int64)
+    itself = Gather((1, 1), (1, pixels), (1, 1), (0, 0), (1, 1))
+    for job in range(start, stop):
+        n, c0 = job // blocks, job % blocks * block_channels
+        c1 = min(c0 + block_channels, channels)
+        here = (c1 - c0) * taps
+        where = (n, first_channel + c0, first_channel + c1)
+        for c in range(where[1], where[2]):
+            for y in range(result.shape[2]):
+                line = result[n, c, y]
+                for z in range(len(line)):
+                    line[z] = 0
+        for p0 in range(0, pixels, PIXELS):
+            p1 = min(p0 + PIXELS, pixels)
+            for f in range(f0, f1, STEPS):
+                steps = min(f1 - f, STEPS)
+                for k in range(0, here, rows):
+                    for m in range(0, rows, lanes):
+                        at = f * inner + c0 * taps + k + m
+                        run = min(lanes, rows - m)
+                        copy_runs(
+                            tiles,
+                            (k * STEPS + m, rows),
+                            weights,
+                            (at, inner),
+                            run,
+                            (0, max(0, min(run, here - k - m))),
+                            steps,
+                        )
+                found = _find_runs(runs, (p0, p1), pixels, columns, columns * STEPS)
+                _gather_panel(panel, columns, runs[:found], gradient, (n, f, f + steps), itself)
+                for q in range(0, p1 - p0, columns):
+                    for k in range(0, here, rows):
+                        outer_tile(
+                            product,
+                            (k * PIXELS + q, PIXELS),
+                            (here - k, p1 - p0 - q),
+                            tiles,
+                            (k * STEPS, 1, rows),
+                            panel,
+                            (q * STEPS, columns),
+                            steps,
+                            nothing,
+                            0,
+                            f == f0,
+                            False,
+                        )
+            found = _find_runs(runs, (p0, p1), gather.output[1], columns, columns)
+            _fold_panel(product, PIXELS, runs[:found], result, where, gather)
+
+
+def folded_product(
+    gradient: Array, weights: Array, window: Window, size: Pair, groups: int = 1
+) -> Array:
+    """Gradient by the input as columns ``weights.T @ gradient``, folded, a few channels at a time.
+
+    Parameters
+    ----------
+    gradient : (N, F, OH, OW)
+    weights : (F, C/groups, KH, KW)
+    size : (H, W)
+
+    Returns
+    -------
+    (N, C, H, W)
+    """
+    tile, dtype = host_tile(), gradient.dtype
+    count, filters, out_h, out_w = gradient.shape
+    gather = forward_gather(window, (out_h, out_w))
+    channels, taps = weights.shape[1], window.taps
+    result = buffers.empty((count, channels * groups, *size), dtype)
+    block_channels = _even_blocks(channels, max(1, STEPS // taps))
+    blocks = -(-channels // block_channels)
+    if blocks * count < get_num_threads():
+        block_channels = _even_blocks(channels, -(-channels // get_num_threads()))
+        blocks = -(-channels // block_channels)
+    each = filters // groups
+    most = -(-block_channels * taps // tile.rows) * tile.rows
+    columns = tile.columns(dtype)
+    for group in range(groups):
+        share(
+            _folded,
+            count * blocks,
+            gradient.reshape(count, filters, 1, out_h * out_w),
+            weights.reshape(-1),
+            result,
+            (group * each, (group + 1) * each),
+            group * channels,
+            gather,
+            (blocks, block_channels),
+            (tile.rows, columns, tile.lanes(dtype)),
+            least=_least(out_h * out_w * count * each * channels * taps, count * blocks),
+            room=most * (STEPS + PIXELS + columns) + (PIXELS + columns) * STEPS,
+            dtype=dtype,
+        )
+    return result
+
+
+def input_gradient(
+    gradient: Array, weights: Array, window: Window, size: Pair, groups: int = 1
+) -> Array:
+    """Gradient by the input, by gathering or by folding, whichever multiplies less.
+
+    Arguments and result are those of `folded_product`. Gathering computes every tap of each of the
+    H*W input pixels, folding every tap of each of the OH*OW outputs, and then has to add them up.
+    """
+    outputs = gradient.shape[2] * gradient.shape[3]
+    if window.stride == (1, 1) and 3 * outputs > 2 * size[0] * size[1]:
+        gather = adjoint_gather(window, size)
+        return gathered_product(gradient, weights, None, gather, groups, adjoint=True)
+    return folded_product(gradient, weights, window, size, groups)

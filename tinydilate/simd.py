@@ -1,34 +1,40 @@
 """The register tile: the few instructions in which a matrix product spends its time.
 
-A processor core multiplies and adds two vectors of 16 floats in every cycle (AVX-512), but it can
-load only two vectors in that time. A loop that loads both factors of each multiplication
-is therefore limited by its loads. The cure is to reuse what has been loaded: hold a small tile of
-the result in registers and, for every step along the inner dimension, load a few numbers and
-combine each with each.
+**Why a tile.** Take a processor core that in one cycle can multiply and add two vectors of 16
+floats (AVX-512), but can load only two vectors in that time. The obvious loop over
+``total += a[k] * b[k]`` loads two vectors for each multiply-add, so half of the arithmetic units
+stand idle, at best. The cure is to use each number several times once it is loaded: hold a small
+tile of the *result* in registers and, at every step along the inner dimension, load one column of
+A and one row of B and combine each with each.
 
-* `outer_tile` holds ROWS x COLUMNS results. A step loads COLUMNS numbers of B as vectors, spreads
-  each of ROWS numbers of A over a vector, and adds ROWS x COLUMNS products: an outer product.
-  With 8 x 48 that is 8 + 3 loads for 24 multiply-adds. Both factors are laid out step by step.
-* `dot_tile` holds DOT_ROWS x DOT_COLUMNS results, each as a vector of partial sums, for factors
-  that are both laid out *along* the inner dimension. A step loads 4 + 4 vectors for 16
-  multiply-adds, and the vectors are summed at the end.
+    out (ROWS, COLUMNS)  +=  a[:, k] (ROWS)  outer product  b[k, :] (COLUMNS)
 
-* `copy_run` moves a run of one image row into a panel, vector by vector, with zeros where the run
-  lies outside the row.
+A tile of 8 x 48 loads 8 numbers (each spread over a vector) and 3 vectors, and does 24
+multiply-adds of vectors with them: two for each load, where the obvious loop has one half.
 
-At the edges a vector is only partly valid. A *mask* says which lanes are read and written, so
-no edge needs a loop of its own.
+**How large a tile.** All sums have to stay in registers, together with one row of B and one spread
+number of A. With 32 registers: 8 * 3 + 3 + 1 = 28. With 16, as AVX2 has: 6 * 2 + 2 + 1 = 15. And
+the sums must be many enough to hide the time that one multiply-add takes: 4 cycles, at two a cycle,
+need 8 sums that do not wait for each other. 24 are plenty; 3, the tail of one row, are not.
 
-NumPy-like code cannot say "keep this in registers", so the three are written in LLVM's own
-language, through Numba's ``@intrinsic``. The Python twin of each stands below it, and it is what
-runs when Numba is switched off (NUMBA_DISABLE_JIT=1).
+NumPy-like code cannot say "keep this in registers", so the tile is written in LLVM's own language,
+through Numba's ``@intrinsic``; so are three helpers that move vectors about. The Python twin of
+each stands below it. It says what the instructions compute, and it is what runs when Numba is
+switched off (NUMBA_DISABLE_JIT=1).
 
-The shape of the tiles follows the host: its number of vector registers and their width.
+* `outer_tile` adds steps of outer products to a tile of the result.
+* `copy_runs` copies runs of image rows into a panel, with zeros beyond the image's edge.
+* `transpose_block` turns a block of pixels of 16 channels into 16 channels of each pixel.
+* `Sandwich` computes ``M X M.T`` for a small constant matrix M: Winograd's transforms.
+
+At the edges a vector is only partly valid. A *mask* says which lanes are read and written, so that
+no edge needs a loop of its own. float32 has twice as many lanes as float64; nothing else differs.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -36,26 +42,31 @@ import numpy as np
 
 from tinydilate.device import Array
 from tinydilate.errors import ConfigError
-from tinydilate.kernel import native
+from tinydilate.kernel import Native, native
 
 
 class TileShape(NamedTuple):
-    """Sizes of the two tiles, in numbers (not vectors)."""
+    """The tile of one kind of processor: ROWS x (VECTORS * lanes) results."""
 
     name: str
-    lanes: int  # numbers in one vector register
+    width: int  # bytes in one vector register
     rows: int
-    columns: int
-    dot_rows: int
-    dot_columns: int
+    vectors: int
+
+    def lanes(self, dtype: Any = np.float32) -> int:
+        """Numbers in one vector."""
+        return self.width // int(np.dtype(dtype).itemsize)
+
+    def columns(self, dtype: Any = np.float32) -> int:
+        """Numbers in one row of the tile."""
+        return self.vectors * self.lanes(dtype)
 
 
-# 32 registers of 16 lanes: 8*3 sums + 3 of B + 1 of A.  16 registers of 8: 6*2 sums + 2 + 1.
 TILE_SHAPES = {
-    "avx512": TileShape("avx512", 16, 8, 48, 4, 4),
-    "avx2": TileShape("avx2", 8, 6, 16, 4, 2),
-    "neon": TileShape("neon", 4, 8, 12, 4, 4),
-    "plain": TileShape("plain", 4, 4, 8, 4, 2),
+    "avx512": TileShape("avx512", 64, 8, 3),  # 32 registers
+    "avx2": TileShape("avx2", 32, 6, 2),  # 16 registers
+    "neon": TileShape("neon", 16, 8, 3),  # 32 registers
+    "plain": TileShape("plain", 16, 4, 2),
 }
 
 
@@ -82,97 +93,103 @@ def host_tile() -> TileShape:
     return TILE_SHAPES["plain"]
 
 
+# ---- the register tile -----------------------------------------------------------------------
+
+
 def _emit_outer_tile() -> Any:
     """Numba intrinsic for `outer_tile`."""
-    from numba import types
     from numba.extending import intrinsic
-
-    shape = host_tile()
-    rows, vectors, lanes = shape.rows, shape.columns // shape.lanes, shape.lanes
 
     @intrinsic
     def outer_tile(
         typing: Any,
         out: Any,
-        at: Any,
-        pitch: Any,
+        out_at: Any,
         valid: Any,
-        first: Any,
-        relu: Any,
-        bias: Any,
-        bias_at: Any,
         a: Any,
         a_at: Any,
         b: Any,
         b_at: Any,
-        b_pitch: Any,
         steps: Any,
+        bias: Any,
+        bias_at: Any,
+        first: Any,
+        relu: Any,
     ) -> Any:
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            out, at, pitch, valid, first, relu, bias, bias_at, *rest = arguments
-            a, a_at, b, b_at, b_pitch, steps = rest
-            code = _Emitter(context, builder, lanes)
-            arrays = zip((out, bias, a, b), (at, bias_at, a_at, b_at), (0, 6, 8, 10), strict=True)
-            out_first, bias_first, a_first, b_first = (
-                code.offset(code.pointer(array, signature.args[place]), start)
-                for array, start, place in arrays
-            )
-            lines = [
-                code.offset(out_first, builder.mul(pitch, code.integer(m))) for m in range(rows)
-            ]
-            valid_rows, valid_columns = (builder.extract_value(valid, i) for i in (0, 1))
-            # masks[m][v]: lanes of vector v that exist in row m
-            columns = [code.between(code.integer(0), valid_columns, v) for v in range(vectors)]
-            masks = [
-                [code.only_if(builder.icmp_signed("<", code.integer(m), valid_rows), column)
-                 for column in columns]
-                for m in range(rows)
-            ]  # fmt: skip
+            code = _Emitter(context, builder, out.dtype)
+            out_first, (pitch,) = code.place(arguments, signature, 0)
+            a_first, (a_row, a_step) = code.place(arguments, signature, 3)
+            b_first, (b_step,) = code.place(arguments, signature, 5)
+            steps, _, bias_at, first, relu = arguments[7:]
+            bias_first = code.offset(code.pointer(arguments[8], signature.args[8]), bias_at)
+            rows, columns = code.numbers(arguments[2])
 
-            def step(k: Any, totals: list[Any]) -> list[Any]:
-                b_row = code.offset(b_first, builder.mul(k, b_pitch))
-                a_row = code.offset(a_first, builder.mul(k, code.integer(rows)))
-                loaded = [code.load(b_row, v * lanes) for v in range(vectors)]
-                for m in range(rows):
-                    spread = code.spread(a_row, m)
-                    for v in range(vectors):
-                        i = m * vectors + v
-                        totals[i] = code.multiply_add(spread, loaded[v], totals[i])
-                return totals
+            def tile(line: Any, height: int, vectors: int) -> None:
+                """Rows [line, line + height) of the tile, ``vectors`` vectors wide."""
+                lines = code.lines(out_first, line, pitch, height)
+                a_lines = code.lines(a_first, line, a_row, height)
+                # Only the last vector of a row may have lanes that do not exist.
+                before_last = code.integer((vectors - 1) * code.lanes)
+                mask = code.between(code.integer(0), builder.sub(columns, before_last))
 
-            totals = code.loop(steps, [code.zero()] * (rows * vectors), step)
-            for m in range(rows):
-                start = code.spread(bias_first, m)
-                for v in range(vectors):
-                    mask, total = masks[m][v], totals[m * vectors + v]
-                    before = code.load_masked(lines[m], v * lanes, mask)
-                    total = builder.fadd(total, builder.select(first, start, before))
-                    negative = builder.fcmp_ordered("<", total, code.zero())
-                    cut = builder.select(negative, code.zero(), total)
-                    total = builder.select(relu, cut, total)
-                    code.store_masked(total, lines[m], v * lanes, mask)
+                def from_bias() -> list[Any]:
+                    spread = [code.spread(code.offset(bias_first, line), m) for m in range(height)]
+                    return [value for value in spread for _ in range(vectors)]
+
+                def from_memory() -> list[Any]:
+                    return [
+                        code.load_masked(lines[m], v * code.lanes, mask)
+                        if v == vectors - 1
+                        else code.load(lines[m], v * code.lanes)
+                        for m in range(height)
+                        for v in range(vectors)
+                    ]
+
+                def step(k: Any, totals: list[Any]) -> list[Any]:
+                    b_row = code.offset(b_first, builder.mul(k, b_step))
+                    a_column = builder.mul(k, a_step)
+                    loaded = [code.load(b_row, v * code.lanes) for v in range(vectors)]
+                    for m in range(height):
+                        spread = code.spread(code.offset(a_lines[m], a_column), 0)
+                        for v in range(vectors):
+                            i = m * vectors + v
+                            totals[i] = code.multiply_add(spread, loaded[v], totals[i])
+                    return totals
+
+                totals = code.loop(steps, code.choose(first, from_bias, from_memory), step)
+                for i, total in enumerate(totals):
+                    m, v = divmod(i, vectors)
+                    result = code.rectified(total, relu)
+                    if v == vectors - 1:
+                        code.store_masked(result, lines[m], v * code.lanes, mask)
+                    else:
+                        code.store(result, lines[m], v * code.lanes)
+
+            shape = host_tile()
+            # A tile of fewer rows is cut in powers of two, 5 = 4 + 1, largest first.
+            tails = [size for size in (4, 2, 1) if size < shape.rows]
+            for vectors in range(1, shape.vectors + 1):
+                least = code.integer((vectors - 1) * code.lanes)
+                most = code.integer(vectors * code.lanes)
+                fits = builder.icmp_signed(">", columns, least)
+                if vectors < shape.vectors:
+                    fits = builder.and_(fits, builder.icmp_signed("<=", columns, most))
+                with builder.if_then(fits):
+                    whole = builder.icmp_signed(">=", rows, code.integer(shape.rows))
+                    with builder.if_else(whole) as (then, otherwise):
+                        with then:
+                            tile(code.integer(0), shape.rows, vectors)
+                        with otherwise:
+                            for size in tails:
+                                bit = builder.and_(rows, code.integer(size))
+                                with builder.if_then(code.is_not_zero(bit)):
+                                    done = builder.and_(rows, code.integer(-2 * size))
+                                    tile(done, size, vectors)
             return context.get_dummy_value()
 
-        number = types.intp
-        return (
-            types.void(
-                out,
-                number,
-                number,
-                types.UniTuple(number, 2),  # type: ignore[no-untyped-call]
-                types.boolean,
-                types.boolean,
-                bias,
-                number,
-                a,
-                number,
-                b,
-                number,
-                number,
-                number,
-            ),
-            emit,
-        )
+        arguments = (out, out_at, valid, a, a_at, b, b_at, steps, bias, bias_at, first, relu)
+        return _void(arguments), emit
 
     return outer_tile
 
@@ -180,171 +197,279 @@ def _emit_outer_tile() -> Any:
 @native(_emit_outer_tile)
 def outer_tile(
     out: Array,
-    at: int,
-    pitch: int,
+    out_at: tuple[int, int],
     valid: tuple[int, int],
-    first: bool,
-    relu: bool,
+    a: Array,
+    a_at: tuple[int, int, int],
+    b: Array,
+    b_at: tuple[int, int],
+    steps: int,
     bias: Array,
     bias_at: int,
-    a: Array,
-    a_at: int,
-    b: Array,
-    b_at: int,
-    b_pitch: int,
-    steps: int,
+    first: bool,
+    relu: bool,
 ) -> None:
-    """Add ``steps`` outer products to a tile of ``out``, all arrays flat.
+    """Add ``steps`` outer products to a tile of ``out``, all arrays flat and of one dtype.
 
-    Row m of the tile is ``out[at + m*pitch :]``; of its ROWS x COLUMNS numbers the ``valid`` ones
-    are written. ``a[a_at:]`` holds ROWS numbers a step; step k of b is the COLUMNS numbers from
-    ``b[b_at + k*b_pitch]`` on. On the ``first`` call for a tile the sums start from
-    ``bias[bias_at + m]`` instead of from what stands in ``out``; with ``relu``, on the last one,
-    negative results become zero.
+    Parameters
+    ----------
+    out, out_at : array, (place, pitch)
+        Row m of the tile begins at ``out[place + m*pitch]``.
+    valid : (rows, columns)
+        How much of the tile exists: ROWS or more count as ROWS, COLUMNS or more as COLUMNS.
+    a, a_at : array, (place, row, step)
+        A's number for row m at step k is ``a[place + m*row + k*step]``.
+    b, b_at : array, (place, step)
+        B's row for step k is the COLUMNS numbers from ``b[place + k*step]`` on. Whole vectors are
+        read, so up to a vector beyond the valid columns; what they hold does not matter.
+    steps : int
+    bias, bias_at : array, place
+        On the ``first`` call for a tile the sums of row m start from ``bias[bias_at + m]``;
+        otherwise they start from what stands in ``out``.
+    first, relu : bool
+        With ``relu``, on the last call, negative results become zero.
     """
-    tile = host_tile()
-    rows, columns = min(valid[0], tile.rows), min(valid[1], tile.columns)
-    left = a[a_at : a_at + steps * tile.rows].reshape(steps, tile.rows)
-    right = b[b_at + np.arange(steps)[:, None] * b_pitch + np.arange(columns)]
-    sums = left.T @ right  # (ROWS, valid columns); beyond them anything may stand
+    shape = host_tile()
+    rows = min(valid[0], shape.rows)
+    columns = min(valid[1], shape.columns(out.dtype))
+    ahead = np.arange(steps)
+    left = a[a_at[0] + np.arange(rows)[:, None] * a_at[1] + ahead * a_at[2]]  # (ROWS, steps)
+    right = b[b_at[0] + ahead[:, None] * b_at[1] + np.arange(columns)]  # (steps, COLUMNS)
+    sums = left @ right
     for m in range(rows):
-        line = out[at + m * pitch :][:columns]
+        line = out[out_at[0] + m * out_at[1] :][:columns]
         total = sums[m] + (bias[bias_at + m] if first else line)
         line[:] = total * ~(total < 0) if relu else total
 
 
-def _emit_copy_run() -> Any:
-    """Numba intrinsic for `copy_run`."""
-    from numba import types
+# ---- moving vectors --------------------------------------------------------------------------
+
+
+def _emit_copy_runs() -> Any:
+    """Numba intrinsic for `copy_runs`."""
     from numba.extending import intrinsic
 
-    lanes = host_tile().lanes
-
     @intrinsic
-    def copy_run(
-        typing: Any, out: Any, at: Any, row: Any, start: Any, run: Any, first: Any, last: Any
+    def copy_runs(
+        typing: Any, out: Any, out_at: Any, source: Any, at: Any, run: Any, inside: Any, count: Any
     ) -> Any:
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            out, at, row, start, run, first, last = arguments
-            code = _Emitter(context, builder, lanes)
-            out_at = code.offset(code.pointer(out, signature.args[0]), at)
-            row_at = code.offset(code.pointer(row, signature.args[2]), start)
+            code = _Emitter(context, builder, out.dtype)
+            out_first, (out_pitch,) = code.place(arguments, signature, 0)
+            source_first, (pitch,) = code.place(arguments, signature, 2)
+            run, inside, count = arguments[4:]
+            low, high = code.numbers(inside)
 
-            def step(k: Any, _: list[Any]) -> list[Any]:
-                done = builder.mul(k, code.integer(lanes))
-                left, low, high = (builder.sub(limit, done) for limit in (run, first, last))
-                read, written = code.between(low, high, 0), code.between(code.integer(0), left, 0)
-                values = code.load_masked(code.offset(row_at, done), 0, read)
-                code.store_masked(values, code.offset(out_at, done), 0, written)
-                return []
+            def copy(vectors: int) -> None:
+                starts = [code.integer(v * code.lanes) for v in range(vectors)]
+                read = [
+                    code.between(builder.sub(low, start), builder.sub(high, start))
+                    for start in starts
+                ]
+                written = code.between(code.integer(0), builder.sub(run, starts[-1]))
 
-            steps = builder.sdiv(builder.add(run, code.integer(lanes - 1)), code.integer(lanes))
-            code.loop(steps, [], step)
+                def step(n: Any, _: list[Any]) -> list[Any]:
+                    to = code.offset(out_first, builder.mul(n, out_pitch))
+                    come = code.offset(source_first, builder.mul(n, pitch))
+                    for v in range(vectors):
+                        values = code.load_masked(come, v * code.lanes, read[v])
+                        if v == vectors - 1:
+                            code.store_masked(values, to, v * code.lanes, written)
+                        else:
+                            code.store(values, to, v * code.lanes)
+                    return []
+
+                code.loop(count, [], step)
+
+            shape = host_tile()
+            for vectors in range(1, shape.vectors + 1):
+                above = builder.icmp_signed(">", run, code.integer((vectors - 1) * code.lanes))
+                below = builder.icmp_signed("<=", run, code.integer(vectors * code.lanes))
+                with builder.if_then(builder.and_(above, below)):
+                    copy(vectors)
             return context.get_dummy_value()
 
-        number = types.intp
-        return types.void(out, number, row, number, number, number, number), emit
+        return _void((out, out_at, source, at, run, inside, count)), emit
 
-    return copy_run
-
-
-@native(_emit_copy_run)
-def copy_run(out: Array, at: int, row: Array, start: int, run: int, first: int, last: int) -> None:
-    """``out[at + n] = row[start + n]`` for n in range(run); zero outside [first, last).
-
-    Only the numbers in [first, last) are read, so ``start`` may lie before the row.
-    """
-    out[at : at + run] = 0.0
-    last = min(last, run)  # the row may go on where the run ends
-    if last > first:
-        out[at + first : at + last] = row[start + first : start + last]
+    return copy_runs
 
 
-def _emit_dot_tile() -> Any:
-    """Numba intrinsic for `dot_tile`."""
-    from numba import types
-    from numba.extending import intrinsic
-
-    shape = host_tile()
-    rows, columns, lanes = shape.dot_rows, shape.dot_columns, shape.lanes
-
-    @intrinsic
-    def dot_tile(
-        typing: Any, sums: Any, a: Any, a0: Any, a_pitch: Any, b: Any, b0: Any, b_pitch: Any, n: Any
-    ) -> Any:
-        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            sums, a, a0, a_pitch, b, b0, b_pitch, n = arguments
-            code = _Emitter(context, builder, lanes)
-            sums_at, a_at, b_at = (
-                code.pointer(array, signature.args[place])
-                for array, place in ((sums, 0), (a, 1), (b, 4))
-            )
-
-            def lines(start: Any, first: Any, pitch: Any, count: int) -> list[Any]:
-                start = code.offset(start, first)
-                return [
-                    code.offset(start, builder.mul(pitch, code.integer(line)))
-                    for line in range(count)
-                ]
-
-            a_lines = lines(a_at, a0, a_pitch, rows)
-            b_lines = lines(b_at, b0, b_pitch, columns)
-
-            def step(k: Any, totals: list[Any]) -> list[Any]:
-                at = builder.mul(k, code.integer(lanes))
-                left = [code.load(code.offset(line, at), 0) for line in a_lines]
-                right = [code.load(code.offset(line, at), 0) for line in b_lines]
-                return [
-                    code.multiply_add(left[m], right[j], totals[m * columns + j])
-                    for m in range(rows)
-                    for j in range(columns)
-                ]
-
-            steps = builder.udiv(n, code.integer(lanes))
-            totals = code.loop(steps, [code.zero()] * (rows * columns), step)
-            for at, total in enumerate(totals):
-                code.store_number(code.total(total), sums_at, at)
-            return context.get_dummy_value()
-
-        signature = types.void(
-            sums, a, types.intp, types.intp, b, types.intp, types.intp, types.intp
-        )
-        return signature, emit
-
-    return dot_tile
-
-
-@native(_emit_dot_tile)
-def dot_tile(
-    sums: Array, a: Array, a0: int, a_pitch: int, b: Array, b0: int, b_pitch: int, n: int
+@native(_emit_copy_runs)
+def copy_runs(
+    out: Array,
+    out_at: tuple[int, int],
+    source: Array,
+    at: tuple[int, int],
+    run: int,
+    inside: tuple[int, int],
+    count: int,
 ) -> None:
-    """Dot products of DOT_ROWS lines of ``a`` with DOT_COLUMNS lines of ``b``, to ``sums``.
+    """Copy ``count`` runs of ``run`` numbers, at most a tile's COLUMNS; all arrays flat.
 
-    Line m of ``a`` is ``a[a0 + m*a_pitch :]``; ``n`` numbers are read of each, a multiple of the
-    vector's lanes.
+    Run n goes from ``source[at[0] + n*at[1]]`` to ``out[out_at[0] + n*out_at[1]]``. Only the
+    numbers in [first, last) = ``inside`` are read, so a run may begin before the image's row or end
+    behind it; the others become zero.
     """
-    shape = host_tile()
-    for m in range(shape.dot_rows):
-        for j in range(shape.dot_columns):
-            left = a[a0 + m * a_pitch : a0 + m * a_pitch + n]
-            right = b[b0 + j * b_pitch : b0 + j * b_pitch + n]
-            sums[m * shape.dot_columns + j] = left @ right
+    first, last = max(inside[0], 0), min(inside[1], run)
+    for n in range(count):
+        to, come = out_at[0] + n * out_at[1], at[0] + n * at[1]
+        out[to : to + run] = 0.0
+        if last > first:
+            out[to + first : to + last] = source[come + first : come + last]
+
+
+def _emit_transpose_block() -> Any:
+    """Numba intrinsic for `transpose_block`."""
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def transpose_block(
+        typing: Any, out: Any, out_at: Any, source: Any, at: Any, valid: Any, inside: Any, wide: Any
+    ) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            code = _Emitter(context, builder, out.dtype)
+            out_first, (out_pitch,) = code.place(arguments, signature, 0)
+            source_first, (pitch,) = code.place(arguments, signature, 2)
+            rows, columns = code.numbers(arguments[4])
+            read = code.between(*code.numbers(arguments[5]))
+            nothing = code.between(code.integer(0), code.integer(0))
+            block = []
+            for m in range(code.lanes):
+                mask = builder.select(code.less(m, rows), read, nothing)
+                line = code.offset(source_first, builder.mul(pitch, code.integer(m)))
+                block.append(code.load_masked(line, 0, mask))
+            block = code.transposed(block)
+            written = code.between(code.integer(0), arguments[6])
+            for j, values in enumerate(block):
+                mask = builder.select(code.less(j, columns), written, nothing)
+                line = code.offset(out_first, builder.mul(out_pitch, code.integer(j)))
+                code.store_masked(values, line, 0, mask)
+            return context.get_dummy_value()
+
+        return _void((out, out_at, source, at, valid, inside, wide)), emit
+
+    return transpose_block
+
+
+@native(_emit_transpose_block)
+def transpose_block(
+    out: Array,
+    out_at: tuple[int, int],
+    source: Array,
+    at: tuple[int, int],
+    valid: tuple[int, int],
+    inside: tuple[int, int],
+    wide: int,
+) -> None:
+    """Transpose a block of at most lanes x lanes numbers; both arrays flat.
+
+    ``out[out_at[0] + j*out_at[1] + m] = source[at[0] + m*at[1] + j]`` for row m and column j of the
+    ``valid`` (rows, columns). Only columns in [first, last) = ``inside`` are read, the others count
+    as zero, and so do rows beyond the valid ones: ``wide`` numbers are written for each column.
+    """
+    rows, columns = valid
+    first, last = max(inside[0], 0), inside[1]
+    for j in range(columns):
+        for m in range(wide):
+            real = m < rows and first <= j < last
+            value = source[at[0] + m * at[1] + j] if real else 0.0
+            out[out_at[0] + j * out_at[1] + m] = value
+
+
+class Sandwich(Native):
+    """``out = M X M.T`` for a constant matrix M, on vectors: one such product in every lane.
+
+    Called as ``sandwich(out, (place, row, column), x, (place, row, column), relu)``, arrays flat:
+    number (i, j) of X is the vector from ``x[place + i*row + j*column]`` on, and those of out
+    alike. With ``relu`` negative results become zero. The zeros and ones of M cost nothing, which
+    is why Winograd's matrices have so many of them.
+    """
+
+    def __init__(self, name: str, matrix: Array) -> None:
+        self.matrix = matrix
+        super().__init__(self._twin, self._emit)
+        self.__name__ = name
+
+    def _twin(self, out: Array, out_at: Any, x: Array, x_at: Any, relu: bool) -> None:
+        rows, inner = self.matrix.shape
+        lane = np.arange(host_tile().lanes(out.dtype))
+
+        def places(at: tuple[int, int, int], size: int) -> Array:
+            line = np.arange(size)
+            grid = at[0] + line[:, None] * at[1] + line * at[2]
+            return grid[..., None] + lane  # (size, size, lanes)
+
+        values = x[places(x_at, inner)]
+        result = np.einsum("ia,abl,jb->ijl", self.matrix, values, self.matrix)
+        out[places(out_at, rows)] = np.where(relu & (result < 0), 0, result)
+
+    def _emit(self) -> Any:
+        from numba.extending import intrinsic
+
+        matrix = self.matrix
+        rows, inner = matrix.shape
+
+        @intrinsic
+        def sandwich(typing: Any, out: Any, out_at: Any, x: Any, x_at: Any, relu: Any) -> Any:
+            def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+                code = _Emitter(context, builder, out.dtype)
+                out_first, out_pitches = code.place(arguments, signature, 0)
+                x_first, x_pitches = code.place(arguments, signature, 2)
+
+                def place(first: Any, pitches: Any, i: int, j: int) -> Any:
+                    row = builder.mul(pitches[0], code.integer(i))
+                    return code.offset(
+                        first, builder.add(row, builder.mul(pitches[1], code.integer(j)))
+                    )
+
+                columns = []  # M X, one column after the other
+                for b in range(inner):
+                    column = [code.load(place(x_first, x_pitches, a, b), 0) for a in range(inner)]
+                    columns.append([code.combined(weights, column) for weights in matrix])
+                for i in range(rows):
+                    row = [column[i] for column in columns]
+                    for j in range(rows):
+                        to = place(out_first, out_pitches, i, j)
+                        total = code.combined(matrix[j], row)
+                        code.store(code.rectified(total, arguments[4]), to, 0)
+                return context.get_dummy_value()
+
+            return _void((out, out_at, x, x_at, relu)), emit
+
+        return sandwich
+
+
+# ---- LLVM's language -------------------------------------------------------------------------
+
+
+def _void(arguments: tuple[Any, ...]) -> Any:
+    """Signature of an intrinsic that returns nothing: whole numbers as machine words."""
+    from numba import types
+
+    def plain(kind: Any) -> Any:
+        if isinstance(kind, types.BaseTuple):
+            return types.UniTuple(types.intp, len(kind))  # type: ignore[no-untyped-call]
+        return kind if isinstance(kind, types.Array | types.Boolean) else types.intp
+
+    return types.void(*(plain(kind) for kind in arguments))
 
 
 class _Emitter:
-    """The handful of LLVM instructions that the tiles are made of; vectors of float32."""
+    """The handful of LLVM instructions that the above are made of; vectors of one float type."""
 
-    def __init__(self, context: Any, builder: Any, lanes: int) -> None:
+    def __init__(self, context: Any, builder: Any, dtype: Any) -> None:
         from llvmlite import ir
 
         self.context, self.builder = context, builder
-        self.float, self.index = ir.FloatType(), ir.IntType(64)
-        self.vector = ir.VectorType(self.float, lanes)
-        self.lanes = lanes
-        vector = self.vector
+        bits = dtype.bitwidth
+        self.float = ir.FloatType() if bits == 32 else ir.DoubleType()
+        self.align = bits // 8
+        self.lanes = lanes = host_tile().width // self.align
+        self.index = ir.IntType(64)
+        self.vector = vector = ir.VectorType(self.float, lanes)
+        self.kind = f"v{lanes}f{bits}"
         # One instruction where the processor has it; "fma" would call a function where it has not.
         self.fma = self._declare("fmuladd", vector, [vector] * 3)
-        self.sum = self._declare("vector.reduce.fadd", self.float, [self.float, vector])
         mask, pointer = ir.VectorType(ir.IntType(1), lanes), ir.PointerType()
         self.masked_load = self._declare("masked.load", vector, [pointer, mask, vector])
         self.masked_store = self._declare("masked.store", ir.VoidType(), [vector, pointer, mask])
@@ -354,17 +479,32 @@ class _Emitter:
         from llvmlite import ir
 
         module = self.builder.module
-        name = f"llvm.{name}.v{self.lanes}f32" + (".p0" if name.startswith("masked") else "")
+        alignment = name.startswith("masked")
+        name = f"llvm.{name}.{self.kind}" + (".p0" if alignment else "")
         kind = ir.FunctionType(result, arguments)
         return module.globals.get(name) or ir.Function(module, kind, name)
+
+    # numbers and places
 
     def integer(self, value: int) -> Any:
         return self.index(value)
 
     def zero(self) -> Any:
+        return self.constant(0.0)
+
+    def constant(self, value: float) -> Any:
         from llvmlite import ir
 
-        return ir.Constant(self.vector, [0.0] * self.lanes)
+        return ir.Constant(self.vector, [value] * self.lanes)
+
+    def numbers(self, pair: Any) -> list[Any]:
+        """The numbers of a tuple."""
+        return [self.builder.extract_value(pair, i) for i in range(len(pair.type.elements))]
+
+    def place(self, arguments: Any, signature: Any, which: int) -> tuple[Any, list[Any]]:
+        """Address that an (array, (place, pitches...)) pair of arguments names, and its pitches."""
+        first, *pitches = self.numbers(arguments[which + 1])
+        return self.offset(self.pointer(arguments[which], signature.args[which]), first), pitches
 
     def pointer(self, array: Any, kind: Any) -> Any:
         """Address of an array's first number."""
@@ -373,9 +513,21 @@ class _Emitter:
     def offset(self, pointer: Any, count: Any) -> Any:
         return self.builder.gep(pointer, [count], source_etype=self.float)
 
+    def lines(self, first: Any, line: Any, pitch: Any, count: int) -> list[Any]:
+        """Addresses of ``count`` rows from row ``line`` on."""
+        numbers = [self.builder.add(line, self.integer(m)) for m in range(count)]
+        return [self.offset(first, self.builder.mul(pitch, number)) for number in numbers]
+
+    # memory
+
     def load(self, pointer: Any, count: int) -> Any:
         at = self.offset(pointer, self.integer(count))
-        return self.builder.load(at, align=4, typ=self.vector)
+        return self.builder.load(at, align=self.align, typ=self.vector)
+
+    def store(self, value: Any, pointer: Any, count: int) -> None:
+        at = self.offset(pointer, self.integer(count))
+        at = self.builder.bitcast(at, self.vector.as_pointer())
+        self.builder.store(value, at, align=self.align)
 
     def load_masked(self, pointer: Any, count: int, mask: Any) -> Any:
         """Load the lanes of the mask; the others are zero and their memory is not touched."""
@@ -386,31 +538,12 @@ class _Emitter:
         at = self.offset(pointer, self.integer(count))
         self.builder.call(self.masked_store, [value, at, mask])
 
-    def between(self, low: Any, high: Any, vector: int) -> Any:
-        """Mask of the lanes whose number, counted from vector 0, lies in [low, high)."""
-        from llvmlite import ir
-
-        kind = ir.VectorType(self.index, self.lanes)
-        lanes = [vector * self.lanes + lane for lane in range(self.lanes)]
-        numbers = ir.Constant(kind, [self.index(lane) for lane in lanes])
-        above = self.builder.icmp_signed(">=", numbers, self.spread_value(low, kind))
-        below = self.builder.icmp_signed("<", numbers, self.spread_value(high, kind))
-        return self.builder.and_(above, below)
-
-    def only_if(self, condition: Any, mask: Any) -> Any:
-        """The mask where the condition holds, no lane where it does not."""
-        from llvmlite import ir
-
-        none = ir.Constant(mask.type, [ir.IntType(1)(0)] * self.lanes)
-        return self.builder.select(condition, mask, none)
-
-    def store_number(self, value: Any, pointer: Any, count: int) -> None:
-        self.builder.store(value, self.offset(pointer, self.integer(count)), align=4)
-
     def spread(self, pointer: Any, count: int) -> Any:
         """Load one number and copy it to every lane."""
         at = self.offset(pointer, self.integer(count))
-        return self.spread_value(self.builder.load(at, align=4, typ=self.float), self.vector)
+        return self.spread_value(
+            self.builder.load(at, align=self.align, typ=self.float), self.vector
+        )
 
     def spread_value(self, number: Any, kind: Any) -> Any:
         """Copy one number to every lane of a vector type."""
@@ -421,12 +554,101 @@ class _Emitter:
         mask = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
         return self.builder.shuffle_vector(first, undefined, mask)
 
+    # masks
+
+    def between(self, low: Any, high: Any) -> Any:
+        """Mask of the lanes whose number lies in [low, high); the limits may lie far outside."""
+        from llvmlite import ir
+
+        number = ir.IntType(32)
+        kind = ir.VectorType(number, self.lanes)
+        numbers = ir.Constant(kind, [number(lane) for lane in range(self.lanes)])
+        limits = [self.spread_value(self.clipped(limit, number), kind) for limit in (low, high)]
+        above = self.builder.icmp_signed(">=", numbers, limits[0])
+        return self.builder.and_(above, self.builder.icmp_signed("<", numbers, limits[1]))
+
+    def clipped(self, value: Any, kind: Any) -> Any:
+        """A number cut to [-1, lanes + 1], as a narrow integer."""
+        for limit, order in ((-1, "<"), (self.lanes + 1, ">")):
+            beyond = self.builder.icmp_signed(order, value, self.integer(limit))
+            value = self.builder.select(beyond, self.integer(limit), value)
+        return self.builder.trunc(value, kind)
+
+    def less(self, number: int, limit: Any) -> Any:
+        return self.builder.icmp_signed("<", self.integer(number), limit)
+
+    def is_not_zero(self, value: Any) -> Any:
+        return self.builder.icmp_signed("!=", value, self.integer(0))
+
+    # arithmetic
+
     def multiply_add(self, a: Any, b: Any, total: Any) -> Any:
         return self.builder.call(self.fma, [a, b, total])
 
-    def total(self, vector: Any) -> Any:
-        """Sum of the lanes, in the processor's favourite order."""
-        return self.builder.call(self.sum, [self.float(0.0), vector], fastmath=["reassoc"])
+    def combined(self, weights: Any, values: list[Any]) -> Any:
+        """Sum of constant weights times vectors."""
+        total = None
+        for weight, value in zip(weights, values, strict=True):
+            if weight == 0:
+                continue
+            if total is None:
+                total = value if weight == 1 else self.builder.fmul(value, self.constant(weight))
+            elif weight == 1:
+                total = self.builder.fadd(total, value)
+            elif weight == -1:
+                total = self.builder.fsub(total, value)
+            else:
+                total = self.multiply_add(value, self.constant(weight), total)
+        return self.zero() if total is None else total
+
+    def rectified(self, total: Any, relu: Any) -> Any:
+        """With ``relu`` zero where the number is negative; nan is not."""
+        negative = self.builder.fcmp_ordered("<", total, self.zero())
+        cut = self.builder.select(negative, self.zero(), total)
+        return self.builder.select(relu, cut, total)
+
+    def transposed(self, block: list[Any]) -> list[Any]:
+        """Transpose lanes x lanes numbers: swap ever larger blocks across the diagonal."""
+        from llvmlite import ir
+
+        number, size = ir.IntType(32), 1
+        while size < self.lanes:
+            following = list(block)
+            for m in range(self.lanes):
+                if m & size:
+                    continue
+                low, high = block[m], block[m + size]
+                # Row m keeps its own columns without the bit `size` and takes those of the partner.
+                keep = [lane if not lane & size else self.lanes + lane - size
+                        for lane in range(self.lanes)]  # fmt: skip
+                take = [lane + size if not lane & size else self.lanes + lane
+                        for lane in range(self.lanes)]  # fmt: skip
+                kind = ir.VectorType(number, self.lanes)
+                for row, lanes in ((m, keep), (m + size, take)):
+                    following[row] = self.builder.shuffle_vector(
+                        low, high, ir.Constant(kind, [number(lane) for lane in lanes])
+                    )
+            block, size = following, 2 * size
+        return block
+
+    # control
+
+    def choose(
+        self, condition: Any, yes: Callable[[], list[Any]], no: Callable[[], list[Any]]
+    ) -> list[Any]:
+        """Vectors of the one branch or of the other."""
+        builder, branches = self.builder, []
+        with builder.if_else(condition) as both:
+            for branch, make in zip(both, (yes, no), strict=True):
+                with branch:
+                    branches.append((make(), builder.basic_block))
+        chosen = []
+        for values in zip(*(made for made, _ in branches), strict=True):
+            phi = builder.phi(self.vector)
+            for value, (_, block) in zip(values, branches, strict=True):
+                phi.add_incoming(value, block)
+            chosen.append(phi)
+        return chosen
 
     def loop(self, count: Any, start: list[Any], step: Any) -> list[Any]:
         """Run ``totals = step(k, totals)`` for k in range(count), totals in registers."""

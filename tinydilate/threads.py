@@ -16,6 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Any
 
+import numpy as np
+
+from tinydilate import buffers
 from tinydilate.errors import ConfigError
 
 _lock = Lock()
@@ -53,27 +56,38 @@ def set_num_threads(count: int) -> None:
         _count, _pool = count, None
 
 
-def share(body: Callable[..., Any], count: int, *arguments: Any, least: int = 1) -> None:
+def share(
+    body: Callable[..., Any],
+    count: int,
+    *arguments: Any,
+    least: int = 1,
+    room: int = 0,
+    dtype: Any = np.float32,
+) -> None:
     """Call ``body(start, stop, *arguments)`` for disjoint parts that cover ``range(count)``.
 
     ``least`` is the smallest part worth a thread of its own (waking one costs some 20
-    microseconds): a small loop stays on the calling thread.
+    microseconds): a small loop stays on the calling thread. With ``room``, each part is given an
+    array of so many numbers of its own to work in: ``body(start, stop, room, *arguments)``. What
+    it holds at first is what the last user left.
     """
     parts = 1 if count < max(2, 2 * least) else min(get_num_threads(), count // max(1, least))
+    rooms = [(buffers.empty((room,), dtype),) if room else () for _ in range(parts)]
     if parts == 1:
-        body(0, count, *arguments)
+        body(0, count, *rooms[0], *arguments)
         return
     cuts = [count * part // parts for part in range(parts + 1)]
     workers = _workers()
     try:
         waiting = [
-            workers.submit(body, cuts[part], cuts[part + 1], *arguments) for part in range(1, parts)
+            workers.submit(body, cuts[part], cuts[part + 1], *rooms[part], *arguments)
+            for part in range(1, parts)
         ]
     except RuntimeError:  # the interpreter is ending and starts no threads any more
-        body(0, count, *arguments)
+        body(0, count, *rooms[0], *arguments)
         return
     try:
-        body(cuts[0], cuts[1], *arguments)
+        body(cuts[0], cuts[1], *rooms[0], *arguments)
     finally:
         errors = [future.exception() for future in waiting]  # waits for every part
     for error in errors:

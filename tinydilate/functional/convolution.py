@@ -26,22 +26,24 @@ bias's is the sum over all pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from tinydilate import buffers
+from tinydilate import buffers, winograd
 from tinydilate.autograd import Op, Tensor, as_tensors, public
 from tinydilate.device import Array, MetaArray
 from tinydilate.errors import ShapeError
 from tinydilate.functional.arithmetic import sum_to_shape
 from tinydilate.functional.rectifier import relu_backward
 from tinydilate.functional.unfolding import check_axes, fold_forward, unfold_forward
-from tinydilate.gemm import adjoint_gather, forward_gather, gathered_outer, gathered_product
-from tinydilate.kernel import jit, kernel, tap
+from tinydilate.gemm import forward_gather, gathered_outer, gathered_product, input_gradient
+from tinydilate.kernel import Kernel, jit, kernel, tap
 from tinydilate.threads import share
 from tinydilate.window import Pair, Window
+from tinydilate.winograd import winograd_outer, winograd_product
 
 # ---- forward ---------------------------------------------------------------------------------
 
@@ -64,15 +66,45 @@ def conv2d_forward(
 
 @conv2d_forward.cpu
 def conv2d_forward_cpu(
-    x: Array, w: Array, b: Array | None, window: Window, groups: int = 1, relu: bool = False
+    x: Array,
+    w: Array,
+    b: Array | None,
+    window: Window,
+    groups: int = 1,
+    relu: bool = False,
+    side: int | None = None,
 ) -> Array:
-    if x.dtype != np.float32:  # the register tiles are float32
-        return conv2d_forward_loops(x, w, b, window, groups, relu)
-    gather = forward_gather(window, window.output_size(x.shape[2:]))
-    return gathered_product(x, w, b, gather, groups, relu)
+    size = window.output_size(x.shape[2:])
+    if tiles := _side(side, x, w.shape, window, size, groups):
+        return winograd_product(x, w, b, window, size, groups, relu, side=tiles)
+    return gathered_product(x, w, b, forward_gather(window, size), groups, relu)
 
 
-# The loops are the definition, for reading and for float64. The fast path is tinydilate/gemm.py.
+def _side(
+    forced: int | None,
+    images: Array,
+    weights: tuple[int, ...],
+    window: Window,
+    size: Pair,
+    groups: int,
+) -> int:
+    """Side of Winograd's tiles, 0 for direct multiplication: the faster, unless one is forced."""
+    if forced is not None:
+        return forced if winograd.fits(window) and len(images) else 0
+    filters, channels = weights[0] // groups, weights[1]
+    return winograd.fastest_side(len(images), channels, filters, window, size, images.dtype)
+
+
+def _add_forced(entry: Kernel, twin: Callable[..., Array]) -> None:
+    """Let `use` force one way: "cpu:direct", or Winograd's wherever its tiles fit the window."""
+    for name, tiles in (("direct", 0), ("winograd2", 2), ("winograd4", 4)):
+        entry.variant(f"cpu:{name}")(partial(twin, side=tiles))
+
+
+_add_forced(conv2d_forward, conv2d_forward_cpu)
+
+
+# The loops are the definition, for reading. The fast paths are tinydilate/gemm.py and winograd.py.
 @conv2d_forward.variant("cpu:loops")
 def conv2d_forward_loops(
     x: Array, w: Array, b: Array | None, window: Window, groups: int = 1, relu: bool = False
@@ -147,14 +179,14 @@ def conv2d_grad_input(grad: Array, w: Array, size: Pair, window: Window, groups:
 
 @conv2d_grad_input.cpu
 def conv2d_grad_input_cpu(
-    grad: Array, w: Array, size: Pair, window: Window, groups: int = 1
+    grad: Array, w: Array, size: Pair, window: Window, groups: int = 1, side: int | None = None
 ) -> Array:
-    if grad.dtype != np.float32:
-        return conv2d_grad_input_loops(grad, w, size, window, groups)
-    # Filters and channels change places: (F, C/G, KH, KW) -> (C, F/G, KH, KW), group by group.
-    by_group = w.reshape(groups, -1, *w.shape[1:])  # (G, F/G, C/G, KH, KW)
-    swapped = by_group.transpose(0, 2, 1, 3, 4).reshape(-1, by_group.shape[1], *w.shape[2:])
-    return gathered_product(grad, swapped, None, adjoint_gather(window, size), groups)
+    if tiles := _side(side, grad, w.shape, window, size, groups):
+        return winograd_product(grad, w, None, window, size, groups, side=tiles, adjoint=True)
+    return input_gradient(grad, w, window, size, groups)
+
+
+_add_forced(conv2d_grad_input, conv2d_grad_input_cpu)
 
 
 @conv2d_grad_input.variant("cpu:loops")
@@ -219,10 +251,17 @@ def conv2d_grad_weight(x: Array, grad: Array, window: Window, groups: int = 1) -
 
 
 @conv2d_grad_weight.cpu
-def conv2d_grad_weight_cpu(x: Array, grad: Array, window: Window, groups: int = 1) -> Array:
-    if x.dtype != np.float32:
-        return conv2d_grad_weight_loops(x, grad, window, groups)
-    return gathered_outer(x, grad, forward_gather(window, window.output_size(x.shape[2:])), groups)
+def conv2d_grad_weight_cpu(
+    x: Array, grad: Array, window: Window, groups: int = 1, side: int | None = None
+) -> Array:
+    size = (grad.shape[2], grad.shape[3])
+    shape = (grad.shape[1], x.shape[1] // groups, *window.kernel)
+    if tiles := _side(side, x, shape, window, size, groups):
+        return winograd_outer(x, grad, window, groups, side=tiles)
+    return gathered_outer(x, grad, forward_gather(window, size), groups)
+
+
+_add_forced(conv2d_grad_weight, conv2d_grad_weight_cpu)
 
 
 @conv2d_grad_weight.variant("cpu:loops")
