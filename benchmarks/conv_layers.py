@@ -3,28 +3,35 @@
 For each layer the forward pass, the gradient by the input, the gradient by the weights, and all
 three in a row are timed, both sides in turns, without autograd on either side. GFLOP/s count the
 multiplications and additions of the definition, 2 * N * F * OH * OW * C * KH * KW, whatever the
-algorithm: Winograd's may pass the peak. The peak is measured first, by a register tile whose factors
-stay in the first-level cache.
+algorithm: Winograd's may pass the peak. The peak is measured first, by a register tile whose
+factors stay in the first-level cache.
 
     pip install torch
     python benchmarks/conv_layers.py --json conv_layers.json
-    python benchmarks/conv_layers.py --winograd off      # direct arithmetic alone
+    python benchmarks/conv_layers.py --direct --json conv_layers_direct.json
 """
 
 from __future__ import annotations
 
+import argparse
 import math
-import time
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from side_by_side import alternate, median, paired_ratio, parser, table, write_json
+from side_by_side import (
+    alternate,
+    measured_peak,
+    median,
+    paired_ratio,
+    parser,
+    table,
+    write_json,
+)
 
 import tinydilate as td
-from tinydilate import gemm, simd
 from tinydilate.functional import convolution
-from tinydilate.threads import get_num_threads, share
 from tinydilate.window import Window
 
 
@@ -135,25 +142,26 @@ def agree(ours: Any, theirs: Any) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
-def measured_peak(repeats: int = 5) -> float:
-    """GFLOP/s of all threads together, each running the register tile on cached numbers."""
-    seconds = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        flop = gemm.tile_at_its_best(rounds=20_000)
-        seconds.append(time.perf_counter() - begin)
-    return flop / min(seconds) / 1e9
-
-
 def main() -> None:
-    """Time every pass of every layer and print the table."""
+    """Read the options and compare."""
     arguments = parser(__doc__.splitlines()[0])
     arguments.add_argument("--only", default="", help="layers whose name contains this")
+    arguments.add_argument(
+        "--direct", action="store_true", help="multiply directly: no Winograd transforms"
+    )
     options = arguments.parse_args()
+    with td.use("cpu:direct") if options.direct else nullcontext():
+        compare(options)
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Time every pass of every layer and print the table."""
     td.set_num_threads(options.threads)
     torch.set_num_threads(options.threads)
     peak = measured_peak()
-    print(f"peak {peak:.0f} GFLOP/s, {options.threads} threads, medians of {options.repeats} blocks")
+    print(
+        f"peak {peak:.0f} GFLOP/s, {options.threads} threads, medians of {options.repeats} blocks"
+    )
     rows, figures = [], []
     for layer in (layer for layer in LAYERS if options.only in layer.name):
         arrays = arrays_for(layer)
@@ -195,6 +203,7 @@ def main() -> None:
         options.json,
         {
             "threads": options.threads,
+            "winograd": not options.direct,
             "peak_gflops": peak,
             "geometric_mean": mean,
             "smallest_ratio": min(ratios),

@@ -16,6 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from tinydilate.kernel import jit
+from tinydilate.simd import host_tile, outer_tile
+from tinydilate.threads import get_num_threads, share
+
 
 def parser(description: str) -> argparse.ArgumentParser:
     """An argument parser with the options that every benchmark has."""
@@ -43,6 +49,46 @@ def alternate(
                 run()
             seconds[name].append((time.perf_counter() - begin) / calls)
     return seconds
+
+
+@jit
+def _tile_on_cached_numbers(
+    start: int, stop: int, out: Any, rounds: int, a: Any, b: Any, zeros: Any, shape: tuple[int, int]
+) -> None:
+    rows, columns = shape
+    for _ in range(start, stop):
+        for _ in range(rounds):
+            outer_tile(
+                out,
+                (0, columns),
+                shape,
+                a,
+                (0, 1, rows),
+                b,
+                (0, columns),
+                STEPS,
+                zeros,
+                0,
+                True,
+                False,
+            )
+
+
+STEPS = 128  # of the tile that finds the peak: 4 KB of A and 24 KB of B
+
+
+def measured_peak(repeats: int = 7, rounds: int = 20_000) -> float:
+    """GFLOP/s of all threads together: the register tile on numbers in the first-level cache."""
+    tile = host_tile()
+    rows, columns, threads = tile.rows, tile.columns(), get_num_threads()
+    a, b = np.ones(STEPS * rows, np.float32), np.ones(STEPS * columns, np.float32)
+    zeros, seconds = np.zeros(rows, np.float32), []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        arguments = (rounds, a, b, zeros, (rows, columns))
+        share(_tile_on_cached_numbers, threads, *arguments, room=rows * columns)
+        seconds.append(time.perf_counter() - begin)
+    return 2 * rows * columns * STEPS * rounds * threads / min(seconds) / 1e9
 
 
 def machine() -> dict[str, Any]:
