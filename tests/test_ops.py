@@ -286,23 +286,31 @@ FORCED = [
     ("case", "variant"), FORCED, ids=[f"{case.name}-{variant}" for case, variant in FORCED]
 )
 @settings(max_examples=5)
-@given(data=st.data())
-def test_a_forced_variant_runs_and_agrees(case, variant, data):
+@given(data=st.data(), dtype=dtypes, layout=layouts)
+def test_a_forced_variant_runs_and_agrees(case, variant, data, dtype, layout):
+    """With the reference, forwards and backwards; the reference itself with what runs unforced."""
     having = {n for n in case.kernels if variant in kernel.KERNELS[n].implementations}
     call = data.draw(case.calls)
     results = []
-    for forced in ("cpu", variant):
+    for forced in ("cpu" if variant == "numpy" else "numpy", variant):
         launches: list = []
-        arrays = [array.astype(np.float32) for array in call.arrays]
+        arrays = [laid_out(array.astype(dtype), layout) for array in call.arrays]
         with use(forced), watching(launches.append):
             leaves, out = run(case, arrays, call, case.differentiable)
             if out.requires_grad:
-                out.backward(np.ones(out.shape, np.float32))
+                out.backward(laid_out(np.ones(out.shape, dtype), layout))
         results.append([out.data, *(leaf.grad.data for leaf in leaves if leaf.grad is not None)])
-        for launch in launches:
-            assert launch.implementation == (forced if launch.kernel in having else "cpu")
+    for launch in launches:
+        assert launch.implementation == (variant if launch.kernel in having else "cpu")
     for mine, theirs in zip(*results, strict=True):
-        close(mine, theirs, np.float32)
+        close(mine, theirs, dtype)
+
+
+def test_a_convolution_can_be_forced_to_every_way_of_computing_it():
+    ways = {"cpu:direct", "cpu:winograd2", "cpu:winograd4", "cpu:loops", "numpy"}
+    for name in ("conv2d_forward", "conv2d_grad_input", "conv2d_grad_weight"):
+        assert ways <= kernel.KERNELS[name].implementations.keys()
+        assert ways <= {variant for case, variant in FORCED if name in case.kernels}
 
 
 # ---- shapes alone ----------------------------------------------------------------------------

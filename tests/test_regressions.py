@@ -14,7 +14,7 @@ from tinydilate import kernel, models, nn, tensor
 from tinydilate.errors import ConfigError, DataError, DtypeError, GraphError, ShapeError
 from tinydilate.functional.arithmetic import sum_to_shape
 from tinydilate.functional.rectifier import relu_forward
-from tinydilate.simd import copy_run, host_tile, outer_tile
+from tinydilate.simd import copy_runs, host_tile, outer_tile
 
 
 def in_another_process(program: str, **environment: str) -> str:
@@ -33,21 +33,21 @@ def in_another_process(program: str, **environment: str) -> str:
 # ---- register tiles --------------------------------------------------------------------------
 
 
-def test_the_twin_of_copy_run_stops_where_the_run_does():
+def test_the_twin_of_copy_runs_stops_where_the_run_does():
     """The row goes on behind the run; NUMBA_DISABLE_JIT=1 convolved wide images wrongly."""
     out, row = np.full(8, -1.0, np.float32), np.arange(8, dtype=np.float32)
-    copy_run.body(out, 1, row, 0, 3, 0, 8)
+    copy_runs.body(out, (1, 4), row, (0, 8), 3, (0, 8), 1)
     assert out.tolist() == [-1, 0, 1, 2, -1, -1, -1, -1]
 
 
 def test_the_twin_of_the_outer_tile_leaves_alone_what_is_not_valid():
     """A panel's last columns hold whatever memory held: NumPy warned of their overflow."""
     tile = host_tile()
-    out, b = np.zeros(tile.columns, np.float32), np.full(tile.columns, 3e38, np.float32)
+    out, b = np.zeros(tile.columns(), np.float32), np.full(tile.columns(), 3e38, np.float32)
     a, b[0] = np.full(tile.rows, 9, np.float32), 2
     with np.errstate(all="raise"):
-        outer_tile.body(out, 0, 1, (1, 1), True, False, a, 0, a, 0, b, 0, 0, 1)
-    assert out.tolist() == [27.0] + [0.0] * (tile.columns - 1)
+        outer_tile.body(out, (0, 1), (1, 1), a, (0, 1, 1), b, (0, 0), 1, a, 0, True, False)
+    assert out.tolist() == [27.0] + [0.0] * (tile.columns() - 1)
 
 
 WIDE = """
@@ -62,7 +62,7 @@ np.testing.assert_allclose(conv2d_forward(*arguments), truth, rtol=1e-5)
 """
 
 
-def test_an_image_wider_than_a_strip_without_numba():
+def test_an_image_wider_than_a_tile_without_numba():
     in_another_process(WIDE, NUMBA_DISABLE_JIT="1")
 
 

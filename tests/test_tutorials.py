@@ -1,10 +1,12 @@
 """The tutorials run from top to bottom, ask before they answer, and cannot be guessed."""
 
 import ast
+import os
 import re
 from contextlib import chdir
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -48,7 +50,8 @@ def run(path, folder):
     """Execute all cells in one namespace; a traceback names the line in the tutorial's own file."""
     namespace = {"__name__": "tutorial"}
     plt.switch_backend("agg")
-    with chdir(folder):  # pictures are saved where the reader is
+    # Pictures are saved where the reader is; what a page sets in the environment ends with it.
+    with chdir(folder), patch.dict(os.environ):
         for cell in cells(path):
             lead = "\n" * (cell.line - 1)
             exec(compile(lead + cell.code, str(path), "exec"), namespace)
@@ -73,7 +76,7 @@ def played(tmp_path_factory):
 
 def test_there_are_tutorials_and_the_index_lists_them():
     assert [path.stem[0] for path in TUTORIALS] == [str(n + 1) for n in range(len(TUTORIALS))]
-    assert len(TUTORIALS) >= 3
+    assert len(TUTORIALS) >= 4
     index = (FOLDER / "index.md").read_text(encoding="utf-8")
     listed = re.findall(r"^(\d_\w+)$", index, re.MULTILINE)
     assert listed == [path.stem for path in TUTORIALS]
@@ -168,6 +171,16 @@ def weight_gradient(x, G, dilation):
     return (G.reshape(len(G), -1) @ columns.T).reshape(len(G), len(x), 3, 3)
 
 
+def widest_tile(registers, key=lambda m, v: m * v / (m + v)):
+    sizes = range(1, registers)
+    tiles = [(m, v) for m in sizes for v in sizes if m * v + v + 1 <= registers]
+    return max(tiles, key=lambda tile: key(*tile))
+
+
+def blocks_for_phases(ordinary, row, dilation):
+    return np.concatenate([ordinary(part) for part in np.array_split(row, dilation)])
+
+
 NO_ANSWER = (AssertionError, AttributeError, IndexError, TypeError, ValueError)
 
 # Wrong answers that students, and this field's libraries, have really given.
@@ -203,6 +216,19 @@ WRONG = {
         lambda x, G, d: weight_gradient(x, G, d).swapaxes(2, 3),
         lambda x, G, d: weight_gradient(x, G, d) / G[0].size,  # the mean over pixels
         lambda x, G, d: weight_gradient(x, abs(G), d),
+    ],
+    "check_best_tile": [
+        lambda registers: (registers - 2, 1),  # as tall as it can be
+        lambda registers: (1, (registers - 1) // 2),  # as wide
+        lambda registers: (8, 3),
+        lambda registers: widest_tile(registers + 1),  # no register for the weight
+        lambda registers: widest_tile(registers, key=lambda m, v: m * v),  # the most sums
+    ],
+    "check_dilated_row": [
+        lambda ordinary, row, d: ordinary(row),
+        lambda ordinary, row, d: np.repeat(ordinary(row[::d]), d)[: len(row) - 2 * d],
+        blocks_for_phases,
+        lambda ordinary, row, d: np.concatenate([ordinary(row[p::d]) for p in range(d)]),
     ],
 }
 
