@@ -497,7 +497,7 @@ def _outer(
             p1 = min(p0 + PIXEL_STEPS, pixels)
             found = _find_runs(runs, (p0, p1), gather.output[1], columns, columns)
             where = (n, first_channel + c0, first_channel + c1)
-            _gather_panel(panel, PIXEL_STEPS, runs[:found], images, where, gather)
+            _gather_panel(panel, len(panel) // most, runs[:found], images, where, gather)
             for stripe in range(stripes):
                 # The gradient of `breadth` filters, from (filters, pixels) to (pixels, filters).
                 f = f0 + stripe * breadth

@@ -230,7 +230,6 @@ def _transform(
     block: Block,
     channels: Pair,
     grid: Grid,
-    padding: Pair,
     reach: int,
     lanes: int,
 ) -> None:
@@ -243,6 +242,7 @@ def _transform(
     """
     c0, c1 = channels
     side, points = grid.side, grid.side + 2
+    padding = grid.before if reach > side else (0, 0)
     height, breadth = source.shape[2:]
     plane = height * breadth
     down, across = grid.dilation
@@ -374,9 +374,7 @@ def _product(
         block = Block(r0, r1, t0, t1)
         count = (r1 - r0) * (t1 - t0)
         pitches = (image_point, pitch)
-        _transform(
-            image, pitches, pixels, source, block, channels, grid, grid.before, side + 2, lanes
-        )
+        _transform(image, pitches, pixels, source, block, channels, grid, side + 2, lanes)
         for stripe in range(stripes):
             f0 = filters[0] + stripe * breadth
             # The bias: a number at the point (1, 1) comes out at every pixel of the tile, for the
@@ -585,7 +583,6 @@ def _transform_rows(
     pitches: Pair,
     channels: Pair,
     grid: Grid,
-    padding: Pair,
     reach: int,
     first_row: int,
     lanes: int,
@@ -598,7 +595,7 @@ def _transform_rows(
         block = Block(first_row + row, first_row + row + 1, 0, grid.tiles[1])
         here = (c0 + c, min(c0 + c + lanes, c1))
         to = result[row * grid.tiles[1] * pitches[1] + c :]
-        _transform(to, pitches, room, source, block, here, grid, padding, reach, lanes)
+        _transform(to, pitches, room, source, block, here, grid, reach, lanes)
 
 
 @jit
@@ -686,7 +683,6 @@ def _outer_of_blocks(
                 block,
                 channels,
                 grid,
-                grid.before,
                 side + 2,
                 lanes,
             )
@@ -698,7 +694,6 @@ def _outer_of_blocks(
                 block,
                 filters,
                 grid,
-                (0, 0),
                 side,
                 lanes,
             )
@@ -875,7 +870,6 @@ def _sums_by_points(
                 pitches,
                 spans,
                 grid,
-                grid.before if is_image else (0, 0),
                 reach,
                 r0,
                 lanes,
