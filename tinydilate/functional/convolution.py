@@ -379,6 +379,12 @@ def conv2d(
     ------
     ShapeError
         If the shapes do not fit each other or the window does not fit into the padded input.
+
+    Notes
+    -----
+    3x3 kernels of float32 with stride 1 and enough channels are computed by Winograd's tiles: an
+    output then depends on pixels of its tile outside its window, though only by rounding. To
+    multiply directly use ``tinydilate.use("cpu:direct")`` or set ``TINYDILATE_WINOGRAD=off``.
     """
     tensors = as_tensors(*((input, weight) if bias is None else (input, weight, bias)))
     x, w = tensors[:2]
