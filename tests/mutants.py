@@ -557,7 +557,7 @@ MUTANTS = [
         LOSS,
         "out[n] = weight if known else 0",
         "out[n] = weight if known else 1",
-        "forward cross_entropy",
+        "test_mutants ignored_pixels_do_not_count",
     ),
     Mutant(
         "the mean over pixels instead of over weights",

@@ -37,6 +37,12 @@ def first_of_equals():
     assert F.argmax(np.array([1.0, 2.0, 2.0])).item() == 1
 
 
+def ignored_pixels_do_not_count():
+    scores = np.zeros((3, 2))  # each pixel's loss is log 2
+    loss = F.cross_entropy(scores, np.array([1, 255, 0]), ignore_index=255)
+    np.testing.assert_allclose(loss.item(), np.log(2))
+
+
 def gradients_share_no_memory():
     a, b = tensor(np.ones(2), requires_grad=True), tensor(np.ones(2), requires_grad=True)
     (a + b).backward(np.ones(2))
