@@ -169,10 +169,13 @@ class Axis(NamedTuple):
 
 
 @st.composite
-def axes(draw: Any, strided: bool = True) -> Axis:
-    """Draw the output size first, then the window, then a fitting input."""
-    output = draw(st.integers(1, 4))
-    kernel = draw(st.sampled_from([3, 2, 1, 4, 3]))
+def axes(draw: Any, strided: bool = True, three_taps: bool = False) -> Axis:
+    """Draw the output size first, then the window, then a fitting input.
+
+    Windows of ``three_taps`` get outputs that need more than one of Winograd's tiles.
+    """
+    output = draw(st.integers(1, 13 if three_taps else 4))
+    kernel = 3 if three_taps else draw(st.sampled_from([3, 2, 1, 4, 3]))
     dilation = draw(st.sampled_from([2, 1, 3]))
     stride = draw(st.sampled_from([1, 2, 3])) if strided else 1
     left_over = draw(st.integers(0, stride - 1))  # pixels at the end that no window reaches
@@ -234,9 +237,13 @@ def window_options(draw: Any, rows: Axis, columns: Axis, *names: str) -> dict[st
 
 
 @st.composite
-def convolutions(draw: Any, named: bool = False, relu: bool = False) -> Call:
-    """Draw input, weight, perhaps a bias; ``named`` pads by "same" or "valid"."""
-    rows, columns = draw(axes(strided=not named)), draw(axes(strided=not named))
+def convolutions(draw: Any, named: bool = False, nine_taps: bool = False) -> Call:
+    """Draw input, weight, perhaps a bias; ``named`` pads by "same" or "valid".
+
+    With ``nine_taps`` the kernel is 3x3 and the stride 1, as in most layers of most networks.
+    """
+    kind = axes(strided=not (named or nine_taps), three_taps=nine_taps)
+    rows, columns = draw(kind), draw(kind)
     groups, per_group, each = (
         draw(st.integers(1, 3)),
         draw(st.integers(1, 2)),
@@ -900,6 +907,16 @@ CASES = [
         "conv2d",
         ("conv2d_forward", "conv2d_grad_input", "conv2d_grad_weight", "sum_to_shape"),
         convolutions(),
+        conv2d_oracle,
+        "torch.nn.functional.conv2d",
+        linear=(0, 1),
+        batched=True,
+    ),
+    Case(
+        "conv2d-3x3",
+        "conv2d",
+        ("conv2d_forward", "conv2d_grad_input", "conv2d_grad_weight", "sum_to_shape"),
+        convolutions(nine_taps=True),
         conv2d_oracle,
         "torch.nn.functional.conv2d",
         linear=(0, 1),

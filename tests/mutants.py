@@ -80,6 +80,7 @@ def planted(mutant: Mutant, really: bool = True) -> Iterator[None]:
     ]
     originals = [(function, function.__code__) for function in functions]
     compiled = [(thing, thing._compiled) for thing in (*loops, *rules)]
+    forget_what_was_worked_out()
     try:
         if really:
             for function in functions:
@@ -97,6 +98,14 @@ def planted(mutant: Mutant, really: bool = True) -> Iterator[None]:
             function.__code__ = code
         for thing, machine_code in compiled:
             thing._compiled = machine_code
+        forget_what_was_worked_out()
+
+
+def forget_what_was_worked_out() -> None:
+    """Empty the caches of our functions: what they hold was computed with the bug, or without."""
+    for function in loaded(type(loaded)):
+        if (function.__module__ or "").startswith("tinydilate."):
+            function.cache_clear()
 
 
 @cache
@@ -243,14 +252,14 @@ MUTANTS = [
         "gemm.py",
         "(1, 1), window.before, (-rows, -columns))",
         "(1, 1), window.before, (rows, columns))",
-        "cpu:direct conv2d",
+        "cpu:direct conv2d-3x3",
     ),
     Mutant(
         "filters and channels not exchanged in the packing of the adjoint",
         "gemm.py",
         "pitches = (taps, filters * taps) if adjoint else (inner, taps)",
         "pitches = (inner, taps)",
-        "cpu:direct conv2d",
+        "cpu:direct conv2d-3x3",
     ),
     Mutant(
         "every group multiplied by the first one's weights",
@@ -349,42 +358,42 @@ MUTANTS = [
         "winograd.py",
         "return n % dilation + n // dilation * side * dilation",
         "return n * side",
-        "cpu:winograd2 conv2d",
+        "cpu:winograd2 conv2d-3x3",
     ),
     Mutant(
         "a phase's tiles begin one pixel apart",
         "winograd.py",
         "return n % dilation + n // dilation * side * dilation",
         "return n % dilation + n // dilation * side",
-        "cpu:winograd4 conv2d",
+        "cpu:winograd4 conv2d-3x3",
     ),
     Mutant(
         "the kernel not turned round for the adjoint",
         "winograd.py",
         "taps = (8 * lanes, -3 * lanes, -lanes) if turned else (0, 3 * lanes, lanes)",
         "taps = (0, 3 * lanes, lanes)",
-        "cpu:winograd4 conv2d",
+        "cpu:winograd4 conv2d-3x3",
     ),
     Mutant(
         "the padding not turned round for the adjoint",
         "winograd.py",
         "before = 2 * window.dilation[0] - before[0], 2 * window.dilation[1] - before[1]",
         "before = before[0], before[1]",
-        "cpu:winograd2 conv2d",
+        "cpu:winograd2 conv2d-3x3",
     ),
     Mutant(
         "the bias put at the point (1, 0)",
         "winograd.py",
         "begin = (side + 3) * product_point",
         "begin = (side + 2) * product_point",
-        "cpu:winograd4 conv2d",
+        "cpu:winograd4 conv2d-3x3",
     ),
     Mutant(
         "the bias put there and overwritten",
         "winograd.py",
         "point != side + 3,",
         "point >= 0,",
-        "cpu:winograd2 conv2d",
+        "cpu:winograd2 conv2d-3x3",
     ),
     Mutant(
         "the first stripe's bias for every stripe of filters",
@@ -398,14 +407,14 @@ MUTANTS = [
         "winograd.py",
         "padding = grid.before if reach > side else (0, 0)",
         "padding = grid.before",
-        "cpu:winograd2 conv2d",
+        "cpu:winograd2 conv2d-3x3",
     ),
     Mutant(
         "results written beyond the end of their row",
         "winograd.py",
         "end = min(wide, out_w - first)",
         "end = wide",
-        "cpu:winograd4 conv2d",
+        "cpu:winograd4 conv2d-3x3",
     ),
     Mutant(
         "every block of a row reads the first one's pixels",

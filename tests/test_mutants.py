@@ -5,28 +5,95 @@ import importlib
 import numpy as np
 import pytest
 import test_ops
-from cases import CASES, conv2d_oracle
+from cases import CASES
 from hypothesis import Phase, given, settings
 from mutants import MUTANTS, planted
 
 import tinydilate.functional as F
-from tinydilate import gemm, kernel, tensor
+from tinydilate import buffers, gemm, get_num_threads, kernel, set_num_threads, tensor, winograd
+from tinydilate.functional.convolution import conv2d_forward, conv2d_grad_input, conv2d_grad_weight
+from tinydilate.simd import host_tile
 from tinydilate.window import Window
+from tinydilate.winograd import winograd_outer, winograd_product
 
 EXAMPLES = 60
+TILE = host_tile()
 BY_NAME = {case.name: case for case in CASES}
 
 
+def check_products(count, channels, filters, size, window):
+    """Every way to compute a layer, beside the references, in memory full of nan."""
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(count, channels, *size)), rng.normal(size=(filters, channels, 3, 3))
+    w, b = w[..., : window.kernel[0], : window.kernel[1]].copy(), rng.normal(size=filters)
+    output = window.output_size(size)
+    grad = rng.normal(size=(count, filters, *output))
+    rule = gemm.forward_gather(window, output)
+    forward = conv2d_forward.implementations["numpy"](x, w, b, window, 1, True)
+    inward = conv2d_grad_input.implementations["numpy"](grad, w, size, window)
+    outward = conv2d_grad_weight.implementations["numpy"](x, grad, window)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(buffers, "empty", lambda shape, dtype: np.full(shape, np.nan, dtype))
+        results = [
+            (gemm.gathered_product(x, w, b, rule, 1, True), forward),
+            (gemm.folded_product(grad, w, window, size), inward),
+            (gemm.gathered_outer(x, grad, rule), outward),
+        ]
+        if winograd.fits(window):
+            back = winograd_product(grad, w, None, window, size, side=2, adjoint=True)
+            results += [
+                (winograd_product(x, w, b, window, output, 1, True, side=2), forward),
+                (back, inward),
+                (winograd_outer(x, grad, window, side=2), outward),
+            ]
+    for result, desired in results:
+        np.testing.assert_allclose(result, desired, atol=1e-9)
+
+
 def blocks_of_steps():
-    """A product with more steps than a block holds, on one tile."""
-    x = np.random.default_rng(0).normal(size=(1, gemm.STEPS + 3, 1, 2)).astype(np.float32)
-    w = np.random.default_rng(1).normal(size=(2, gemm.STEPS + 3, 1, 1)).astype(np.float32)
-    bias = np.array([5.0, -5.0], np.float32)
-    rule = gemm.forward_gather(Window.of(1), (1, 2))
-    for relu in (False, True):
-        out = gemm.gathered_product(x, w, bias, rule, 1, relu)
-        expected = conv2d_oracle(x.astype(float), w.astype(float), bias.astype(float))
-        np.testing.assert_allclose(out, np.maximum(expected, 0) if relu else expected, atol=1e-3)
+    """More channels, and more filters, than a block of steps holds."""
+    check_products(1, gemm.STEPS + 3, 2, (1, 2), Window.of(1))
+    check_products(1, 2, gemm.STEPS + 3, (1, 2), Window.of(1))
+
+
+def slabs_of_weights():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gemm, "PACKED_BYTES", 1)
+        check_products(1, 1, 2 * TILE.rows + 1, (1, 3), Window.of(1))
+
+
+def parts_for_threads():
+    """Three threads share the filters of a few pixels, or the pixels of a few channels."""
+    before = get_num_threads()
+    set_num_threads(3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gemm, "_WORTH_A_THREAD", 0)
+        try:
+            check_products(1, 1, 3 * TILE.rows, (1, 3), Window.of(1))
+            check_products(3, 1, 1, (4, 5), Window.of(3, 1, 1))
+        finally:
+            set_num_threads(before)
+
+
+def stripes_of_filters():
+    columns = TILE.columns(np.float64)
+    check_products(1, 1, columns + 1, (3, 3), Window.of(3, 1, 0))
+
+
+def blocks_of_tiles():
+    """A few tiles of a row at a time, with and without phases."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd, "TILES", 3)
+        for dilation in (1, 2):
+            check_products(1, 1, 1, (3, 21), Window.of(3, 1, dilation, dilation))
+
+
+def bands_of_tiles():
+    """A few rows of tiles at a time, and of these two tiles."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("SUMS_BYTES", 0), ("BAND_BYTES", 1), ("TILE_STEPS", 2)):
+            patch.setattr(winograd, name, value)
+        check_products(1, 1, 1, (5, 7), Window.of(3, 1, 1))
 
 
 def nan_stays_nan():
@@ -62,8 +129,7 @@ def killer(mutant):
         "slope": test_ops.check_slope,
         "adjoint": test_ops.check_adjoint,
         "twins": test_ops.check_twins,
-        "twins32": lambda case, call: test_ops.check_twins(case, call, np.float32),
-    }[first]
+    }.get(first, lambda case, call: test_ops.check_twins(case, call, way=first))
 
     @settings(max_examples=EXAMPLES, phases=[Phase.generate])  # one that fails is enough
     @given(call=case.calls)
