@@ -14,13 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 
 import tinydilate
-from tinydilate.kernel import Elementwise, Jitted
+from tinydilate import kernel
+from tinydilate.kernel import Elementwise, Jitted, Native
 
 PACKAGE = Path(tinydilate.__file__).parent
 
@@ -106,6 +108,28 @@ def forget_what_was_worked_out() -> None:
     for function in loaded(type(loaded)):
         if (function.__module__ or "").startswith("tinydilate."):
             function.cache_clear()
+
+
+@contextmanager
+def planted_in_instructions(mutant: Mutant, tests: ModuleType) -> Iterator[None]:
+    """Within the block the loops of ``tests`` compile instructions that have the bug."""
+    path = PACKAGE / mutant.file
+    text = path.read_text(encoding="utf-8")
+    assert text.count(mutant.old) == 1, (
+        f"mutant {mutant.name!r}: its text does not stand there once"
+    )
+    module = ModuleType("tinydilate.simd")
+    exec(compile(text.replace(mutant.old, mutant.new), str(path), "exec"), module.__dict__)
+    module.sandwich = module.Sandwich("sandwich", tests.MATRIX)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, thing in list(vars(tests).items()):
+            if isinstance(thing, Native):
+                patch.setattr(tests, name, getattr(module, name))
+            elif isinstance(thing, Jitted):
+                patch.setattr(thing, "_compiled", None)
+        patch.setattr(kernel, "_cache_settled", True)
+        patch.setattr(kernel, "_cache_folder", None)  # nothing of this is kept
+        yield
 
 
 @cache
@@ -655,5 +679,80 @@ MUTANTS = [
         "Tensor(gradient.copy() if shared else gradient)",
         "Tensor(gradient)",
         "test_mutants gradients_share_no_memory",
+    ),
+]
+
+# In LLVM's language, which does not run as Python: these are compiled. Each is killed by a test of
+# test_simd, named alone.
+INSTRUCTION_MUTANTS = [
+    Mutant(
+        "a single last row of the tile forgotten",
+        "simd.py",
+        "tails = [size for size in (4, 2, 1)",
+        "tails = [size for size in (4, 2)",
+        "check_every_tail",
+    ),
+    Mutant(
+        "the mask of the last vector one lane too wide",
+        "simd.py",
+        "before_last = code.integer((vectors - 1) * code.lanes)",
+        "before_last = code.integer((vectors - 1) * code.lanes - 1)",
+        "check_every_tail",
+    ),
+    Mutant(
+        "a tile of whole vectors taken for the next wider one",
+        "simd.py",
+        "least = code.integer((vectors - 1) * code.lanes)",
+        "least = code.integer((vectors - 1) * code.lanes - 1)",
+        "check_every_tail",
+    ),
+    Mutant(
+        "the bias of the tile's first rows for its last",
+        "simd.py",
+        "spread = [code.spread(code.offset(bias_first, line), m) for m in range(height)]",
+        "spread = [code.spread(bias_first, m) for m in range(height)]",
+        "check_every_tail",
+    ),
+    Mutant(
+        "nan cut by relu",
+        "simd.py",
+        'fcmp_ordered("<", total, self.zero())',
+        'fcmp_unordered("<", total, self.zero())',
+        "test_nan_passes_the_sandwichs_relu_and_keeps_to_its_lane",
+    ),
+    Mutant(
+        "a run's later vectors masked as its first",
+        "simd.py",
+        "code.between(builder.sub(low, start), builder.sub(high, start))",
+        "code.between(low, high)",
+        "test_the_copy_of_runs_is_its_twin",
+    ),
+    Mutant(
+        "a run written to the end of its last vector",
+        "simd.py",
+        "written = code.between(code.integer(0), builder.sub(run, starts[-1]))",
+        "written = code.between(code.integer(0), run)",
+        "test_the_copy_of_runs_is_its_twin",
+    ),
+    Mutant(
+        "rows of a block read that do not exist",
+        "simd.py",
+        "mask = builder.select(code.less(m, rows), read, nothing)",
+        "mask = read",
+        "test_the_transposed_block_is_its_twin",
+    ),
+    Mutant(
+        "columns of a block written that do not exist",
+        "simd.py",
+        "mask = builder.select(code.less(j, columns), written, nothing)",
+        "mask = written",
+        "test_the_transposed_block_is_its_twin",
+    ),
+    Mutant(
+        "a weight of -1 taken for 1",
+        "simd.py",
+        "total = self.builder.fsub(total, value)",
+        "total = self.builder.fadd(total, value)",
+        "test_the_sandwich_is_its_twin_and_a_product_of_matrices",
     ),
 ]

@@ -5,9 +5,10 @@ import importlib
 import numpy as np
 import pytest
 import test_ops
+import test_simd
 from cases import CASES
 from hypothesis import Phase, given, settings
-from mutants import MUTANTS, planted
+from mutants import INSTRUCTION_MUTANTS, MUTANTS, planted, planted_in_instructions
 
 import tinydilate.functional as F
 from tinydilate import buffers, gemm, get_num_threads, kernel, set_num_threads, tensor, winograd
@@ -144,6 +145,17 @@ def killer(mutant):
 NOTICED = (AssertionError, ValueError, IndexError, RuntimeError)
 
 
+def fails(check) -> bool:
+    """Whether a check notices; several failures at once must be such, each of them."""
+    try:
+        check()
+    except BaseExceptionGroup as several:
+        return several.split(NOTICED)[1] is None
+    except NOTICED:
+        return True
+    return False
+
+
 @pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
 @pytest.mark.filterwarnings("ignore:divide by zero encountered")
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
@@ -151,15 +163,17 @@ def test_a_planted_bug_is_noticed(mutant):
     check = killer(mutant)
     with planted(mutant, really=False):
         check()  # in plain Python, but sound
-    noticed = False
     with planted(mutant):
-        try:
-            check()
-        except BaseExceptionGroup as several:
-            noticed = several.split(NOTICED)[1] is None
-        except NOTICED:
-            noticed = True
-    assert noticed, f"the mutant {mutant.name!r} survives {mutant.killer!r}"
+        assert fails(check), f"the mutant {mutant.name!r} survives {mutant.killer!r}"
+
+
+@pytest.mark.parametrize(
+    "mutant", INSTRUCTION_MUTANTS, ids=[mutant.name for mutant in INSTRUCTION_MUTANTS]
+)
+def test_a_bug_planted_in_the_instructions_is_noticed(mutant):
+    check = getattr(test_simd, mutant.killer)
+    with planted_in_instructions(mutant, test_simd):
+        assert fails(check), f"the mutant {mutant.name!r} survives {mutant.killer!r}"
 
 
 def test_planting_leaves_no_trace():
@@ -172,5 +186,5 @@ def test_planting_leaves_no_trace():
 
 
 def test_no_two_mutants_bear_one_name():
-    names = [mutant.name for mutant in MUTANTS]
+    names = [mutant.name for mutant in MUTANTS + INSTRUCTION_MUTANTS]
     assert len(set(names)) == len(names) >= 25
