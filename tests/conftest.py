@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tinydilate import get_rng_state, is_grad_enabled, kernel, manual_seed, set_rng_state, threads
+from tinydilate import (
+    buffers,
+    gemm,
+    get_rng_state,
+    is_grad_enabled,
+    kernel,
+    manual_seed,
+    set_num_threads,
+    set_rng_state,
+    threads,
+)
 
 # `HYPOTHESIS_PROFILE=thorough make check` draws new examples each time, and more of them.
 # The database of failures stays off: a draw that fails prints the line that repeats it.
@@ -80,3 +90,20 @@ def the_world_is_left_as_found(empty_folder):
         del before["cache folder of the user's kernels"]
     leaks = [what for what, value in before.items() if after[what] != value]
     assert not leaks, f"the test changed and did not put back: {', '.join(leaks)}"
+
+
+@pytest.fixture
+def memory_is_full_of_nan(monkeypatch):
+    """Results, and room to work in, hold what the last user left: here what shows when it counts.
+
+    The number of threads is put back as well.
+    """
+
+    def empty(shape, dtype):
+        return np.full(shape, np.nan, dtype)
+
+    monkeypatch.setattr(buffers, "empty", empty)
+    before = threads.get_num_threads()
+    yield
+    set_num_threads(before)
+    gemm._made_plan.cache_clear()  # some tests have plans made for more threads than are worth it

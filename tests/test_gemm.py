@@ -6,7 +6,7 @@ from cases import conv2d_oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinydilate import buffers, gemm, get_num_threads, set_num_threads
+from tinydilate import gemm, set_num_threads
 from tinydilate.functional.convolution import conv2d_forward, conv2d_grad_input, conv2d_grad_weight
 from tinydilate.simd import host_tile
 from tinydilate.window import Window
@@ -16,21 +16,7 @@ LANES, MOST = TILE.lanes(), TILE.columns()
 dtypes = st.sampled_from([np.float32, np.float64])
 
 
-@pytest.fixture(autouse=True)
-def memory_is_full_of_nan(monkeypatch):
-    """Results, and room to work in, hold what the last user left: here what shows when it counts.
-
-    The number of threads is put back as well.
-    """
-
-    def empty(shape, dtype):
-        return np.full(shape, np.nan, dtype)
-
-    monkeypatch.setattr(buffers, "empty", empty)
-    before = get_num_threads()
-    yield
-    set_num_threads(before)
-    gemm._made_plan.cache_clear()  # some tests have plans made for more threads than are worth it
+pytestmark = pytest.mark.usefixtures("memory_is_full_of_nan")
 
 
 def close(result, desired, inner):

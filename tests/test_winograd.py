@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinydilate import buffers, gemm, get_num_threads, set_num_threads, winograd
+from tinydilate import gemm, set_num_threads, winograd
 from tinydilate.functional.convolution import conv2d_forward, conv2d_grad_input, conv2d_grad_weight
 from tinydilate.simd import host_tile
 from tinydilate.window import Window
@@ -23,20 +23,7 @@ FLOAT32, FLOAT64 = {2: 6e-6, 4: 1e-4}, {2: 2e-14, 4: 2e-13}
 sides = pytest.mark.parametrize("side", [2, 4])
 
 
-@pytest.fixture(autouse=True)
-def memory_is_full_of_nan(monkeypatch):
-    """Results, and room to work in, hold what the last user left: here what shows when it counts.
-
-    The number of threads is put back as well.
-    """
-
-    def empty(shape, dtype):
-        return np.full(shape, np.nan, dtype)
-
-    monkeypatch.setattr(buffers, "empty", empty)
-    before = get_num_threads()
-    yield
-    set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("memory_is_full_of_nan")
 
 
 # ---- the algorithm ---------------------------------------------------------------------------

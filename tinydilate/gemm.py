@@ -44,7 +44,7 @@ from tinydilate import buffers
 from tinydilate.device import Array
 from tinydilate.kernel import jit
 from tinydilate.simd import copy_runs, host_tile, outer_tile, transpose_block
-from tinydilate.threads import get_num_threads, share
+from tinydilate.threads import get_num_threads, least_jobs, share
 from tinydilate.window import Pair, Window
 
 # Block sizes, in numbers. A panel of 256 x 192 floats is 192 KB: it stays in the second-level cache
@@ -439,7 +439,7 @@ def _made_plan(
 
 def _least(work: int, jobs: int) -> int:
     """Smallest number of jobs that is worth waking a thread for."""
-    return max(1, int(_WORTH_A_THREAD * jobs // max(1, work)))
+    return least_jobs(work, jobs, _WORTH_A_THREAD)
 
 
 def matmul(a: Array, b: Array) -> Any:
@@ -567,8 +567,7 @@ def gathered_outer(images: Array, gradient: Array, gather: Gather, groups: int =
     images, gather = _in_one_row(images, gather)
     flat = gradient.reshape(count, -1, gather.output[0] * gather.output[1])
     lanes = tile.lanes(dtype)
-    breadth = lanes * _even_blocks(-(-filters // lanes), tile.vectors)
-    stripes = -(-filters // breadth)
+    stripes, breadth = tile.stripes(filters, dtype)
     threads = get_num_threads()
     block_channels = _even_blocks(channels, max(1, STEPS // taps))
     blocks = -(-channels // block_channels)

@@ -61,6 +61,12 @@ class TileShape(NamedTuple):
         """Numbers in one row of the tile."""
         return self.vectors * self.lanes(dtype)
 
+    def stripes(self, count: int, dtype: Any = np.float32) -> tuple[int, int]:
+        """(number, breadth) of equal stripes of whole vectors that a row cuts ``count`` into."""
+        vectors = -(-count // self.lanes(dtype))
+        number = -(-vectors // self.vectors)
+        return number, -(-vectors // number) * self.lanes(dtype)
+
 
 TILE_SHAPES = {
     "avx512": TileShape("avx512", 64, 8, 3),  # 32 registers

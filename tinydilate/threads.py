@@ -95,6 +95,11 @@ def share(
             raise error
 
 
+def least_jobs(work: int, count: int, worth: int) -> int:
+    """How many of ``count`` jobs, ``work`` together, come to ``worth``: `share`'s least."""
+    return max(1, worth * count // max(1, work))
+
+
 def _workers() -> ThreadPoolExecutor:
     global _pool
     with _lock:

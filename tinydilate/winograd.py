@@ -55,7 +55,7 @@ from tinydilate.device import Array
 from tinydilate.errors import ConfigError
 from tinydilate.kernel import jit
 from tinydilate.simd import Sandwich, host_tile, outer_tile, transpose_block
-from tinydilate.threads import get_num_threads, share
+from tinydilate.threads import get_num_threads, least_jobs, share
 from tinydilate.window import Pair, Window
 
 # B.T, G and A.T for tiles of M = 2 and M = 4 outputs.
@@ -94,6 +94,7 @@ TILES = 96  # of a job: their products, 36 x 96 x 48 floats, are 650 KB
 TILE_STEPS = 256  # of the weights' gradient: tiles summed between loading sums and storing them
 LARGEST_DILATION = 1024  # a row of pixels that tiles read is at least six times as long
 BAND_BYTES = 24 << 20  # transformed images are held so many at a time
+_WORTH_A_THREAD = 200_000  # multiply-adds of a transformed tile
 SUMS_BYTES = 1 << 20  # sums that stay in a core's second-level cache
 
 
@@ -219,6 +220,24 @@ class Block(NamedTuple):
     r1: int
     t0: int
     t1: int
+
+
+def block_count(size: Pair, grid: Grid) -> int:
+    """Number of blocks of ``size`` = (rows, tiles of a row) that cover the tiles of all images."""
+    rows = (grid.images * grid.tiles[0] + size[0] - 1) // size[0]
+    return rows * ((grid.tiles[1] + size[1] - 1) // size[1])
+
+
+_block_count = jit(block_count)
+
+
+@jit
+def _block(number: int, size: Pair, grid: Grid) -> Block:
+    """The block of this number, counted row by row; the last ones may be smaller than ``size``."""
+    high, long = size
+    across = (grid.tiles[1] + long - 1) // long
+    r0, t0 = number // across * high, number % across * long
+    return Block(r0, min(r0 + high, grid.images * grid.tiles[0]), t0, min(t0 + long, grid.tiles[1]))
 
 
 @jit
@@ -367,12 +386,9 @@ def _product(
     pixels = room[points * (image_point + product_point) :]
     flat_kernels = kernels.reshape(-1)
     nothing = np.zeros(rows, kernels.dtype)
-    blocks_across = (grid.tiles[1] + long - 1) // long
     for job in range(start, stop):
-        r0, t0 = job // blocks_across * high, job % blocks_across * long
-        r1, t1 = min(r0 + high, grid.images * grid.tiles[0]), min(t0 + long, grid.tiles[1])
-        block = Block(r0, r1, t0, t1)
-        count = (r1 - r0) * (t1 - t0)
+        block = _block(job, block_size, grid)
+        count = (block.r1 - block.r0) * (block.t1 - block.t0)
         pitches = (image_point, pitch)
         _transform(image, pitches, pixels, source, block, channels, grid, side + 2, lanes)
         for stripe in range(stripes):
@@ -455,14 +471,6 @@ def _write(
                         )
 
 
-def _stripes(filters: int, dtype: Any) -> Pair:
-    """(number, breadth) of the stripes of whole vectors into which a tile's columns cut filters."""
-    tile = host_tile()
-    vectors = -(-filters // tile.lanes(dtype))
-    number = -(-vectors // tile.vectors)
-    return number, -(-vectors // number) * tile.lanes(dtype)
-
-
 def _block_size(grid: Grid) -> Pair:
     """Tiles of a job: whole rows of them, or a part of one row that spans whole phases."""
     rows, columns = grid.images * grid.tiles[0], grid.tiles[1]
@@ -529,10 +537,10 @@ def winograd_product(
     grid = grid_of(side, len(images), size, window.dilation, before)
     out = buffers.empty((len(images), filters * groups, *size), dtype)
     start = np.zeros(filters * groups, dtype) if bias is None else bias
-    number, breadth = _stripes(filters, dtype)
+    number, breadth = tile.stripes(filters, dtype)
     kernels = buffers.empty((number, grid.points, channels, breadth), dtype)
     block = _block_size(grid)
-    jobs = -(-grid.images * grid.tiles[0] // block[0]) * -(-grid.tiles[1] // block[1])
+    jobs = block_count(block, grid)
     work = grid.points * grid.images * grid.tiles[0] * grid.tiles[1] * channels * filters
     for group in range(groups):
         share(
@@ -563,7 +571,7 @@ def winograd_product(
             relu,
             block,
             (tile.rows, lanes),
-            least=max(1, 200_000 * jobs // work),
+            least=least_jobs(work, jobs, _WORTH_A_THREAD),
             room=_room(grid, block, channels, breadth, lanes),
             dtype=dtype,
         )
@@ -667,14 +675,11 @@ def _outer_of_blocks(
     image = room[: points * c_point]
     other = room[points * c_point :][: points * f_point]
     pixels = room[points * (c_point + f_point) :]
-    blocks_across = (grid.tiles[1] + long - 1) // long
-    blocks = (grid.images * grid.tiles[0] + high - 1) // high * blocks_across
+    blocks = _block_count(block_size, grid)
     for part in range(start, stop):
         begin, end = blocks * part // parts, blocks * (part + 1) // parts
         for job in range(begin, end):
-            r0, t0 = job // blocks_across * high, job % blocks_across * long
-            r1, t1 = min(r0 + high, grid.images * grid.tiles[0]), min(t0 + long, grid.tiles[1])
-            block = Block(r0, r1, t0, t1)
+            block = _block(job, block_size, grid)
             _transform(
                 image,
                 (c_point, c_pitch),
@@ -697,7 +702,7 @@ def _outer_of_blocks(
                 side,
                 lanes,
             )
-            count = (r1 - r0) * (t1 - t0)
+            count = (block.r1 - block.r0) * (block.t1 - block.t0)
             _outer(
                 0,
                 points,
@@ -764,25 +769,21 @@ def winograd_outer(
     size = (gradient.shape[2], gradient.shape[3])
     grid = grid_of(side, len(images), size, window.dilation, window.before)
     c_pitch, f_pitch = (-(-count // lanes) * lanes for count in (channels, filters))
-    _, breadth = _stripes(filters, dtype)
+    _, breadth = tile.stripes(filters, dtype)
     result = buffers.empty((groups * filters, channels, 3, 3), dtype)
     taps = result.reshape(groups * filters, channels, 9)
-    threads = get_num_threads()
     # The sums of small layers stay in the cache: each thread keeps its own and takes its own tiles,
     # a block at a time. Large ones are shared: all tiles are transformed, then each thread takes
     # its own points and channels.
     small = grid.points * c_pitch * f_pitch * dtype.itemsize <= SUMS_BYTES
     block = _block_size(grid)
-    jobs = -(-grid.images * grid.tiles[0] // block[0]) * -(-grid.tiles[1] // block[1])
-    parts = min(threads, jobs) if small else 1
+    parts = min(get_num_threads(), block_count(block, grid)) if small else 1
     sums = buffers.empty((parts, grid.points, c_pitch, f_pitch), dtype)
-    options: Any = {"block": block, "breadth": breadth, "tile": (tile.rows, lanes)}
     for group in range(groups):
         spans = (group * channels, (group + 1) * channels)
         mine = (group * filters, (group + 1) * filters)
-        total = (_sums_by_blocks if small else _sums_by_points)(
-            images, gradient, sums, spans, mine, grid, **options
-        )
+        arguments = (images, gradient, sums, spans, mine, grid, breadth, (tile.rows, lanes))
+        total = _sums_by_blocks(*arguments, block) if small else _sums_by_points(*arguments)
         share(
             _transform_weights,
             channels,
@@ -804,9 +805,9 @@ def _sums_by_blocks(
     channels: Pair,
     filters: Pair,
     grid: Grid,
-    block: Pair,
     breadth: int,
     tile: Pair,
+    block: Pair,
 ) -> Array:
     """Sums (points, C', F') over the tiles: each part of the tiles by a thread of its own."""
     parts, _, c_pitch, f_pitch = sums.shape
@@ -823,7 +824,7 @@ def _sums_by_blocks(
         block,
         breadth,
         tile,
-        least=max(1, 200_000 * parts // work),
+        least=least_jobs(work, parts, _WORTH_A_THREAD),
         room=_room(grid, block, c_pitch, f_pitch, tile[1]),
         dtype=sums.dtype,
     )
@@ -838,7 +839,6 @@ def _sums_by_points(
     channels: Pair,
     filters: Pair,
     grid: Grid,
-    block: Pair,
     breadth: int,
     tile: Pair,
 ) -> Array:
