@@ -6,172 +6,50 @@ arguments that return the same result on their device. Calling the kernel picks 
 device of its arguments. The registry `KERNELS` knows them all: the table of ops, the tests and the
 documentation walk it.
 
-``@jit`` marks the loops inside a CPU twin for Numba. Numba itself is imported, and a loop
-compiled, when it is first called. Machine code is kept on disk in a folder named after a digest of
-our sources, so that an edit is never answered with stale code.
+What a page needs to write them comes from here: ``@jit`` and its sisters (compiling.py), and the
+tap rule.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
-import sys
-import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from types import CodeType, FunctionType
-from typing import Any, NamedTuple, TypeVar, cast
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from tinydilate import buffers, window
+from tinydilate.compiling import (
+    Function,
+    Jitted,
+    around,
+    body,
+    cached,
+    decorating,
+    jit,
+    jit_fused,
+    jit_relaxed,
+)
 from tinydilate.device import MetaArray, device_of
 from tinydilate.errors import DeviceError, DtypeError, KernelError
 from tinydilate.threads import share
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+__all__ = [
+    "KERNELS",
+    "Elementwise",
+    "Kernel",
+    "Launch",
+    "jit",
+    "jit_fused",
+    "jit_relaxed",
+    "kernel",
+    "tap",
+    "use",
+    "watching",
+]
+
 _LEAST = 65_536  # elements worth a thread
-
-# ---------------------------------------------------------------------------------------------
-# Compiling loops
-
-# Threads meet in a loop's first call. One makes Numba's dispatcher and the others use it; and the
-# cache folder, which is a setting of the whole process, is changed by one at a time.
-_decorating = threading.RLock()
-
-
-def _forget_lock() -> None:
-    """A forked child may have been born while another thread of its parent held the lock."""
-    global _decorating
-    _decorating = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_lock)
-
-
-class Jitted:
-    """A loop that Numba compiles when it is first called.
-
-    The rules that a loop names among its globals (other ``@jit`` functions) are compiled with it.
-    """
-
-    def __init__(self, body: Callable[..., Any], **options: Any) -> None:
-        self.body = body
-        self.options = options
-        self._compiled: Callable[..., Any] | None = None
-        self.__doc__ = body.__doc__
-        self.__name__ = body.__name__
-
-    def __call__(self, *arguments: Any) -> Any:
-        try:
-            return (self._compiled or self.compiled)(*arguments)
-        except OSError as error:
-            return _without_room(error, self.compiled, arguments)
-
-    @property
-    def compiled(self) -> Callable[..., Any]:
-        """Numba's dispatcher for the loop."""
-        with _decorating:
-            if self._compiled is None:
-                self._compiled = self._compile()
-            return self._compiled
-
-    def _compile(self) -> Callable[..., Any]:
-        import numba
-
-        # error_model: 1/0 is inf, as in NumPy. nogil: `share` runs bodies side by side.
-        options = {"nogil": True, "error_model": "numpy", **self.options}
-        return _cached(self.body, lambda cache: numba.njit(cache=cache, **options))
-
-
-def _without_room(error: OSError, compiled: Callable[..., Any], arguments: Any) -> Any:
-    """Call a loop whose machine code could not be kept on disk: it is full, or a quota is.
-
-    Numba compiles, then saves, then runs. What it could not save is compiled all the same, so each
-    new call gets one loop further: this one, or one that it calls.
-    """
-    global _cache_folder
-    if _cache_folder is not None:
-        warnings.warn(
-            f"machine code could not be kept in {_cache_folder} ({error.strerror or error}): the "
-            "next process will compile it again. Make room, or set TINYDILATE_CACHE to another "
-            "folder.",
-            stacklevel=3,
-        )
-        _cache_folder = None  # from here on nothing more is kept
-    for _ in range(_LOOPS_IN_A_LOOP):
-        with suppress(OSError):
-            return compiled(*arguments)
-    return compiled(*arguments)
-
-
-class Native(Jitted):
-    """A loop written in LLVM's own language (see simd.py), with a Python twin for reading."""
-
-    def __init__(self, body: Callable[..., Any], emit: Callable[[], Any]) -> None:
-        super().__init__(body)
-        self.emit = emit
-
-    def _compile(self) -> Callable[..., Any]:
-        import numba
-
-        if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
-            return self.body
-        return cast(Callable[..., Any], self.emit())
-
-
-def _with_compiled_globals(body: Callable[..., Any]) -> FunctionType:
-    """Copy a function so that the jitted names among its globals are Numba's dispatchers."""
-    function = cast(FunctionType, body)
-    scope = dict(function.__globals__)
-    for name in _names(function.__code__):
-        if isinstance(scope.get(name), Jitted):
-            scope[name] = scope[name].compiled
-    copy = FunctionType(
-        function.__code__, scope, function.__name__, function.__defaults__, function.__closure__
-    )
-    copy.__module__, copy.__qualname__ = function.__module__, function.__qualname__
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):  # a generator or an inner function of the body
-            yield from _names(constant)
-
-
-def jit(body: Function) -> Function:
-    """Have Numba compile a loop when it is first called."""
-    return cast(Function, Jitted(body))
-
-
-def jit_relaxed(body: Function) -> Function:
-    """`jit`, with leave to reorder sums and to fuse multiply-adds, so that they use vectors.
-
-    NaN and infinity keep their meaning: only the order of rounding changes.
-    """
-    return cast(Function, Jitted(body, fastmath={"reassoc", "contract", "arcp", "nsz"}))
-
-
-def jit_fused(body: Function) -> Function:
-    """`jit`, with leave to fuse multiply-adds, and nothing else."""
-    return cast(Function, Jitted(body, fastmath={"contract"}))
-
-
-def native(emit: Callable[[], Any]) -> Callable[[Function], Function]:
-    """Mark a Python function as the readable twin of an instruction sequence made by ``emit``."""
-
-    def mark(body: Function) -> Function:
-        return cast(Function, Native(body, emit))
-
-    return mark
 
 
 class Elementwise:
@@ -180,30 +58,28 @@ class Elementwise:
     A rule that is a ufunc already is taken as it is. Of any other there is one ufunc for each
     dtype, and its signature says so: a ufunc that knew float64 alone would take float32 too, and a
     rule with whole numbers in it would answer in float64.
+
+    With ``shared``, large arrays of one shape are computed by a loop that the threads share. That
+    pays where memory sets the pace; NumPy computes an exponential faster than a plain loop does.
     """
 
-    def __init__(self, rule: Callable[..., Any]) -> None:
+    def __init__(self, rule: Callable[..., Any], shared: bool = False) -> None:
         self.rule = rule
+        self.loop = loop_over(rule) if shared else None
         self._compiled: dict[np.dtype[Any], Callable[..., Any]] = {}
         self._kept: list[Any] = []  # Numba's objects, which own the ufuncs' machine code
 
     def __call__(self, *arrays: Any) -> Any:
         first, last = arrays[0], arrays[-1]
-        ufunc = self._compiled.get(first.dtype) or self._ufunc(first.dtype)
-        if first.size < _LEAST or first.shape != last.shape:
-            return ufunc(*arrays)
+        if self.loop is None or first.size < _LEAST or first.shape != last.shape:
+            return (self._compiled.get(first.dtype) or self._ufunc(first.dtype))(*arrays)
         out = buffers.empty_like(first)
-        lines, result = [array.reshape(-1) for array in arrays], out.reshape(-1)
-
-        def part(start: int, stop: int) -> None:
-            with np.errstate(all="ignore"):  # a setting of the thread; inf and nan are answers
-                ufunc(*(line[start:stop] for line in lines), out=result[start:stop])
-
-        share(part, first.size, least=_LEAST)
+        lines = [array.reshape(-1) for array in (*arrays, out)]
+        share(self.loop, first.size, *lines, least=_LEAST)
         return out
 
     def _ufunc(self, dtype: np.dtype[Any]) -> Callable[..., Any]:
-        with _decorating:
+        with decorating:
             if dtype not in self._compiled:
                 self._compiled[dtype] = self._compile(dtype)
             return self._compiled[dtype]
@@ -217,10 +93,29 @@ class Elementwise:
             return _in_python(self.rule, dtype)
         inputs = ", ".join([dtype.name] * self.rule.__code__.co_argcount)
         signature = f"{dtype.name}({inputs})"  # "float32(float32, float32)"
-        compiled = _cached(self.rule, lambda cache: numba.vectorize([signature], cache=cache))  # type: ignore[no-untyped-call]
+        compiled = cached(self.rule, lambda cache: numba.vectorize([signature], cache=cache))  # type: ignore[no-untyped-call]
         self._kept.append(compiled)
         # Numba's object looks at every argument in Python first; the ufunc inside does not.
         return cast(Any, compiled).ufunc  # type: ignore[no-any-return]
+
+
+def loop_over(rule: Callable[..., Any]) -> Jitted:
+    """A loop over flat arrays that applies a rule of one or two numbers."""
+    compiled = rule if isinstance(rule, np.ufunc) else jit(rule)
+    inputs = rule.nin if isinstance(rule, np.ufunc) else rule.__code__.co_argcount
+    loop = around(_over_one if inputs == 1 else _over_two, compiled)
+    loop.__qualname__ += f".{rule.__name__}"  # the name under which machine code is kept
+    return Jitted(loop)
+
+
+def _over_one(start: int, stop: int, a: Any, out: Any) -> None:
+    for n in range(start, stop):
+        out[n] = body(a[n])
+
+
+def _over_two(start: int, stop: int, a: Any, b: Any, out: Any) -> None:
+    for n in range(start, stop):
+        out[n] = body(a[n], b[n])
 
 
 def _in_python(rule: Callable[..., Any], dtype: np.dtype[Any]) -> Callable[..., Any]:
@@ -234,97 +129,7 @@ def _in_python(rule: Callable[..., Any], dtype: np.dtype[Any]) -> Callable[..., 
     return ufunc
 
 
-def _cached(
-    body: Callable[..., Any], decorator: Callable[[bool], Callable[..., Any]]
-) -> Callable[..., Any]:
-    """Decorate a loop, with Numba's cache in our own folder where there is one.
-
-    The setting is put back at once: the user's own kernels are cached where they always were.
-    """
-    import numba
-
-    function = _with_compiled_globals(body)
-    folder = cache_folder()
-    if folder is None or not Path(function.__code__.co_filename).exists():
-        return cast(Callable[..., Any], decorator(False)(function))
-    before = numba.config.CACHE_DIR  # type: ignore[attr-defined]
-    try:
-        numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
-        return cast(Callable[..., Any], decorator(True)(function))
-    except OSError:  # no room to keep what was compiled
-        return cast(Callable[..., Any], decorator(False)(function))
-    finally:
-        numba.config.CACHE_DIR = before  # type: ignore[attr-defined]
-
-
 tap = jit(window.tap)  # the tap rule, for use inside compiled loops
-
-
-def source_digest() -> str:
-    """Digest of the package's sources and of the settings that change the machine code."""
-    import numba
-
-    digest = hashlib.sha256()
-    package = Path(__file__).parent
-    for path in sorted(package.rglob("*.py")):
-        digest.update(path.relative_to(package).as_posix().encode())
-        digest.update(path.read_bytes())
-    digest.update(f"{numba.__version__} {np.__version__} {sys.version}".encode())
-    bounds = numba.config.BOUNDSCHECK  # type: ignore[attr-defined]
-    digest.update(f"{bounds} {os.environ.get('TINYDILATE_TILE')}".encode())
-    return digest.hexdigest()[:16]
-
-
-def cache_home() -> Path:
-    """The folder that holds machine code: ``TINYDILATE_CACHE`` or the system's cache folder."""
-    chosen = os.environ.get("TINYDILATE_CACHE")
-    if chosen:
-        return Path(chosen).absolute()  # the program may change its working folder
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "tinydilate"
-
-
-_cache_folder: Path | None = None
-_cache_settled = False
-_KEPT_DIGESTS = 4
-_LOOPS_IN_A_LOOP = 16
-_DAY = 24 * 3600.0
-
-
-def cache_folder() -> Path | None:
-    """The folder for this version's machine code, or None where nothing can be written."""
-    global _cache_folder, _cache_settled
-    if not _cache_settled:
-        _cache_settled = True
-        try:
-            folder = cache_home() / f"numba-{source_digest()}"
-            folder.mkdir(parents=True, exist_ok=True)
-            os.utime(folder)
-            _prune(folder)
-            _cache_folder = folder if os.access(folder, os.W_OK) else None
-        except (OSError, RuntimeError):  # RuntimeError: the user has no home folder
-            _cache_folder = None
-    return _cache_folder
-
-
-def _prune(current: Path) -> None:
-    """Delete the machine code of all but the versions used last, or within a day.
-
-    A process that still runs may be using a version that was started within a day.
-    """
-    older = sorted(
-        (path for path in current.parent.glob("numba-*") if path != current),
-        key=lambda path: path.stat().st_mtime,
-        reverse=True,
-    )[_KEPT_DIGESTS - 1 :]
-    for path in older:
-        if path.stat().st_mtime < time.time() - _DAY:
-            shutil.rmtree(path, ignore_errors=True)
 
 
 # ---------------------------------------------------------------------------------------------
