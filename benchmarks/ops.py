@@ -27,6 +27,7 @@ from side_by_side import alternate, median, paired_ratio, parser, table, write_j
 import tinydilate as td
 from tinydilate import functional as F
 from tinydilate import optim
+from tinydilate.compiling import jit
 from tinydilate.functional.padding import reflect_border
 from tinydilate.kernel import KERNELS, Launch, watching
 from tinydilate.threads import share
@@ -244,11 +245,14 @@ def rows() -> Iterator[Row]:
 def copying(count: int) -> Callable[[], None]:
     """A plain copy, shared among the threads, that reads and writes ``count`` bytes together."""
     source, target = np.ones(count // 8, np.float32), np.ones(count // 8, np.float32)
+    return lambda: share(_copy, len(source), source, target, least=16_384)
 
-    def part(start: int, stop: int) -> None:
-        np.copyto(target[start:stop], source[start:stop])
 
-    return lambda: share(part, len(source), least=65_536)
+@jit
+def _copy(start: int, stop: int, source: Any, target: Any) -> None:
+    source, target = source[start:stop], target[start:stop]
+    for n in range(len(source)):
+        target[n] = source[n]
 
 
 def difference(ours: Any, theirs: Any) -> float:

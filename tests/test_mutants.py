@@ -78,7 +78,7 @@ def parts_for_threads():
 
 def stripes_of_filters():
     columns = TILE.columns(np.float64)
-    check_products(1, 1, columns + 1, (3, 3), Window.of(3, 1, 0))
+    check_products(1, 1, columns + 3, (3, 3), Window.of(3, 1, 0))
 
 
 def blocks_of_tiles():

@@ -130,12 +130,13 @@ class Tensor:
     @property
     def shape(self) -> tuple[int, ...]:
         """Sizes of the axes."""
-        return cast(tuple[int, ...], self.data.shape)
+        shape: tuple[int, ...] = self.data.shape
+        return shape
 
     @property
     def ndim(self) -> int:
         """Number of axes."""
-        return len(self.shape)
+        return len(self.data.shape)
 
     @property
     def size(self) -> int:

@@ -23,6 +23,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+PACKAGE = Path(__file__).parent
 
 # Threads meet in a loop's first call. One makes Numba's dispatcher and the others use it; and the
 # cache folder, which is a setting of the whole process, is changed by one at a time.
@@ -102,10 +103,9 @@ class Jitted:
         bare = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_OPTIONS, **self.options}
         inner = numba.njit(**bare)(_with_compiled_globals(self.body))
         outer = around(frame, inner)
-        # Machine code is kept under the function's name.
         outer.__module__ = self.body.__module__
-        outer.__qualname__ = f"{self.body.__qualname__}.{frame.__name__}"
-        return cached(outer, lambda cache: numba.njit(cache=cache, **_OPTIONS))
+        outer.__qualname__ = f"{self.body.__qualname__}.{frame.__name__}"  # the name it is kept by
+        return cached(outer, lambda cache: numba.njit(cache=cache, **_OPTIONS), self.body)
 
 
 def body(*arguments: Any) -> Any:
@@ -209,17 +209,22 @@ def native(emit: Callable[[], Any]) -> Callable[[Function], Function]:
 
 
 def cached(
-    body: Callable[..., Any], decorator: Callable[[bool], Callable[..., Any]]
+    function: Callable[..., Any],
+    decorator: Callable[[bool], Callable[..., Any]],
+    source: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
-    """Decorate a loop, with Numba's cache in our own folder where there is one.
+    """Decorate a loop, with Numba's cache in our own folder if it is a loop of ours.
 
-    The setting is put back at once: the user's own kernels are cached where they always were.
+    ``source`` is the loop, if the function is only a frame around it. The folder knows of every
+    edit in our sources, but of none elsewhere: there Numba would miss that a rule has changed which
+    the loop takes from another file. The setting is put back at once: the user's own kernels are
+    cached where they always were.
     """
     import numba
 
-    function = _with_compiled_globals(body)
-    folder = cache_folder()
-    if folder is None or not Path(function.__code__.co_filename).exists():
+    written = Path(cast(FunctionType, source or function).__code__.co_filename)
+    function, folder = _with_compiled_globals(function), cache_folder()
+    if folder is None or not written.is_relative_to(PACKAGE):
         return cast(Callable[..., Any], decorator(False)(function))
     before = numba.config.CACHE_DIR  # type: ignore[attr-defined]
     try:
@@ -236,9 +241,8 @@ def source_digest() -> str:
     import numba
 
     digest = hashlib.sha256()
-    package = Path(__file__).parent
-    for path in sorted(package.rglob("*.py")):
-        digest.update(path.relative_to(package).as_posix().encode())
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(path.relative_to(PACKAGE).as_posix().encode())
         digest.update(path.read_bytes())
     digest.update(f"{numba.__version__} {np.__version__} {sys.version}".encode())
     bounds = numba.config.BOUNDSCHECK  # type: ignore[attr-defined]

@@ -55,7 +55,7 @@ STEPS, PIXELS = 256, 192
 # The gradient of the weights sums over pixels: so many at a time.
 PIXEL_STEPS = 256
 PACKED_BYTES = 16 << 20  # weights are packed so many at a time: fc6 has 400 MB of them
-_WORTH_A_THREAD = 500_000  # multiply-adds: some 4 microseconds' work
+_WORTH_A_THREAD = 200_000  # multiply-adds: some 4 microseconds' work
 
 
 class Gather(NamedTuple):

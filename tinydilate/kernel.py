@@ -49,7 +49,7 @@ __all__ = [
     "watching",
 ]
 
-_LEAST = 65_536  # elements worth a thread
+_LEAST = 16_384  # elements worth a thread
 
 
 class Elementwise:
@@ -108,13 +108,18 @@ def loop_over(rule: Callable[..., Any]) -> Jitted:
     return Jitted(loop)
 
 
+# Counting from 0, Numba need not ask whether n < 0.
+
+
 def _over_one(start: int, stop: int, a: Any, out: Any) -> None:
-    for n in range(start, stop):
+    a, out = a[start:stop], out[start:stop]
+    for n in range(len(out)):
         out[n] = body(a[n])
 
 
 def _over_two(start: int, stop: int, a: Any, b: Any, out: Any) -> None:
-    for n in range(start, stop):
+    a, b, out = a[start:stop], b[start:stop], out[start:stop]
+    for n in range(len(out)):
         out[n] = body(a[n], b[n])
 
 
@@ -234,10 +239,13 @@ def _ready(arguments: tuple[Any, ...]) -> bool:
     found = None
     for argument in arguments:
         if type(argument) is np.ndarray:
-            dtype = argument.dtype
-            if not argument.flags.carray or (dtype.kind == "f" and dtype is not (found or dtype)):
+            if not argument.flags.carray:
                 return False
-            found = dtype if dtype.kind == "f" else found
+            dtype = argument.dtype
+            if dtype is not found and dtype.kind == "f":
+                if found is not None:
+                    return False
+                found = dtype
         elif isinstance(argument, _HOLDERS):
             return False
     return True

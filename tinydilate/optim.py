@@ -30,7 +30,7 @@ from tinydilate.errors import ConfigError, DataError
 from tinydilate.kernel import jit, kernel
 from tinydilate.threads import share
 
-_LEAST = 65_536  # elements worth a thread
+_LEAST = 16_384  # elements worth a thread
 
 # ---- one step of each rule, in place ---------------------------------------------------------
 

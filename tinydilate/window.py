@@ -13,8 +13,9 @@ Equation 2 of the paper is this rule with stride 1, no padding and dilation l.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from operator import index
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tinydilate.errors import ShapeError
 
@@ -54,6 +55,13 @@ def pair(value: int | Sequence[int], name: str, least: int) -> Pair:
             + (f" An ordinary window has {name}=1." if name in ("stride", "dilation") else "")
         )
     return rows, columns
+
+
+def is_plain(value: Any) -> bool:
+    """Whether an option of a window is an integer or a pair of them, not what merely equals one."""
+    if type(value) is tuple and len(value) == 2:
+        return type(value[0]) is type(value[1]) is int
+    return type(value) is int
 
 
 class Window(NamedTuple):
@@ -131,7 +139,7 @@ class Window(NamedTuple):
         ShapeError
             If the window does not fit even once.
         """
-        return self._output_along(0, size[0]), self._output_along(1, size[1])
+        return _output_size(self, (size[0], size[1]))
 
     def _output_along(self, axis: int, size: int) -> int:
         if size < 1:
@@ -175,6 +183,12 @@ class Window(NamedTuple):
                 f"of {size}. Use less padding."
             )
         return size
+
+
+@lru_cache(4096)
+def _output_size(window: Window, size: Pair) -> Pair:
+    """`Window.output_size`, worked out once for each window and size."""
+    return window._output_along(0, size[0]), window._output_along(1, size[1])
 
 
 def _named_padding(name: str, kernel: Pair, stride: Pair, dilation: Pair) -> tuple[Pair, Pair]:

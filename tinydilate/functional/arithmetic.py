@@ -76,7 +76,7 @@ def sum_to_shape_cpu(x: Array, shape: tuple[int, ...]) -> Array:
         before, after = math.prod(x.shape[:start]), math.prod(x.shape[end:])
         summed = buffers.empty(x.shape[:start] + full[start:end] + x.shape[end:], x.dtype)
         parts = x.reshape(before, math.prod(x.shape[start:end]), after)
-        least = max(1, 65_536 // max(1, parts[:1].size))
+        least = max(1, 16_384 // max(1, parts[:1].size))
         if after == 1:
             share(
                 _sum_rows, before, parts.reshape(parts.shape[:2]), summed.reshape(-1), least=least

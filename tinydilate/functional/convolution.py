@@ -27,7 +27,7 @@ bias's is the sum over all pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -42,8 +42,10 @@ from tinydilate.functional.unfolding import check_axes, fold_forward, unfold_for
 from tinydilate.gemm import forward_gather, gathered_outer, gathered_product, input_gradient
 from tinydilate.kernel import Kernel, jit, kernel, tap
 from tinydilate.threads import share
-from tinydilate.window import Pair, Window
+from tinydilate.window import Pair, Window, is_plain
 from tinydilate.winograd import winograd_outer, winograd_product
+
+_A_FEW = 16_384  # multiply-adds that the plain loops have done before tiles are laid out
 
 # ---- forward ---------------------------------------------------------------------------------
 
@@ -75,6 +77,8 @@ def conv2d_forward_cpu(
     side: int | None = None,
 ) -> Array:
     size = window.output_size(x.shape[2:])
+    if side is None and len(x) * size[0] * size[1] * w.size < _A_FEW:
+        return conv2d_forward_loops(x, w, b, window, groups, relu)
     if tiles := _side(side, x, w.shape, window, size, groups):
         return winograd_product(x, w, b, window, size, groups, relu, side=tiles)
     return gathered_product(x, w, b, forward_gather(window, size), groups, relu)
@@ -393,12 +397,27 @@ def conv2d(
         bias = tensors[2] if bias is not None else None
         result = conv2d(batch, w, bias, stride, padding, dilation, groups, relu=relu)
         return result.reshape(*result.shape[1:])  # type: ignore[no-any-return]
+    shapes = tuple([tensor.shape for tensor in tensors])
+    # A network asks the same in every step. Of anything but whole numbers the answer cannot be
+    # remembered: as a key, True is 1.
+    plain = is_plain(stride) and is_plain(padding) and is_plain(dilation) and type(groups) is int
+    window = (_known_window if plain else _window)(shapes, stride, padding, dilation, groups)
+    return Convolution(window, groups, relu)(*tensors)
+
+
+def _window(
+    shapes: tuple[tuple[int, ...], ...], stride: Any, padding: Any, dilation: Any, groups: Any
+) -> Window:
+    """The window of a convolution of tensors of these shapes, if they fit each other."""
+    x, w, *bias = shapes
     check_axes("conv2d", x, 4, "(N, C, H, W) or (C, H, W)")
     check_axes("conv2d", w, 4, "(F, C/groups, KH, KW) for its weight")
-    check_groups(groups, channels=x.shape[1], filters=w.shape[0], per_group=w.shape[1])
-    check_bias(tensors[2:], w.shape[0])
-    window = Window.of(w.shape[2:], stride, padding, dilation)
-    return Convolution(window, groups, relu)(*tensors)
+    check_groups(groups, channels=x[1], filters=w[0], per_group=w[1])
+    check_bias(bias, w[0])
+    return Window.of(w[2:], stride, padding, dilation)
+
+
+_known_window = lru_cache(4096)(_window)
 
 
 def check_groups(groups: int, channels: int, filters: int, per_group: int) -> None:
@@ -423,9 +442,9 @@ def check_groups(groups: int, channels: int, filters: int, per_group: int) -> No
         )
 
 
-def check_bias(bias: tuple[Tensor, ...], filters: int) -> None:
-    """Refuse a bias that does not hold one number for each filter."""
-    if bias and bias[0].shape != (filters,):
+def check_bias(bias: Sequence[tuple[int, ...]], filters: int) -> None:
+    """Refuse the shape of a bias, if there is one, that does not hold one number a filter."""
+    if bias and bias[0] != (filters,):
         raise ShapeError(
-            f"expected a bias of shape ({filters},), one number a filter; got {bias[0].shape}."
+            f"expected a bias of shape ({filters},), one number a filter; got {bias[0]}."
         )

@@ -38,7 +38,7 @@ from tinydilate.kernel import jit, kernel
 from tinydilate.threads import share
 from tinydilate.window import Pair
 
-_LEAST = 65_536  # elements worth a thread
+_LEAST = 16_384  # elements worth a thread
 
 # ---- the index maps --------------------------------------------------------------------------
 

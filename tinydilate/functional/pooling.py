@@ -20,6 +20,7 @@ share. Pixels that several windows see get the sum.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,9 +32,9 @@ from tinydilate.errors import ShapeError
 from tinydilate.functional.unfolding import check_axes, padded, seen_by_tap
 from tinydilate.kernel import jit, kernel, tap
 from tinydilate.threads import share
-from tinydilate.window import Pair, Window, pair
+from tinydilate.window import Pair, Window, is_plain, pair
 
-_LEAST = 65_536  # elements worth a thread
+_LEAST = 16_384  # elements worth a thread
 _HALVING = Window((2, 2), (2, 2))  # the pooling that all networks here use
 
 
@@ -113,27 +114,50 @@ def _max_pool(
     padding: Pair,
     dilation: Pair,
 ) -> None:
-    """The definition, tap by tap; job plane*OH + i is one output row."""
+    """Job plane*OH + i is one output row.
+
+    First the largest number of each column, among the rows that the window's taps read: neighbours
+    are compared with neighbours, which vectors can do. Then the columns of each window.
+    """
     height, width = x.shape[1:]
+    tops, places = np.empty(width, x.dtype), np.empty(width, np.int64)  # of each column
     for job in range(start, stop):
         plane, i = divmod(job, values.shape[1])
         best, where = values[plane, i], indices[plane, i]
         for j in range(len(best)):
             best[j], where[j] = -np.inf, -1
+        rows = 0
         for u in range(kernel[0]):
             y = tap(i, u, stride[0], padding[0], dilation[0])
-            if not 0 <= y < height:
-                continue
-            row = x[plane, y]
-            for v in range(kernel[1]):
-                begin = tap(0, v, stride[1], padding[1], dilation[1])
-                first, last = _inside(begin, stride[1], len(best), width)
-                for j in range(first, last):
-                    z = begin + j * stride[1]
-                    value, before, at = row[z], best[j], where[j]
-                    wins = (at < 0) | (value > before) | (value != value)  # nan is not itself
-                    best[j] = value if wins else before
-                    where[j] = y * width + z if wins else at
+            if 0 <= y < height:
+                _raise_tops(x[plane, y], y * width, tops, places, rows == 0)
+                rows += 1
+        for v in range(kernel[1] if rows else 0):
+            begin = tap(0, v, stride[1], padding[1], dilation[1])
+            first, last = _inside(begin, stride[1], len(best), width)
+            for j in range(first, last):
+                z = begin + j * stride[1]
+                wins = _wins(tops[z], places[z], best[j], where[j])
+                best[j] = tops[z] if wins else best[j]
+                where[j] = places[z] if wins else where[j]
+
+
+@jit
+def _raise_tops(row: Array, at: int, tops: Array, places: Array, first: bool) -> None:
+    """Take the numbers of a row that beat those of the rows above; it begins at position ``at``."""
+    for z in range(len(row)):
+        value, top = row[z], tops[z]
+        wins = first | (value > top) | (value != value)  # nan is not itself
+        tops[z] = value if wins else top
+        places[z] = at + z if wins else places[z]
+
+
+@jit
+def _wins(value: Any, at: int, before: Any, where: int) -> bool:
+    """Whether a number beats the one before it: of equal numbers the first, of nans the last."""
+    if value != value:
+        return before == before or at > where
+    return where < 0 or value > before or (value == before and at < where)
 
 
 @jit
@@ -528,9 +552,18 @@ def _pooling_window(
     ceil_mode: bool,
 ) -> Window:
     """The window, its stride the kernel's size by default, its padding at most half the kernel."""
+    options = (kernel_size, stride, padding, dilation, bool(ceil_mode))
+    if all(is_plain(option) for option in options[:4] if option is not None):
+        return _known_window(*options)  # see conv2d
+    return _checked_window(*options)
+
+
+def _checked_window(
+    kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
+) -> Window:
     around = pair(padding, "padding", 0)
     steps = kernel_size if stride is None else stride
-    window = Window.of(kernel_size, steps, around, dilation, bool(ceil_mode))
+    window = Window.of(kernel_size, steps, around, dilation, ceil_mode)
     if any(2 * added > taps for added, taps in zip(around, window.kernel, strict=True)):
         raise ShapeError(
             f"pooling expected a padding of at most {tuple(taps // 2 for taps in window.kernel)}, "
@@ -539,11 +572,14 @@ def _pooling_window(
     return window
 
 
+_known_window = lru_cache(4096)(_checked_window)
+
+
 def _batched(name: str, x: Tensor) -> Tensor:
     """(C, H, W) -> (1, C, H, W); refuse other numbers of axes, and images without pixels."""
     if x.ndim == 3:
         x = x.reshape(1, *x.shape)
-    check_axes(name, x, 4, "(N, C, H, W) or (C, H, W)")
+    check_axes(name, x.shape, 4, "(N, C, H, W) or (C, H, W)")
     if 0 in x.shape[2:]:
         raise ShapeError(f"{name} expected images with pixels; got shape {x.shape}.")
     return x

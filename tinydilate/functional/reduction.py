@@ -25,7 +25,7 @@ from tinydilate.functional.shaping import View, check_dim, copy_view, integers, 
 from tinydilate.kernel import jit, kernel
 from tinydilate.threads import share
 
-_LEAST = 65_536  # elements worth a thread
+_LEAST = 16_384  # elements worth a thread
 Dims = int | Sequence[int] | None
 
 

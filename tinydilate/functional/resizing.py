@@ -42,7 +42,7 @@ from tinydilate.kernel import jit, kernel
 from tinydilate.threads import share
 from tinydilate.window import Pair, pair
 
-_LEAST = 65_536  # elements worth a thread
+_LEAST = 16_384  # elements worth a thread
 
 # ---- where output pixels stand ---------------------------------------------------------------
 
@@ -294,7 +294,7 @@ def interpolate(
         image would have no pixels.
     """
     (x,) = as_tensors(input)
-    check_axes("interpolate", x, 4, "(N, C, H, W)")
+    check_axes("interpolate", x.shape, 4, "(N, C, H, W)")
     if mode not in ("nearest", "bilinear"):
         raise ShapeError(f'interpolate expected a mode out of "nearest", "bilinear"; got {mode!r}.')
     if mode == "nearest" and align_corners is not None:

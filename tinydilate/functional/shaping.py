@@ -32,7 +32,7 @@ from tinydilate.errors import PositionError, ShapeError
 from tinydilate.kernel import jit, kernel
 from tinydilate.threads import share
 
-_LEAST = 65_536  # elements worth a thread
+_LEAST = 16_384  # elements worth a thread
 
 
 class View(NamedTuple):

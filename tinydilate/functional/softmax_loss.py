@@ -40,7 +40,7 @@ from tinydilate.kernel import jit, jit_fused, kernel
 from tinydilate.threads import share
 
 _BLOCK = 256  # neighbouring pixels that a loop treats together
-_LEAST = 16_384  # exponentials worth a thread
+_LEAST = 4_096  # exponentials worth a thread
 
 # ---- the exponential function and the logarithm ----------------------------------------------
 

@@ -106,8 +106,8 @@ def conv_transpose2d(
         options = stride, padding, output_padding, groups, dilation
         result = conv_transpose2d(batch, w, tensors[2] if len(tensors) == 3 else None, *options)
         return result.reshape(*result.shape[1:])  # type: ignore[no-any-return]
-    check_axes("conv_transpose2d", x, 4, "(N, C, H, W) or (C, H, W)")
-    check_axes("conv_transpose2d", w, 4, "(C, F/groups, KH, KW) for its weight")
+    check_axes("conv_transpose2d", x.shape, 4, "(N, C, H, W) or (C, H, W)")
+    check_axes("conv_transpose2d", w.shape, 4, "(C, F/groups, KH, KW) for its weight")
     if x.shape[1] != w.shape[0] or 0 in x.shape[1:]:
         raise ShapeError(
             f"expected a weight of shape (C, F/groups, KH, KW) for an input of {x.shape[1]} "
@@ -116,7 +116,7 @@ def conv_transpose2d(
         )
     filters = w.shape[1] * groups if isinstance(groups, int) else 0
     check_groups(groups, channels=filters, filters=x.shape[1], per_group=w.shape[1])
-    check_bias(tensors[2:], filters)
+    check_bias([tensor.shape for tensor in tensors[2:]], filters)
     window = Window.of(w.shape[2:], stride, pair(padding, "padding", 0), dilation)
     extra = pair(output_padding, "output_padding", 0)
     for axis in (0, 1):

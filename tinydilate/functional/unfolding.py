@@ -210,7 +210,7 @@ def unfold(
     if x.ndim == 3:
         result = op(x.reshape(1, *x.shape))
         return result.reshape(*result.shape[1:])  # type: ignore[no-any-return]
-    check_axes("unfold", x, 4, "(N, C, H, W) or (C, H, W)")
+    check_axes("unfold", x.shape, 4, "(N, C, H, W) or (C, H, W)")
     return op(x)
 
 
@@ -247,7 +247,7 @@ def fold(
     if x.ndim == 2:
         result = fold(x.reshape(1, *x.shape), output_size, kernel_size, dilation, padding, stride)
         return result.reshape(*result.shape[1:])  # type: ignore[no-any-return]
-    check_axes("fold", x, 3, "(N, C*KH*KW, OH*OW) or (C*KH*KW, OH*OW)")
+    check_axes("fold", x.shape, 3, "(N, C*KH*KW, OH*OW) or (C*KH*KW, OH*OW)")
     out_h, out_w = window.output_size(size)
     if x.shape[1] % window.taps or x.shape[2] != out_h * out_w:
         raise ShapeError(
@@ -257,10 +257,10 @@ def fold(
     return Fold(size, window)(x)
 
 
-def check_axes(name: str, x: Tensor, axes: int, expected: str) -> None:
-    """Refuse a tensor of another number of axes than ``axes``."""
-    if x.ndim != axes:
+def check_axes(name: str, shape: tuple[int, ...], axes: int, expected: str) -> None:
+    """Refuse the shape of a tensor that has another number of axes than ``axes``."""
+    if len(shape) != axes:
         raise ShapeError(
-            f"{name} expected an input of shape {expected}; got {x.shape}. "
+            f"{name} expected an input of shape {expected}; got {shape}. "
             "Reshape it, or add the missing axes with x[None]."
         )
