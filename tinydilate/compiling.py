@@ -78,11 +78,7 @@ class Jitted:
         return cached(self.body, lambda cache: numba.njit(cache=cache, **_OPTIONS, **self.options))
 
     def within(self, frame: Callable[..., Any]) -> Callable[..., Any]:
-        """Numba's dispatcher for ``frame``, with this loop for what it calls ``body``.
-
-        The loop itself gets no entrance from Python then, which would take a third of the time that
-        it takes to compile.
-        """
+        """Numba's dispatcher for ``frame``, with this loop for what it calls ``body``."""
         with decorating:
             if frame not in self._within:
                 self._within[frame] = self._compile_within(frame)
@@ -100,8 +96,7 @@ class Jitted:
 
         if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
             return around(frame, self.body)
-        bare = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_OPTIONS, **self.options}
-        inner = numba.njit(**bare)(_with_compiled_globals(self.body))
+        inner = numba.njit(**_OPTIONS, **self.options)(_with_compiled_globals(self.body))
         outer = around(frame, inner)
         outer.__module__ = self.body.__module__
         outer.__qualname__ = f"{self.body.__qualname__}.{frame.__name__}"  # the name it is kept by

@@ -158,10 +158,9 @@ def _gather_panel(
                 y = runs[r, 0] * gather.step[0] + gather.origin[0] + u * gather.spacing[0]
                 z = runs[r, 1] * step + gather.origin[1] + v * gather.spacing[1]
                 to, come = runs[r, 3] + c * deep + t * pitch, first + c * plane + y * breadth
-                if y < 0 or y >= height:  # zeros
-                    copy_runs(panel, (to, deep), flat, (first, 0), length, (0, 0), count, True)
-                elif step == 1:  # neighbours read neighbours
-                    inside = (-z, breadth - z)
+                if y < 0 or y >= height or step == 1:
+                    # Neighbours read neighbours; of a row that does not exist nothing is read.
+                    inside = (-z, breadth - z) if 0 <= y < height else (0, 0)
                     copy_runs(
                         panel, (to, deep), flat, (come + z, plane), length, inside, count, True
                     )

@@ -278,10 +278,10 @@ def _emit_address(in_rooms: bool) -> Any:
         kinds = list(arguments.types)
         if in_rooms:
             kinds[0] = kinds[0].copy(ndim=1)  # of the rooms, a row
-        called = body.get_call_type(typing, (types.intp, types.intp, *kinds), {})
+        called = types.void(types.intp, types.intp, *kinds)
 
         def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            bridge = _bridge(context, builder.module, body, called, arguments, in_rooms)
+            bridge = _bridge(context, builder, body, called, arguments, in_rooms)
             # On the caller's stack.
             place = alloca_once_value(builder, values[1])  # type: ignore[no-untyped-call]
             pair = [builder.ptrtoint(bridge, word), builder.ptrtoint(place, word)]
@@ -318,11 +318,19 @@ def _bridge_kind(context: Any) -> Any:
 
 
 def _bridge(
-    context: Any, module: Any, body: Any, called: Any, arguments: Any, in_rooms: bool
+    context: Any, builder: Any, body: Any, called: Any, arguments: Any, in_rooms: bool
 ) -> Any:
-    """Write a bridge to a compiled loop."""
+    """Write a bridge to a loop, and the loop itself beside it."""
     from llvmlite import ir
+    from numba.core.compiler import Flags
 
+    # Compiled here and nowhere else: Numba's own call would make machine code of the loop twice, on
+    # its own and as a part of its caller.
+    making = body.dispatcher._compiler
+    flags = Flags()  # type: ignore[no-untyped-call]
+    making.targetdescr.options.parse_as_flags(flags, making.targetoptions)
+    loop = context.compile_subroutine(builder, making.py_func, called, flags=flags)
+    module = builder.module
     bridge = ir.Function(module, _bridge_kind(context), module.get_unique_name("bridge"))
     bridge.linkage = "internal"
     code = ir.IRBuilder(bridge.append_basic_block())
@@ -337,7 +345,8 @@ def _bridge(
         values[0] = _row(context, code, arguments.types[0], values[0], who)
     start = code.udiv(code.mul(count, part), parts)
     stop = code.udiv(code.mul(count, code.add(part, part.type(1))), parts)
-    context.get_function(body, called)(code, [start, stop, *values])  # where that raises it returns
+    # Where the loop raises, this returns at once.
+    context.call_internal(code, loop.fndesc, called, [start, stop, *values])
     context.call_conv.return_value(code, context.get_dummy_value())
     return bridge
 
