@@ -418,3 +418,23 @@ def test_a_refusal_is_also_the_built_in_error_that_numpys_users_expect():
 def test_every_sentence_ends():
     for name, _, _, text in ERRORS:
         assert text[-1] in ".?", name
+
+
+@pytest.mark.parametrize("name", ["stride", "dilation", "groups"])
+@pytest.mark.parametrize("value", [True, 1.0, (True, 1), (1.0, 1.0)])
+def test_what_was_remembered_of_1_does_not_let_pass_what_equals_1(name, value):
+    x, w = np.ones((1, 2, 5, 5), np.float32), np.ones((2, 2, 3, 3), np.float32)
+    for one in (1, (1, 1)) if name != "groups" else (1,):
+        F.conv2d(x, w, **{name: one})
+    with pytest.raises(ShapeError, match=f"{name} should be"):
+        F.conv2d(x, w, **{name: value})
+
+
+@pytest.mark.parametrize("value", [True, 2.0, (2, True), (2.0, 2.0)])
+def test_a_pooling_window_is_remembered_for_whole_numbers_only(value):
+    x = np.ones((1, 1, 6, 6), np.float32)
+    F.max_pool2d(x, 2, 1)
+    F.max_pool2d(x, (2, 1), (2, 2))
+    for name in ("kernel_size", "stride"):
+        with pytest.raises(ShapeError, match=f"{name} should be an integer"):
+            F.max_pool2d(x, **{"kernel_size": 2, name: value})

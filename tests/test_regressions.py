@@ -10,7 +10,7 @@ import pytest
 
 import tinydilate
 import tinydilate.functional as F
-from tinydilate import compiling, models, nn, tensor
+from tinydilate import compiling, models, nn, tensor, use
 from tinydilate.errors import ConfigError, DataError, DtypeError, GraphError, ShapeError
 from tinydilate.functional.arithmetic import sum_to_shape
 from tinydilate.functional.rectifier import relu_forward
@@ -296,3 +296,20 @@ def test_kernels_work_while_the_interpreter_ends():
         "atexit.register(lambda: print(F.conv2d(x, w).shape))"
     )
     assert in_another_process(program) == "(4, 32, 62, 62)"
+
+
+@pytest.mark.parametrize("window", [(3, 2, 1, 1), (3, 1, 1, 2), ((2, 3), (1, 2), (1, 0), (3, 1))])
+def test_pooling_by_columns_keeps_the_order_of_equals_and_of_nans(window):
+    """The first of equal numbers and the last nan win, counted row by row, as in the reference."""
+    random = np.random.default_rng(0)
+    x = random.integers(0, 3, size=(2, 3, 9, 10)).astype(np.float32)
+    x[random.random(x.shape) < 0.15] = np.nan
+    x[0, 0], x[0, 1] = np.nan, -np.inf
+    kernel_size, stride, padding, dilation = window
+    results = []
+    for way in ("numpy", "cpu:loops"):
+        with use(way):
+            out = F.max_pool2d(x, kernel_size, stride, padding, dilation, return_indices=True)
+        results.append([tensor.numpy() for tensor in out])
+    for mine, desired in zip(results[1], results[0], strict=True):
+        np.testing.assert_array_equal(mine, desired)
