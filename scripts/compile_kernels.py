@@ -1,8 +1,8 @@
 """Compile every CUDA kernel for real GPUs, on a machine that has none.
 
-Needs the extra ``cuda13`` (numba-cuda and NVIDIA's compiler libraries), and nothing of a GPU. Each
-kernel goes the way that it goes when it is launched: Numba, LTO-IR, nvJitLink. It fails if a kernel
-does not compile, if it spills registers to memory, if it takes more of them than it says, and, where
+Needs the extra ``cuda13`` (numba-cuda and NVIDIA's compiler libraries), and no GPU. Each kernel
+goes the way that it goes when it is launched: Numba, LTO-IR, nvJitLink. It fails if a kernel does
+not compile, if it spills registers to memory, if it takes more of them than it says, and, where
 ``nvdisasm`` is there, if one that declares wide loads reads shared memory by less than 128 bits.
 
     python scripts/compile_kernels.py              all kernels, sm_75, sm_80 and sm_90
@@ -33,7 +33,7 @@ CARDS = (75, 80, 90)
 
 
 class Report(NamedTuple):
-    """What nvJitLink says about one kernel, in bytes but for the registers; and its machine code."""
+    """What nvJitLink says of a kernel, in bytes but for the registers; and its machine code."""
 
     registers: int
     spilled: int

@@ -397,7 +397,8 @@ def empty(shape: tuple[int, ...], dtype: Any) -> CudaArray:
     except MemoryError:
         raise DeviceError(_out_of_memory(size)) from None
     lease = _Lease(_pool, block)
-    return CudaArray(block.memory.line(count, dtype), tuple(shape), dtype, lease)
+    # Of an array without elements no kernel reads the line, but Numba wants one.
+    return CudaArray(block.memory.line(max(1, count), dtype), tuple(shape), dtype, lease)
 
 
 def _out_of_memory(size: int) -> str:

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
+import operator
 import os
 import shutil
 import sys
@@ -321,8 +323,9 @@ class CudaKernel:
             return False, _SCALARS[annotation]
         raise KernelError(
             f"expected {self.name} to annotate {name} with one of "
-            f"{', '.join([*_ARRAYS, *_SCALARS])}; got {annotation!r}. The annotations are the "
-            "signature that the kernel is compiled for."
+            f"{', '.join([*_ARRAYS, *_SCALARS])}; got {annotation!r}. They are the "
+            "signature that it is compiled for, read as they are written: the module begins with "
+            "`from __future__ import annotations`."
         )
 
     def __getitem__(self, shape: tuple[Any, ...]) -> _Launcher:
@@ -614,7 +617,7 @@ class CudaElementwise:
     def __init__(self, rule: Callable[..., Any]) -> None:
         self.rule = rule
         count = rule.nin if isinstance(rule, np.ufunc) else len(inspect.signature(rule).parameters)
-        inside = CudaFunction(rule) if isinstance(rule, FunctionType) else rule
+        inside = CudaFunction(rule) if isinstance(rule, FunctionType) else _scalar_form(rule)
         self._alike = (_unary if count == 1 else _binary)(inside)
         self._spread = _binary_spread(inside) if count == 2 else None
 
@@ -631,6 +634,24 @@ class CudaElementwise:
         table = device.constants(*(shape or (1,)), *strides[0], *strides[1])
         cast(Any, self._spread)[cover(out.size)](first, last, out, axes, table)
         return out
+
+
+def _scalar_form(rule: Any) -> Any:
+    """What a ufunc does to one number, in the words that Numba knows on the GPU.
+
+    The simulator gets the ufunc itself: ``math.exp`` has no inf to answer with.
+    """
+    forms = {
+        np.add: operator.add,
+        np.subtract: operator.sub,
+        np.negative: operator.neg,
+        np.multiply: operator.mul,
+        np.divide: operator.truediv,
+        np.power: operator.pow,
+        np.exp: math.exp,
+        np.log: math.log,
+    }
+    return rule if SIMULATED else forms[rule]
 
 
 def _broadcast_strides(shape: tuple[int, ...], full: tuple[int, ...]) -> list[int]:
