@@ -204,7 +204,9 @@ class Tensor:
             If the target is neither, or the numbers cannot go there.
         """
         if isinstance(target, str) and target in DEVICES:
-            return self if self.device == target else Move(target)(self)
+            if self.device == target:
+                return self
+            return Move(target)(self) if self.requires_grad else Tensor(move(self.data, target))
         try:
             dtype = np.dtype(target)
         except TypeError:
