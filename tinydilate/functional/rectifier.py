@@ -55,8 +55,7 @@ def relu_forward_cuda(x: CudaArray) -> CudaArray:
 def _relu_cuda(x: Array, out: Array) -> None:
     n = np.uint32(cuda.grid(1))  # this thread's element
     if n < out.size:  # the last block has threads to spare
-        value = x[n]
-        out[n] = value if not value < 0 else x.dtype.type(0)
+        out[n] = x.dtype.type(0) if x[n] < 0 else x[n]
 
 
 @relu_forward.meta
