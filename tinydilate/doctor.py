@@ -17,7 +17,7 @@ import numpy as np
 
 import tinydilate
 from tinydilate import functional as F
-from tinydilate.kernel import cache_folder, cache_home
+from tinydilate.compiling import cache_folder, cache_home
 from tinydilate.threads import available_cores, get_num_threads, set_num_threads
 
 
