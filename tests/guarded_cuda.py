@@ -36,13 +36,19 @@ def guarded() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "empty", empty)
-        device.constants.cache_clear()
+        forget_what_is_kept()
         yield
-        device.constants.cache_clear()
+        forget_what_is_kept()
     for whole, count, fill in made:
         numbers = device.move(whole, "cpu")
         assert_untouched(numbers[:WIDTH], fill, f"before an array of {count}")
         assert_untouched(numbers[WIDTH + count :], fill, f"behind an array of {count}")
+
+
+def forget_what_is_kept() -> None:
+    """Let go of the tables on the GPU, so that those of the block have guards, and only those."""
+    device.constants.cache_clear()
+    device._kept.cache_clear()
 
 
 def assert_untouched(guard: np.ndarray, fill: float, place: str) -> None:

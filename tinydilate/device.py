@@ -439,6 +439,19 @@ def constants(*numbers: int) -> CudaArray:
     return _upload(np.asarray(numbers, np.int32))
 
 
+def kept(array: Array) -> CudaArray:
+    """An array as it is on the GPU, kept for the next who asks for the same numbers.
+
+    For short ones, such as index maps: it is by their bytes that they are found again.
+    """
+    return _kept(array.tobytes(), array.shape, array.dtype)
+
+
+@lru_cache(maxsize=256)
+def _kept(numbers: bytes, shape: tuple[int, ...], dtype: np.dtype[Any]) -> CudaArray:
+    return _upload(np.frombuffer(numbers, dtype).reshape(shape))
+
+
 def cuda_statistics() -> buffers.Statistics:
     """How much of the GPU's memory is in use and held, in bytes; see `buffers.Statistics`."""
     return _pool.statistics()

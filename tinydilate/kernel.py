@@ -42,7 +42,10 @@ from tinydilate.launching import (
     Int64Array,
     LaunchError,
     cuda,
+    pair_at,
     place_of,
+    ravel,
+    unravel,
 )
 from tinydilate.threads import share
 
@@ -62,8 +65,12 @@ __all__ = [
     "jit_fused",
     "jit_relaxed",
     "kernel",
+    "pair_at",
     "place_of",
+    "ravel",
     "tap",
+    "tapped_by",
+    "unravel",
     "use",
     "watching",
 ]
@@ -149,6 +156,7 @@ def _in_python(rule: Callable[..., Any], dtype: np.dtype[Any]) -> Callable[..., 
 
 
 tap = jit(window.tap)  # the tap rule, for use inside compiled loops
+tapped_by = jit(window.tapped_by)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -350,6 +350,25 @@ def place_of(n: Any, row: int, axes: int, table: Array) -> Any:
     return at
 
 
+@jit
+def unravel(n: Any, height: Any, width: Any) -> Any:
+    """Plane, row and column of element n of an array (P, H, W), as numbers with a sign."""
+    height, width = np.uint32(height), np.uint32(width)  # division is quicker without one
+    return np.int32(n // width // height), np.int32(n // width % height), np.int32(n % width)
+
+
+@jit
+def ravel(plane: Any, y: Any, z: Any, height: Any, width: Any) -> Any:
+    """Number of an element of an array (P, H, W): `unravel` backwards."""
+    return np.uint32((plane * height + y) * width + z)
+
+
+@jit
+def pair_at(table: Array, k: int) -> Any:
+    """Pair number k of a table: its numbers 2*k and 2*k + 1."""
+    return table[2 * k], table[2 * k + 1]
+
+
 class CudaElementwise:
     """A rule of one or two scalars as a function of arrays on the GPU: it broadcasts.
 

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from tinydilate import buffers
+from tinydilate import buffers, device
 from tinydilate.autograd import Op, Tensor, as_tensors, public
-from tinydilate.device import Array, MetaArray
+from tinydilate.device import Array, CudaArray, MetaArray
 from tinydilate.errors import ShapeError
 from tinydilate.kernel import jit, kernel, tap
 from tinydilate.threads import share
@@ -85,6 +85,16 @@ def _unfold(
                         z = tap(j, v, stride[1], padding[1], dilation[1])
                         inside = 0 <= y < height and 0 <= z < width
                         columns[plane, u, v, i, j] = x[plane, y, z] if inside else 0
+
+
+def window_table(window: Window, size: Sequence[int], output: Sequence[int]) -> CudaArray:
+    """Image, output, taps, stride, padding before and dilation, (rows, columns) of each: 12 ints.
+
+    On the GPU they come as an array: one more argument of a launch, where they would be twelve.
+    """
+    return device.constants(
+        *size, *output, *window.kernel, *window.stride, *window.before, *window.dilation
+    )
 
 
 @unfold_forward.meta
