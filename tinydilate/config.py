@@ -20,6 +20,7 @@ from typing import Any
 
 from tinydilate.errors import ConfigError
 
+PLACES = ("cpu", "cuda")
 SCHEDULES = ("constant", "step", "poly")
 
 
@@ -40,6 +41,7 @@ class Config:
     """Everything that a training run depends on. The defaults are the demo of the README."""
 
     seed: int = _option(0, "makes scenes, first weights and the order of batches", 0)
+    device: str = _option("cpu", "where to compute: on the processor or a GPU", choices=PLACES)
 
     train_scenes: int = _option(3000, "scenes to learn from", 1)
     validation_scenes: int = _option(100, "scenes scored while learning, for the curves", 1)
