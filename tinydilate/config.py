@@ -41,7 +41,6 @@ class Config:
     """Everything that a training run depends on. The defaults are the demo of the README."""
 
     seed: int = _option(0, "makes scenes, first weights and the order of batches", 0)
-    device: str = _option("cpu", "where to compute: on the processor or a GPU", choices=PLACES)
 
     train_scenes: int = _option(3000, "scenes to learn from", 1)
     validation_scenes: int = _option(100, "scenes scored while learning, for the curves", 1)
@@ -83,6 +82,8 @@ class Config:
 
     validate_every: int = _option(50, "steps between two points of the validation curve", 1)
     save_every: int = _option(50, "steps between two checkpoints", 1)
+
+    device: str = _option("cpu", "where to compute: on the processor or a GPU", choices=PLACES)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
