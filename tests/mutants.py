@@ -25,6 +25,7 @@ from tinydilate import compiling, threads
 from tinydilate.compiling import Jitted, Native, around
 from tinydilate.handover import together, together_in_rooms
 from tinydilate.kernel import Elementwise
+from tinydilate.launching import CudaKernel
 
 PACKAGE = Path(tinydilate.__file__).parent
 
@@ -85,6 +86,7 @@ def planted(mutant: Mutant, really: bool = True) -> Iterator[None]:
     originals = [(function, function.__code__) for function in functions]
     compiled = [(thing, thing._compiled) for thing in (*loops, *rules)]
     shared = [(loop, loop._within) for loop in loops]
+    bodies = [(body, body._compiled, body._launchers) for body in loaded(CudaKernel)]
     forget_what_was_worked_out()
     try:
         if really:
@@ -95,6 +97,8 @@ def planted(mutant: Mutant, really: bool = True) -> Iterator[None]:
             loop._within = {
                 frame: around(frame, loop.body) for frame in (together, together_in_rooms)
             }
+        for body, _, _ in bodies:
+            body._compiled, body._launchers = {}, {}
         for rule in rules:
             rule._compiled = {
                 np.dtype(dtype): np.vectorize(rule.rule, otypes=[dtype])
@@ -108,6 +112,8 @@ def planted(mutant: Mutant, really: bool = True) -> Iterator[None]:
             thing._compiled = machine_code
         for loop, machine_code in shared:
             loop._within = machine_code
+        for body, machine_code, launchers in bodies:
+            body._compiled, body._launchers = machine_code, launchers
         forget_what_was_worked_out()
 
 
@@ -766,5 +772,167 @@ INSTRUCTION_MUTANTS = [
         "total = self.builder.fsub(total, value)",
         "total = self.builder.fadd(total, value)",
         "test_the_sandwich_is_its_twin_and_a_product_of_matrices",
+    ),
+]
+
+# In the bodies of the GPU's kernels, which run in the simulator: the killer is a case of test_ops,
+# whose twins for the GPU no longer agree, or a test of test_on_the_gpu.
+
+PAD, SIZE, DROP = (f"functional/{page}.py" for page in ("padding", "resizing", "dropping"))
+
+CUDA_MUTANTS = [
+    Mutant(
+        "the threads to spare write as well",
+        POOL,
+        "    if n >= values.size:\n        return\n",
+        "    if n >= values.size + 8:\n        return\n",
+        "max_pool2d",
+    ),
+    Mutant(
+        "of equal numbers the last one wins",
+        POOL,
+        "    return (value > best) | (value != value)",
+        "    return (value >= best) | (value != value)",
+        "test_maxima_of_odd_images",
+    ),
+    Mutant(
+        "the pixel below before the pixel beside",
+        POOL,
+        "at = tap_number // 2 * width + tap_number % 2",
+        "at = tap_number % 2 * width + tap_number // 2",
+        "test_maxima_of_odd_images",
+    ),
+    Mutant(
+        "the row above the image is read",
+        POOL,
+        "if 0 <= y < height and 0 <= z < width:\n                value = x",
+        "if -1 <= y < height and 0 <= z < width:\n                value = x",
+        "max_pool2d",
+    ),
+    Mutant(
+        "a pixel takes from every window that saw it",
+        POOL,
+        "if indices[out] == y * width + z:",
+        "if indices[out] >= 0:",
+        "max_pool2d",
+    ),
+    Mutant(
+        "the tap rule solved without its dilation",
+        "window.py",
+        "steps = y + padding - u * dilation",
+        "steps = y + padding - u",
+        "max_pool2d",
+    ),
+    Mutant(
+        "the output behind the last one is asked",
+        "window.py",
+        "i if steps >= 0 and steps == i * stride and i < outputs else -1",
+        "i if steps >= 0 and steps == i * stride and i <= outputs else -1",
+        "avg_pool2d",
+    ),
+    Mutant(
+        "pixels between the strides taken for read ones",
+        "window.py",
+        "i if steps >= 0 and steps == i * stride and i < outputs else -1",
+        "i if steps >= 0 and i < outputs else -1",
+        "avg_pool2d",
+    ),
+    Mutant(
+        "the gradient of a mean divided by the counts of the rows alone",
+        POOL,
+        "total += part / (by_row[np.uint32(i)] * by_column[np.uint32(j)])",
+        "total += part / by_row[np.uint32(i)]",
+        "avg_pool2d",
+    ),
+    Mutant(
+        "the largest score not taken away",
+        LOSS,
+        "total += math.exp(x[np.uint32(first + c * pixels)] - peak)",
+        "total += math.exp(x[np.uint32(first + c * pixels)])",
+        "softmax",
+    ),
+    Mutant(
+        "the scores of every item read from the first",
+        LOSS,
+        "return np.uint32(pixel // pixels * classes * pixels + pixel % pixels)",
+        "return np.uint32(pixel % pixels)",
+        "log_softmax",
+    ),
+    Mutant(
+        "the loss as peak + log(total) less the score",
+        LOSS,
+        "loss = to_label * weights[c] * (peak - x[np.uint32(first + c * pixels)] + log)",
+        "loss = to_label * weights[c] * (peak + log - x[np.uint32(first + c * pixels)])",
+        "test_large_scores_keep_the_small_differences",
+    ),
+    Mutant(
+        "ignored pixels pull on the scores",
+        LOSS,
+        "given = grad[pixel] if label != ignore_index else grad.dtype.type(0)",
+        "given = grad[pixel]",
+        "test_every_option_of_the_loss",
+    ),
+    Mutant(
+        "ignored pixels count in the mean",
+        LOSS,
+        "known = label != ignore_index and _is_class(label, weights.size)",
+        "known = _is_class(label, weights.size)",
+        "test_a_class_may_be_ignored",
+    ),
+    Mutant(
+        "a label that is no class read out of bounds",
+        LOSS,
+        "return (label >= 0) & (label < np.int64(classes))",
+        "return label < np.int64(classes)",
+        "test_a_label_on_the_gpu_that_is_no_class_makes_the_loss_nan",
+    ),
+    Mutant(
+        "the elements counted from one",
+        DROP,
+        "return _random_bits(key, np.uint64(n)) >> _11 >= least",
+        "return _random_bits(key, np.uint64(n) + _ONE) >> _11 >= least",
+        "dropout",
+    ),
+    Mutant(
+        "what shows nothing shows the last pixel",
+        PAD,
+        "inside = y >= 0 and z >= 0\n",
+        "inside = y >= 0\n",
+        "pad-constant",
+    ),
+    Mutant(
+        "the adjoint of a border forgets the last output",
+        PAD,
+        "for b in range(first_column[z], first_column[z + np.uint32(1)]):",
+        "for b in range(first_column[z], first_column[z + np.uint32(1)] - 1):",
+        "pad-replicate",
+    ),
+    Mutant(
+        "each output's share given to the other neighbour",
+        SIZE,
+        "weights = np.concatenate([1 - blend.weight, blend.weight])",
+        "weights = np.concatenate([blend.weight, 1 - blend.weight])",
+        "interpolate-bilinear",
+    ),
+    Mutant(
+        "rows blended with the weights of the columns",
+        SIZE,
+        "        y_weight[i],\n    )",
+        "        w,\n    )",
+        "interpolate-bilinear",
+    ),
+    Mutant(
+        "weights decay in the wrong direction",
+        "optim.py",
+        "velocity = momentum * velocity + (grad + decay * w)",
+        "velocity = momentum * velocity + (grad - decay * w)",
+        "test_optimisers_agree",
+    ),
+    Mutant(
+        "Adam's mean square without its memory",
+        "optim.py",
+        "square = old_square * square + new_square * grad * grad",
+        "square = square + new_square * grad * grad",
+        "test_optimisers_agree",
     ),
 ]

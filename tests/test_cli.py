@@ -187,7 +187,7 @@ def test_ops(command):
     value = json.loads(command("ops", "--json")[1])
     names = {name for page in value.values() for name in page}
     assert names == set(kernel.KERNELS)
-    assert value["optim"]["adam_step"] == ["cpu", "meta", "numpy"]
+    assert value["optim"]["adam_step"] == ["cpu", "cuda", "meta", "numpy"]
 
 
 # ---- bad input -------------------------------------------------------------------------------

@@ -144,6 +144,13 @@ def test_nothing_but_ignored_pixels():
     assert np.isnan(loss), "a mean of nothing, as on the processor"
 
 
+def test_a_class_may_be_ignored():
+    target, weight = np.array([[[0, 2, 1], [1, 1, 2]]]), np.array([0.5, 2.0, 1.0], np.float32)
+    for place in ("cpu", "cuda"):
+        options = {"weight": tensor(weight, device=place), "ignore_index": 1}
+        check(F.cross_entropy, image(1, 3, 2, 3), target=target, **options)
+
+
 def test_one_class_and_one_pixel():
     check(F.cross_entropy, image(1, 1, 1, 1), target=np.zeros((1, 1, 1), np.int64))
     check(F.cross_entropy, image(5), target=np.array(3))
@@ -340,7 +347,7 @@ def tiny_data():
         images = rng.standard_normal((count, 1, 8, 8)).astype(np.float32)
         return Scenes(images, rng.integers(0, 3, (count, 8, 8)).astype(np.uint8))
 
-    return Data(part(2), part(1), part(1), ("ground", "one", "two"))
+    return Data(part(2), part(1), part(1), ("background", "one", "two"))
 
 
 TINY = {
@@ -349,7 +356,6 @@ TINY = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
 def test_a_run_on_the_gpu(tmp_path):
     results = {}
     for place in ("cpu", "cuda"):
