@@ -9,7 +9,14 @@ import test_ops
 import test_simd
 from cases import CASES
 from hypothesis import Phase, given, settings
-from mutants import CUDA_MUTANTS, INSTRUCTION_MUTANTS, MUTANTS, planted, planted_in_instructions
+from mutants import (
+    GPU_MUTANTS,
+    GPU_PAGE_MUTANTS,
+    INSTRUCTION_MUTANTS,
+    MUTANTS,
+    planted,
+    planted_in_instructions,
+)
 
 import tinydilate.functional as F
 from tinydilate import buffers, gemm, get_num_threads, kernel, set_num_threads, tensor, winograd
@@ -203,7 +210,9 @@ def each_of(test):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not SIMULATED, reason="a bug in the bounds would stop a real GPU for good")
-@pytest.mark.parametrize("mutant", CUDA_MUTANTS, ids=[mutant.name for mutant in CUDA_MUTANTS])
+@pytest.mark.parametrize(
+    "mutant", GPU_PAGE_MUTANTS, ids=[mutant.name for mutant in GPU_PAGE_MUTANTS]
+)
 def test_a_bug_planted_in_a_gpu_kernel_is_noticed(mutant):
     with planted(mutant, really=False):
         killer_on_the_gpu(mutant, examples=3)()
@@ -223,5 +232,6 @@ def test_planting_leaves_no_trace():
 
 
 def test_no_two_mutants_bear_one_name():
-    names = [mutant.name for mutant in MUTANTS + INSTRUCTION_MUTANTS + CUDA_MUTANTS]
+    every = MUTANTS + INSTRUCTION_MUTANTS + GPU_MUTANTS + GPU_PAGE_MUTANTS
+    names = [mutant.name for mutant in every]
     assert len(set(names)) == len(names) >= 25

@@ -16,7 +16,8 @@ from tinydilate.autograd import Tensor
 from tinydilate.config import Config
 from tinydilate.data.sets import Data, Scenes
 from tinydilate.functional.padding import IndexMaps, showing
-from tinydilate.predict import label_maps, load_network
+from tinydilate.models import FrontEndWithContext
+from tinydilate.predict import Recipe, label_maps, load_network
 from tinydilate.train import train
 
 pytestmark = pytest.mark.gpu
@@ -340,30 +341,35 @@ def test_two_steps_of_training_agree(name, monkeypatch):
         np.testing.assert_allclose(found[1][key], here, rtol=1e-5, atol=1e-6)
 
 
+STEPS = {"batch": 1, "front_steps": 2, "context_steps": 1, "joint_steps": 1, "comparison": False}
+
+
 def tiny_data():
     rng = np.random.default_rng(0)
 
     def part(count):
-        images = rng.standard_normal((count, 1, 8, 8)).astype(np.float32)
-        return Scenes(images, rng.integers(0, 3, (count, 8, 8)).astype(np.uint8))
+        images = rng.standard_normal((count, 1, 4, 4)).astype(np.float32)
+        return Scenes(images, rng.integers(0, 3, (count, 4, 4)).astype(np.uint8))
 
     return Data(part(2), part(1), part(1), ("background", "one", "two"))
 
 
-TINY = {
-    "batch": 1, "front_steps": 1, "context_steps": 1, "joint_steps": 1, "comparison": False,
-    "dilations": (1,), "optimizer": "sgd",
-}  # fmt: skip
+def tiny_network(recipe):
+    """In place of the demo's, whose 60 maps would keep the simulator busy for an hour."""
+    front = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1, rng=0), nn.ReLU(), nn.MaxPool2d(2))
+    context = nn.Sequential(nn.Conv2d(3, 3, 3, padding=2, dilation=2, rng=1))
+    return FrontEndWithContext(front, context if recipe.context else None)
 
 
-def test_a_run_on_the_gpu(tmp_path):
+def test_a_run_on_the_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(Recipe, "build", tiny_network)
     results = {}
     for place in ("cpu", "cuda"):
-        config = Config(**TINY, device=place)
+        config = Config(**STEPS, device=place)
         train(config, tmp_path / place, data=tiny_data(), progress=False)
         log = (tmp_path / place / "log.jsonl").read_text().splitlines()
         results[place] = [line["loss"] for line in map(json.loads, log) if "loss" in line]
-    assert len(results["cuda"]) == 3
+    assert len(results["cuda"]) == 4
     np.testing.assert_allclose(results["cuda"], results["cpu"], rtol=1e-4)
     assert Config.read(tmp_path / "cuda/config.toml").device == "cuda"
     images = tiny_data().test.images
