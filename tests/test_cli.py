@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tinydilate import cli, kernel
+from tinydilate import cli, device, kernel
 from tinydilate.config import Config
 from tinydilate.errors import TinydilateError
 from tinydilate.train import train
@@ -140,6 +140,21 @@ def test_eval(command, folder):
     assert value["checkpoint"].endswith("front.safetensors")
     expected = json.loads((folder / "results.json").read_text())["networks"]["front"]
     assert value["iou"] == expected["iou"]
+
+
+def test_a_gpu_that_is_not_there(command, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "cuda_problem", lambda: "no driver answers.")
+    image = folder / "example.png"
+    for arguments in (
+        ("train", "--out", tmp_path / "a"),
+        ("eval", folder, "--count", 1),
+        ("predict", folder, image, "--out", tmp_path / "b"),
+    ):
+        refused = command(*arguments, "--device", "cuda")
+        assert_refused(
+            refused, "expected a GPU to compute on; no driver answers. Without one, stay"
+        )
+    assert not any(tmp_path.iterdir()), "refused before anything was made"
 
 
 def test_predict(command, folder, tmp_path):

@@ -268,7 +268,8 @@ class Optimizer(ABC):
         """What is remembered of each parameter.
 
         It is made when first asked for: at the end of the first step, in the memory that the
-        results of its forward and backward pass have left.
+        results of its forward and backward pass have left. It is made where the parameters are, so
+        move a network to another device before its first step.
         """
         return [self.initial_state(parameter) for parameter in self._parameters]
 
