@@ -265,7 +265,12 @@ ON_CUDA = [
 @settings(max_examples=3)
 @given(data=st.data(), dtype=dtypes)
 def test_cuda_twins_agree(case, data, dtype):
-    check_cuda_twins(case, data.draw(case.calls), dtype)
+    check_cuda_twins(case, data.draw(case.calls.filter(is_small)), dtype)
+
+
+def is_small(call: Call) -> bool:
+    """Whether the simulator, which takes a millisecond for a few threads, is soon done with it."""
+    return sum(array.size for array in call.arrays) <= 300
 
 
 def check_cuda_twins(case: Case, call: Call, dtype=np.float64, way=""):
@@ -281,6 +286,8 @@ def check_cuda_twins(case: Case, call: Call, dtype=np.float64, way=""):
         for name, twin in twins.items():
             if not name.startswith("cuda") or way not in ("", name):
                 continue
+            if name.startswith("cuda:tile") and dtype == np.float64:
+                continue  # the tiles are float32: this would be the readable way once more
             with guarded():
                 arguments = on(launch.arguments, "cuda")
                 result = twin(*arguments)

@@ -186,9 +186,32 @@ def _multiplier(tile: Tile) -> Any:
 
 # ---- forward, and the gradient by the input --------------------------------------------------
 
-# What the kernel has to know of the layer, in the order in which the table holds it; two numbers
-# for each tap follow.
-_FIELDS = 18
+# What a kernel has to know of a layer comes as a table of whole numbers, one argument in place of
+# twenty. These are their places; after them follows how far each tap reads, row and column.
+PIXELS, CHANNELS, FILTERS, GROUPS, HEIGHT, WIDTH, OUT_HEIGHT, OUT_WIDTH = range(8)
+STEP_Y, STEP_Z, ORIGIN_Y, ORIGIN_Z, DIVISOR_Y, DIVISOR_Z = range(8, 14)
+PADDED, ROUNDS, BIASED, RELU = range(14, 18)  # of `_gather_kernel`
+TAPS, EACH = range(14, 16)  # of `_outer_kernel`
+FIRST_TAP = np.uint32(18)
+NOWHERE = np.uint32(0xFFFFFFFF)  # a place beyond the end of every plane
+FAR_ABOVE = np.int32(-0x40000000)  # a row from which no tap reaches the image
+
+
+def _layer(
+    pixels: int,
+    channels: int,
+    filters: int,
+    groups: int,
+    size: tuple[int, ...],
+    gather: Gather,
+    *others: int,
+) -> CudaArray:
+    """The table; ``others`` are the numbers that one kernel needs and the other does not."""
+    places = *size, *gather.output, *gather.step, *gather.origin, *gather.divisor
+    rest = (0,) * (4 - len(others))
+    return device.constants(
+        pixels, channels, filters, groups, *places, *others, *rest, *gather.taps()
+    )
 
 
 def _gather_kernel(name: str, tile: Tile) -> CudaKernel:
@@ -206,17 +229,17 @@ def _gather_kernel(name: str, tile: Tile) -> CudaKernel:
     @cuda.jit(device=True)
     def locate(tap: Any, y0: Any, z0: Any, layer: Any) -> Any:
         """Where a pixel's tap lies in its plane, or a number beyond every plane."""
-        y = np.int32(y0 + layer[np.uint32(18) + np.uint32(2) * tap])
-        z = np.int32(z0 + layer[np.uint32(19) + np.uint32(2) * tap])
+        y = np.int32(y0 + layer[FIRST_TAP + np.uint32(2) * tap])
+        z = np.int32(z0 + layer[FIRST_TAP + np.uint32(2) * tap + np.uint32(1)])
         if y < 0 or z < 0:
-            return np.uint32(0xFFFFFFFF)
-        over_y, over_z = np.uint32(layer[14]), np.uint32(layer[15])
+            return NOWHERE
+        over_y, over_z = np.uint32(layer[DIVISOR_Y]), np.uint32(layer[DIVISOR_Z])
         row, column = np.uint32(np.uint32(y) // over_y), np.uint32(np.uint32(z) // over_z)
         if np.uint32(row * over_y) != np.uint32(y) or np.uint32(column * over_z) != np.uint32(z):
-            return np.uint32(0xFFFFFFFF)
-        if row >= np.uint32(layer[6]) or column >= np.uint32(layer[7]):
-            return np.uint32(0xFFFFFFFF)
-        return np.uint32(row * np.uint32(layer[7]) + column)
+            return NOWHERE
+        if row >= np.uint32(layer[HEIGHT]) or column >= np.uint32(layer[WIDTH]):
+            return NOWHERE
+        return np.uint32(row * np.uint32(layer[WIDTH]) + column)
 
     @cuda.jit(launch_bounds=(THREADS, tile.blocks), dtypes=(np.float32,), wide_loads=VECTOR == 4)
     def gathered(
@@ -226,11 +249,18 @@ def _gather_kernel(name: str, tile: Tile) -> CudaKernel:
         out: Float32Array,
         layer: Int32Array,
     ) -> None:
-        pixels, channels, filters = np.uint32(layer[0]), np.uint32(layer[1]), np.uint32(layer[2])
-        padded, steps = np.uint32(layer[3]), np.uint32(layer[4])
-        groups = np.uint32(layer[5])
-        plane = np.uint32(layer[6] * layer[7])
-        out_w, out_plane = np.uint32(layer[9]), np.uint32(layer[8] * layer[9])
+        pixels, channels, filters = (
+            np.uint32(layer[PIXELS]),
+            np.uint32(layer[CHANNELS]),
+            np.uint32(layer[FILTERS]),
+        )
+        padded, steps = np.uint32(layer[PADDED]), np.uint32(layer[ROUNDS])
+        groups = np.uint32(layer[GROUPS])
+        plane = np.uint32(layer[HEIGHT] * layer[WIDTH])
+        out_w, out_plane = (
+            np.uint32(layer[OUT_WIDTH]),
+            np.uint32(layer[OUT_HEIGHT] * layer[OUT_WIDTH]),
+        )
         thread = np.uint32(cuda.threadIdx.x)
         # Blocks of one group beside each other; those of the same pixels next, for the cache.
         block, down = np.uint32(cuda.blockIdx.x), padded // ROWS
@@ -259,10 +289,10 @@ def _gather_kernel(name: str, tile: Tile) -> CudaKernel:
         p = np.uint32(p0 + p_b)
         image = np.uint32(p // out_plane)
         rest = np.uint32(p % out_plane)
-        y0 = np.int32(np.int32(rest // out_w) * layer[10] + layer[12])
-        z0 = np.int32(np.int32(rest % out_w) * layer[11] + layer[13])
+        y0 = np.int32(np.int32(rest // out_w) * layer[STEP_Y] + layer[ORIGIN_Y])
+        z0 = np.int32(np.int32(rest % out_w) * layer[STEP_Z] + layer[ORIGIN_Z])
         if p >= pixels:
-            y0 = np.int32(-0x40000000)  # no tap is in the image
+            y0 = FAR_ABOVE  # no tap is in the image
         first = np.uint32((image * groups + group) * channels * plane)
         tap, channel = np.uint32(0), k_b
         place = locate(tap, y0, z0, layer)
@@ -319,9 +349,9 @@ def _gather_kernel(name: str, tile: Tile) -> CudaKernel:
                     row = f0 + from_a + np.uint32(i // VECTOR * APART_ROWS + i % VECTOR)
                     if row < filters:
                         total = sums[i * THREAD_COLUMNS + j]
-                        if layer[16] != 0:
+                        if layer[BIASED] != 0:
                             total += bias[group * filters + row]
-                        if layer[17] != 0 and total < 0:  # nan < 0 is false: nan passes
+                        if layer[RELU] != 0 and total < 0:  # nan < 0 is false: nan passes
                             total = np.float32(0)
                         f = (image * groups + group) * filters + row
                         out[f * out_plane + rest] = total
@@ -359,16 +389,8 @@ def gathered_product(
     cut = TILES[name]
     packed = _packed(weights, groups, filters, channels, cut, adjoint)  # (G, taps*C', F')
     padded = packed.shape[2]
-    layer = device.constants(
-        *(pixels, channels, filters, padded, packed.shape[1] // STEPS, groups),
-        *images.shape[2:],
-        *gather.output,
-        *gather.step,
-        *gather.origin,
-        *gather.divisor,
-        *(int(bias is not None), int(relu)),
-        *gather.taps(),
-    )
+    others = padded, packed.shape[1] // STEPS, int(bias is not None), int(relu)
+    layer = _layer(pixels, channels, filters, groups, images.shape[2:], gather, *others)
     blocks = groups * (padded // cut.rows) * -(-pixels // cut.columns)
     other = packed if bias is None else bias  # read only if the layer says that there is one
     _GATHERED[name][blocks, cut.threads](images, packed, other, out, layer)
@@ -451,11 +473,22 @@ def _outer_kernel(name: str, tile: Tile) -> CudaKernel:
     def outer(
         images: Float32Array, grads: Float32Array, parts: Float32Array, layer: Int32Array
     ) -> None:
-        pixels, channels, filters = np.uint32(layer[0]), np.uint32(layer[1]), np.uint32(layer[2])
-        taps, each, groups = np.uint32(layer[3]), np.uint32(layer[4]), np.uint32(layer[5])
-        height, width = layer[6], layer[7]
+        pixels, channels, filters = (
+            np.uint32(layer[PIXELS]),
+            np.uint32(layer[CHANNELS]),
+            np.uint32(layer[FILTERS]),
+        )
+        taps, each, groups = (
+            np.uint32(layer[TAPS]),
+            np.uint32(layer[EACH]),
+            np.uint32(layer[GROUPS]),
+        )
+        height, width = layer[HEIGHT], layer[WIDTH]
         plane = np.uint32(height * width)
-        out_w, out_plane = np.uint32(layer[9]), np.uint32(layer[8] * layer[9])
+        out_w, out_plane = (
+            np.uint32(layer[OUT_WIDTH]),
+            np.uint32(layer[OUT_HEIGHT] * layer[OUT_WIDTH]),
+        )
         columns = np.uint32(channels * taps)
         thread, block = np.uint32(cuda.threadIdx.x), np.uint32(cuda.blockIdx.x)
         down = (filters + ROWS - np.uint32(1)) // ROWS
@@ -480,10 +513,10 @@ def _outer_kernel(name: str, tile: Tile) -> CudaKernel:
         for n in range(thread, COLUMNS, THREADS):
             column = np.uint32(column0 + np.uint32(n))
             tap, at = np.uint32(column % taps), np.uint32(np.uint32(n) * np.uint32(4))
-            down_by = layer[np.uint32(14) + np.uint32(2) * tap]
-            right_by = layer[np.uint32(15) + np.uint32(2) * tap]
+            down_by = layer[FIRST_TAP + np.uint32(2) * tap]
+            right_by = layer[FIRST_TAP + np.uint32(2) * tap + np.uint32(1)]
             if column >= columns:
-                down_by = np.int32(-0x40000000)  # never in the image
+                down_by = FAR_ABOVE  # never in the image
             places[at] = down_by
             places[at + np.uint32(1)] = right_by
             offset = np.int32(column // taps) * height * width + down_by * width + right_by
@@ -510,11 +543,13 @@ def _outer_kernel(name: str, tile: Tile) -> CudaKernel:
                     image = np.uint32(p // out_plane)
                     rest = np.uint32(p % out_plane)
                     j = np.uint32(rest % out_w)
-                    y0 = np.int32(np.int32(rest // out_w) * layer[10] + layer[12])
-                    block = np.uint32(image * np.uint32(layer[5]) + group)  # of channels
+                    y0 = np.int32(np.int32(rest // out_w) * layer[STEP_Y] + layer[ORIGIN_Y])
+                    block = np.uint32(image * np.uint32(layer[GROUPS]) + group)  # of channels
                     at_a = np.uint32((block * filters + f0 + line) * out_plane + rest)
-                    at_b = np.int32(np.int32(block * np.uint32(layer[1]) * plane) + y0 * width)
-                z0 = np.int32(np.int32(j) * layer[11] + layer[13])
+                    at_b = np.int32(
+                        np.int32(block * np.uint32(layer[CHANNELS]) * plane) + y0 * width
+                    )
+                z0 = np.int32(np.int32(j) * layer[STEP_Z] + layer[ORIGIN_Z])
                 for n in range(SHARE_A):
                     value = np.float32(0)
                     row = np.uint32(np.uint32(n * APART) + f0 + line)
@@ -597,14 +632,7 @@ def gathered_outer(
     each = -(-pixels // parts // STEPS) * STEPS  # pixels of a part
     parts = -(-pixels // each)  # those that have any
     sums = result if parts == 1 else device.empty((parts, result.size), images.dtype)
-    layer = device.constants(
-        *(pixels, channels, filters, taps, each, groups),
-        *images.shape[2:],
-        *gather.output,
-        *gather.step,
-        *gather.origin,
-        *gather.taps(),
-    )
+    layer = _layer(pixels, channels, filters, groups, images.shape[2:], gather, taps, each)
     blocks = parts * groups * down * across
     _OUTER[name][blocks, cut.threads](images, grads, sums, layer)
     if parts > 1:
