@@ -9,10 +9,10 @@ BIN    := $(VENV)/bin
 REST := lint types slow bounds simulator doctest docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check steps $(REST) oracle format clean
+.PHONY: help demo test check steps $(REST) compile-cuda oracle format clean
 
 help:  ## say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # --- for users ------------------------------------------------------------------------------
 
@@ -44,6 +44,9 @@ bounds: $(VENV)/ready-dev  ## the op tests with every array index checked
 
 simulator: $(VENV)/ready-dev  ## the CUDA kernels in Numba's simulator
 	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python scripts/simulate.py
+
+compile-cuda: $(VENV)-cuda/ready  ## the CUDA kernels compiled for sm_75, 80 and 90, without a GPU (a large download)
+	$(VENV)-cuda/bin/python scripts/compile_kernels.py
 
 doctest: $(VENV)/ready-dev  ## the examples in the docstrings
 	$(BIN)/python -m pytest --doctest-modules --ignore tinydilate/__main__.py tinydilate
@@ -86,3 +89,9 @@ $(VENV)/ready-dev: pyproject.toml | $(VENV)/ready-venv
 $(VENV)/ready-oracle: pyproject.toml | $(VENV)/ready-venv
 	$(BIN)/python -m pip install --quiet --editable ".[test,oracle]"
 	@touch $@ $(VENV)/ready-test $(VENV)/ready-run
+
+# Numba's CUDA target has an environment of its own: with it, the simulator would be another.
+$(VENV)-cuda/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-cuda
+	$(VENV)-cuda/bin/python -m pip install --quiet --editable ".[cuda13]" nvidia-cuda-nvdisasm
+	@touch $@

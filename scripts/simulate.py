@@ -26,7 +26,8 @@ def main() -> int:
         print(f"None of the {len(KERNELS)} kernels has a CUDA twin yet: nothing was simulated.")
         return 0
     print(f"{len(twins)} of {len(KERNELS)} kernels have a CUDA twin: {', '.join(sorted(twins))}")
-    return subprocess.call([sys.executable, "-m", "pytest", "-m", "gpu"])
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", *sys.argv[1:]]
+    return subprocess.call(command)
 
 
 if __name__ == "__main__":

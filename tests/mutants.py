@@ -25,6 +25,7 @@ from tinydilate import compiling, threads
 from tinydilate.compiling import Jitted, Native, around
 from tinydilate.handover import together, together_in_rooms
 from tinydilate.kernel import Elementwise
+from tinydilate.launching import CUDA_KERNELS
 
 PACKAGE = Path(tinydilate.__file__).parent
 
@@ -84,6 +85,7 @@ def planted(mutant: Mutant, really: bool = True) -> Iterator[None]:
     ]
     originals = [(function, function.__code__) for function in functions]
     compiled = [(thing, thing._compiled) for thing in (*loops, *rules)]
+    compiled += [(kernel, kernel._compiled) for kernel in CUDA_KERNELS]
     shared = [(loop, loop._within) for loop in loops]
     forget_what_was_worked_out()
     try:
@@ -95,6 +97,8 @@ def planted(mutant: Mutant, really: bool = True) -> Iterator[None]:
             loop._within = {
                 frame: around(frame, loop.body) for frame in (together, together_in_rooms)
             }
+        for kernel in CUDA_KERNELS:
+            kernel._compiled = {}  # the simulator makes them anew, of the functions above
         for rule in rules:
             rule._compiled = {
                 np.dtype(dtype): np.vectorize(rule.rule, otypes=[dtype])
@@ -766,5 +770,287 @@ INSTRUCTION_MUTANTS = [
         "total = self.builder.fsub(total, value)",
         "total = self.builder.fadd(total, value)",
         "test_the_sandwich_is_its_twin_and_a_product_of_matrices",
+    ),
+]
+
+# In the bodies of GPU kernels, which the simulator runs. Each is killed by a check of
+# test_gpu_gemm, named alone.
+GEMM = "gpu_gemm.py"
+GPU_MUTANTS = [
+    Mutant(
+        "no barrier between writing a tile and reading it",
+        GEMM,
+        "            cuda.syncthreads()\n            step =",
+        "            step =",
+        "check_tails",
+    ),
+    Mutant(
+        "no barrier in the sums over pixels",
+        GEMM,
+        "            cuda.syncthreads()\n            begun =",
+        "            begun =",
+        "check_parts",
+    ),
+    Mutant(
+        "no barrier after the columns' places",
+        GEMM,
+        "        cuda.syncthreads()\n\n        # A thread fetches",
+        "        # A thread fetches",
+        "check_parts",
+    ),
+    Mutant(
+        "the tile that is read is overwritten: one buffer for two",
+        GEMM,
+        "a + 7 * ROWS, b + 7 * COLUMNS, sums)\n"
+        "                read_a, read_b = np.uint32(read_a ^ SIZE_A), np.uint32(read_b ^ SIZE_B)",
+        "a + 7 * ROWS, b + 7 * COLUMNS, sums)\n"
+        "                read_a, read_b = np.uint32(read_a & SIZE_A), np.uint32(read_b & SIZE_B)",
+        "check_tails",
+    ),
+    Mutant(
+        "filters written that do not exist",
+        GEMM,
+        "if row < filters:\n                        total",
+        "if row < padded:\n                        total",
+        "check_tails",
+    ),
+    Mutant(
+        "pixels written that do not exist",
+        GEMM,
+        "if p < pixels:\n                image",
+        "if p < pixels + COLUMNS:\n                image",
+        "check_tails",
+    ),
+    Mutant(
+        "columns of the weights' gradient written that do not exist",
+        GEMM,
+        "if column0 + from_b + beside < columns:",
+        "if from_b + beside < COLUMNS:",
+        "check_tails",
+    ),
+    Mutant(
+        "channels read that do not exist",
+        GEMM,
+        "if place < plane and np.uint32(channel + np.uint32(n)) < channels:",
+        "if place < plane:",
+        "check_tails",
+    ),
+    Mutant(
+        "the GPU forgets the dilation",
+        GEMM,
+        "for place in (u * self.spacing[0], v * self.spacing[1])",
+        "for place in (u, v)",
+        "check_window",
+    ),
+    Mutant(
+        "a stride's other pixels get a gradient",
+        GEMM,
+        "if np.uint32(row * over_y) != np.uint32(y) or",
+        "if",
+        "check_window",
+    ),
+    Mutant(
+        "each part sums to the end of the pixels",
+        GEMM,
+        "last = min(pixels, np.uint32((part + np.uint32(1)) * each))",
+        "last = pixels",
+        "check_parts",
+    ),
+    Mutant(
+        "the last part is not added",
+        GEMM,
+        "for part in range(parts):",
+        "for part in range(parts - 1):",
+        "check_parts",
+    ),
+    Mutant(
+        "the row of the next pixel is not looked up anew",
+        GEMM,
+        "if j >= out_w:",
+        "if j == out_w:",
+        "check_parts",
+    ),
+    Mutant(
+        "tiles multiplied before they are complete",
+        "functional/products.py",
+        "        cuda.syncthreads()  # both tiles are complete\n",
+        "",
+        "check_products",
+    ),
+    Mutant(
+        "a product written beyond its rows",
+        "functional/products.py",
+        "    if m < rows and n < columns:",
+        "    if n < columns:",
+        "check_products",
+    ),
+    Mutant(
+        "fold takes every pixel for one that an output read",
+        "functional/unfolding.py",
+        "if i >= 0 and i % sizes[6] == 0 and",
+        "if i >= 0 and",
+        "check_columns",
+    ),
+]
+
+# On the other pages: the killer is a case of test_ops, whose twins for the GPU no longer agree, or a
+# test of test_on_the_gpu.
+
+PAD, SIZE, DROP = (f"functional/{page}.py" for page in ("padding", "resizing", "dropping"))
+
+GPU_PAGE_MUTANTS = [
+    Mutant(
+        "the threads to spare write as well",
+        POOL,
+        "    if n >= values.size:\n        return\n",
+        "    if n >= values.size + 8:\n        return\n",
+        "max_pool2d",
+    ),
+    Mutant(
+        "of equal numbers the last one wins",
+        POOL,
+        "    return (value > best) | (value != value)",
+        "    return (value >= best) | (value != value)",
+        "test_maxima_of_odd_images",
+    ),
+    Mutant(
+        "the pixel below before the pixel beside",
+        POOL,
+        "at = tap_number // 2 * width + tap_number % 2",
+        "at = tap_number % 2 * width + tap_number // 2",
+        "test_maxima_of_odd_images",
+    ),
+    Mutant(
+        "the row above the image is read",
+        POOL,
+        "if 0 <= y < height and 0 <= z < width:\n                value = x",
+        "if -1 <= y < height and 0 <= z < width:\n                value = x",
+        "max_pool2d",
+    ),
+    Mutant(
+        "a pixel takes from every window that saw it",
+        POOL,
+        "if indices[out] == y * width + z:",
+        "if indices[out] >= 0:",
+        "max_pool2d",
+    ),
+    Mutant(
+        "the tap rule solved without its dilation",
+        "window.py",
+        "steps = y + padding - u * dilation",
+        "steps = y + padding - u",
+        "max_pool2d",
+    ),
+    Mutant(
+        "the output behind the last one is asked",
+        "window.py",
+        "i if steps >= 0 and steps == i * stride and i < outputs else -1",
+        "i if steps >= 0 and steps == i * stride and i <= outputs else -1",
+        "avg_pool2d",
+    ),
+    Mutant(
+        "pixels between the strides taken for read ones",
+        "window.py",
+        "i if steps >= 0 and steps == i * stride and i < outputs else -1",
+        "i if steps >= 0 and i < outputs else -1",
+        "avg_pool2d",
+    ),
+    Mutant(
+        "the gradient of a mean divided by the counts of the rows alone",
+        POOL,
+        "total += part / (by_row[np.uint32(i)] * by_column[np.uint32(j)])",
+        "total += part / by_row[np.uint32(i)]",
+        "avg_pool2d",
+    ),
+    Mutant(
+        "the largest score not taken away",
+        LOSS,
+        "total += math.exp(x[np.uint32(first + c * pixels)] - peak)",
+        "total += math.exp(x[np.uint32(first + c * pixels)])",
+        "softmax",
+    ),
+    Mutant(
+        "the scores of every item read from the first",
+        LOSS,
+        "return np.uint32(pixel // pixels * classes * pixels + pixel % pixels)",
+        "return np.uint32(pixel % pixels)",
+        "log_softmax",
+    ),
+    Mutant(
+        "the loss as peak + log(total) less the score",
+        LOSS,
+        "loss = to_label * weights[c] * (peak - x[np.uint32(first + c * pixels)] + log)",
+        "loss = to_label * weights[c] * (peak + log - x[np.uint32(first + c * pixels)])",
+        "test_large_scores_keep_the_small_differences",
+    ),
+    Mutant(
+        "ignored pixels pull on the scores",
+        LOSS,
+        "given = grad[pixel] if label != ignore_index else grad.dtype.type(0)",
+        "given = grad[pixel]",
+        "test_every_option_of_the_loss",
+    ),
+    Mutant(
+        "ignored pixels count in the mean",
+        LOSS,
+        "known = label != ignore_index and _is_class(label, weights.size)",
+        "known = _is_class(label, weights.size)",
+        "test_a_class_may_be_ignored",
+    ),
+    Mutant(
+        "a label that is no class read out of bounds",
+        LOSS,
+        "return (label >= 0) & (label < np.int64(classes))",
+        "return label < np.int64(classes)",
+        "test_a_label_on_the_gpu_that_is_no_class_makes_the_loss_nan",
+    ),
+    Mutant(
+        "the elements counted from one",
+        DROP,
+        "return _random_bits(key, np.uint64(n)) >> _11 >= least",
+        "return _random_bits(key, np.uint64(n) + _ONE) >> _11 >= least",
+        "dropout",
+    ),
+    Mutant(
+        "what shows nothing shows the last pixel",
+        PAD,
+        "inside = y >= 0 and z >= 0\n",
+        "inside = y >= 0\n",
+        "pad-constant",
+    ),
+    Mutant(
+        "the adjoint of a border forgets the last output",
+        PAD,
+        "for b in range(first_column[z], first_column[z + np.uint32(1)]):",
+        "for b in range(first_column[z], first_column[z + np.uint32(1)] - 1):",
+        "pad-replicate",
+    ),
+    Mutant(
+        "each output's share given to the other neighbour",
+        SIZE,
+        "weights = np.concatenate([1 - blend.weight, blend.weight])",
+        "weights = np.concatenate([blend.weight, 1 - blend.weight])",
+        "interpolate-bilinear",
+    ),
+    Mutant(
+        "rows blended with the weights of the columns",
+        SIZE,
+        "        y_weight[i],\n    )",
+        "        w,\n    )",
+        "interpolate-bilinear",
+    ),
+    Mutant(
+        "weights decay in the wrong direction",
+        "optim.py",
+        "velocity = momentum * velocity + (grad + decay * w)",
+        "velocity = momentum * velocity + (grad - decay * w)",
+        "test_optimisers_agree",
+    ),
+    Mutant(
+        "Adam's mean square without its memory",
+        "optim.py",
+        "square = old_square * square + new_square * grad * grad",
+        "square = square + new_square * grad * grad",
+        "test_optimisers_agree",
     ),
 ]

@@ -40,6 +40,7 @@ CHAIN = [
     ["handover"],
     ["threads"],
     ["device", "field"],
+    ["launching"],
     ["kernel"],
     ["simd"],
     ["gemm", "winograd", "gpu_gemm"],
@@ -158,7 +159,7 @@ def test_the_chain_names_every_page_in_order():
 
 def test_numba_is_imported_in_few_places_and_late():
     """By the modules that bind it; and by those that report on it. Never while importing."""
-    allowed = {"compiling", "handover", "kernel", "device", "simd", "doctor", "train"}
+    allowed = {"compiling", "handover", "launching", "kernel", "device", "simd", "doctor", "train"}
     for name, tree in MODULES.items():
         if packages(tree) & {"numba", "llvmlite"}:
             assert name in allowed, f"{name} imports Numba; pages get it through compiling.py"
@@ -241,10 +242,10 @@ def test_the_engine_does_not_recurse(name):
 
 
 def test_the_pages_write_their_kernels_in_one_order():
-    """Reference, CPU, variants, CUDA, shape rule: the same order on every page."""
-    rank = {"numpy": 0, "cpu": 1, "cuda": 3, "meta": 4}
+    """Reference, CPU and its variants, CUDA and its variants, shape rule: so on every page."""
+    rank = {"numpy": 0, "cpu": 1, "cpu:": 2, "cuda": 3, "cuda:": 3, "meta": 4}
     for entry in tinydilate.kernel.KERNELS.values():
-        order = [rank.get(name, 2) for name in entry.implementations]
+        order = [rank["".join(name.partition(":")[:2])] for name in entry.implementations]
         assert order == sorted(order), f"{entry.name}: {', '.join(entry.implementations)}"
 
 

@@ -484,13 +484,6 @@ MIXED = [
         "expected a device out of cpu, cuda, meta; got 'tpu'.",
     ),
     (
-        "no cuda",
-        lambda: tensor([1.0], device="cuda"),
-        DeviceError,
-        "expected a device that this version computes on (cpu, meta); got 'cuda', whose kernels "
-        'are not written yet. Stay on device="cpu".',
-    ),
-    (
         "two devices",
         lambda: tensor([1.0], device="meta") + tensor([1.0]),
         DeviceError,

@@ -20,7 +20,7 @@ KB, MB = 2**10, 2**20
 @pytest.fixture
 def pool(monkeypatch):
     """A pool of the test's own."""
-    made = buffers._Pool()
+    made = buffers.Pool()
     monkeypatch.setattr(buffers, "_pool", made)
     return made
 
@@ -117,7 +117,7 @@ def test_a_block_comes_back_with_the_last_view(pool):
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(65_536, 400_000), st.integers(0, 5)), max_size=60))
 def test_no_two_arrays_overlap_and_the_peak_is_that_of_the_arrays(steps):
-    pool, alive, peak = buffers._Pool(), [], 0
+    pool, alive, peak = buffers.Pool(), [], 0
     pool.spare = 0
     for size, position in steps:
         if position < len(alive):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tinydilate import cli, kernel
+from tinydilate import cli, device, kernel
 from tinydilate.config import Config
 from tinydilate.errors import TinydilateError
 from tinydilate.train import train
@@ -142,6 +142,21 @@ def test_eval(command, folder):
     assert value["iou"] == expected["iou"]
 
 
+def test_a_gpu_that_is_not_there(command, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "cuda_problem", lambda: "no driver answers.")
+    image = folder / "example.png"
+    for arguments in (
+        ("train", "--out", tmp_path / "a"),
+        ("eval", folder, "--count", 1),
+        ("predict", folder, image, "--out", tmp_path / "b"),
+    ):
+        refused = command(*arguments, "--device", "cuda")
+        assert_refused(
+            refused, "expected a GPU to compute on; no driver answers. Without one, stay"
+        )
+    assert not any(tmp_path.iterdir()), "refused before anything was made"
+
+
 def test_predict(command, folder, tmp_path):
     options = ("--out", tmp_path / "out", "--scale", "0.5")
     code, out, _ = command("predict", folder, folder / "example.png", *options)
@@ -183,11 +198,11 @@ def test_ops(command):
     head = out.splitlines()[0].split()
     assert head == ["page", "kernel", "numpy", "cpu", "cuda", "meta", "variants"]
     variants = "cpu:direct, cpu:winograd2, cpu:winograd4, cpu:loops"
-    assert re.search(rf"^convolution +conv2d_forward +yes +yes +- +yes +{variants}$", out, re.M)
+    assert re.search(rf"^convolution +conv2d_forward +yes +yes +yes +yes +{variants}", out, re.M)
     value = json.loads(command("ops", "--json")[1])
     names = {name for page in value.values() for name in page}
     assert names == set(kernel.KERNELS)
-    assert value["optim"]["adam_step"] == ["cpu", "meta", "numpy"]
+    assert value["optim"]["adam_step"] == ["cpu", "cuda", "meta", "numpy"]
 
 
 # ---- bad input -------------------------------------------------------------------------------

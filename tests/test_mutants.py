@@ -1,6 +1,7 @@
 """The tests of the tests: every planted bug must be noticed by the check that is there for it."""
 
 import importlib
+import itertools
 
 import numpy as np
 import pytest
@@ -8,10 +9,19 @@ import test_ops
 import test_simd
 from cases import CASES
 from hypothesis import Phase, given, settings
-from mutants import INSTRUCTION_MUTANTS, MUTANTS, planted, planted_in_instructions
+from mutants import (
+    GPU_MUTANTS,
+    GPU_PAGE_MUTANTS,
+    INSTRUCTION_MUTANTS,
+    MUTANTS,
+    planted,
+    planted_in_instructions,
+)
 
 import tinydilate.functional as F
 from tinydilate import buffers, gemm, get_num_threads, kernel, set_num_threads, tensor, winograd
+from tinydilate.device import SIMULATED
+from tinydilate.errors import KernelError
 from tinydilate.functional.convolution import conv2d_forward, conv2d_grad_input, conv2d_grad_weight
 from tinydilate.simd import host_tile
 from tinydilate.window import Window
@@ -142,7 +152,7 @@ def killer(mutant):
 
 # A bug shows as a wrong number or as an error of the arithmetic; any other exception would mean
 # that the mutant is not a program.
-NOTICED = (AssertionError, ValueError, IndexError, RuntimeError)
+NOTICED = (AssertionError, ValueError, IndexError, RuntimeError, KernelError)
 
 
 def fails(check) -> bool:
@@ -176,6 +186,42 @@ def test_a_bug_planted_in_the_instructions_is_noticed(mutant):
         assert fails(check), f"the mutant {mutant.name!r} survives {mutant.killer!r}"
 
 
+def killer_on_the_gpu(mutant, examples=EXAMPLES):
+    """`killer` of a bug in the body of a GPU kernel."""
+    if mutant.killer.startswith("test_"):
+        return lambda: each_of(getattr(importlib.import_module("test_on_the_gpu"), mutant.killer))
+    case = BY_NAME[mutant.killer]
+
+    @settings(max_examples=examples, phases=[Phase.generate])
+    @given(call=case.calls)
+    def walk(call):
+        test_ops.check_cuda_twins(case, call)
+
+    return walk
+
+
+def each_of(test):
+    """Call a test with each of the values that it is parametrised by."""
+    names = [mark.args[0] for mark in getattr(test, "pytestmark", ())]
+    values = [mark.args[1] for mark in getattr(test, "pytestmark", ())]
+    for chosen in itertools.product(*values):
+        test(**dict(zip(names, chosen, strict=True)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not SIMULATED, reason="a bug in the bounds would stop a real GPU for good")
+@pytest.mark.parametrize(
+    "mutant", GPU_PAGE_MUTANTS, ids=[mutant.name for mutant in GPU_PAGE_MUTANTS]
+)
+def test_a_bug_planted_in_a_gpu_kernel_is_noticed(mutant):
+    with planted(mutant, really=False):
+        killer_on_the_gpu(mutant, examples=3)()
+    with planted(mutant):
+        assert fails(killer_on_the_gpu(mutant)), (
+            f"the mutant {mutant.name!r} survives {mutant.killer!r}"
+        )
+
+
 def test_planting_leaves_no_trace():
     mutant = MUTANTS[0]
     assert Window.of(3).extent == (3, 3)
@@ -186,5 +232,6 @@ def test_planting_leaves_no_trace():
 
 
 def test_no_two_mutants_bear_one_name():
-    names = [mutant.name for mutant in MUTANTS + INSTRUCTION_MUTANTS]
+    every = MUTANTS + INSTRUCTION_MUTANTS + GPU_MUTANTS + GPU_PAGE_MUTANTS
+    names = [mutant.name for mutant in every]
     assert len(set(names)) == len(names) >= 25

@@ -25,9 +25,18 @@ from typing import Any, cast
 import numpy as np
 
 from tinydilate import buffers
-from tinydilate.device import DEVICES, MetaArray, check_device, device_of, move
+from tinydilate.device import (
+    DEVICES,
+    CudaArray,
+    MetaArray,
+    adopt,
+    check_device,
+    device_of,
+    is_foreign,
+    move,
+)
 from tinydilate.errors import DeviceError, DtypeError, GraphError, ShapeError
-from tinydilate.kernel import kernel
+from tinydilate.kernel import CudaElementwise, kernel
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _NUMBERS = (int, float, np.integer)  # take the dtype of what they are combined with
@@ -83,6 +92,9 @@ def _comparison(rule: Callable[..., Any]) -> Any:
         if isinstance(self.data, MetaArray):
             shape = np.broadcast_shapes(self.shape, getattr(right, "shape", ()))
             return Tensor(MetaArray(shape, np.bool_))
+        if isinstance(self.data, CudaArray):  # on the processor: there is no gradient to keep up
+            right = move(right, "cpu") if isinstance(right, CudaArray) else right
+            return Tensor(move(np.asarray(rule(move(self.data, "cpu"), right)), "cuda"))
         return Tensor(np.asarray(rule(self.data, right)))
 
     method.__doc__ = "Compare element by element: a tensor of true and false, without a gradient."
@@ -96,7 +108,7 @@ class Tensor:
 
     Attributes
     ----------
-    data : ndarray or MetaArray
+    data : ndarray, CudaArray or MetaArray
         The numbers.
     requires_grad : bool
         Whether gradients flow to it.
@@ -154,7 +166,7 @@ class Tensor:
         return device_of(self.data)
 
     def numpy(self) -> Any:
-        """The numbers as an ndarray that shares memory with the tensor."""
+        """The numbers as an ndarray, which shares memory with a tensor on the cpu."""
         if self.requires_grad:
             raise GraphError(
                 "expected a tensor outside the graph; got one that requires grad, whose numbers "
@@ -185,7 +197,7 @@ class Tensor:
         return Tensor(self.data)
 
     def to(self, target: Any) -> Tensor:
-        """Copy to a device (``"cpu"``, ``"meta"``) or to a dtype; gradients flow back.
+        """Copy to a device (``"cpu"``, ``"cuda"``, ``"meta"``) or to a dtype; gradients flow back.
 
         Raises
         ------
@@ -193,7 +205,9 @@ class Tensor:
             If the target is neither, or the numbers cannot go there.
         """
         if isinstance(target, str) and target in DEVICES:
-            return self if self.device == target else Move(target)(self)
+            if self.device == target:
+                return self
+            return Move(target)(self) if self.requires_grad else Tensor(move(self.data, target))
         try:
             dtype = np.dtype(target)
         except TypeError:
@@ -233,9 +247,11 @@ class Tensor:
         grad = ", requires_grad=True" if self.requires_grad else ""
         if self.device == "meta":
             return f"tensor(shape={self.shape}, dtype={self.dtype}, device='meta'{grad})"
-        body = np.array2string(self.data, separator=", ", precision=4, prefix="tensor(")
+        data = move(self.data, "cpu")
+        body = np.array2string(data, separator=", ", precision=4, prefix="tensor(")
         dtype = "" if self.dtype == np.float32 else f", dtype={self.dtype}"
-        return f"tensor({body}{dtype}{grad})"
+        place = "" if self.device == "cpu" else f", device='{self.device}'"
+        return f"tensor({body}{dtype}{place}{grad})"
 
     def __len__(self) -> int:
         if not self.shape:
@@ -384,7 +400,8 @@ def tensor(data: Any, requires_grad: bool = False, device: str | None = None) ->
     data : array_like
         An array keeps its dtype; Python numbers become float32. An array that is C-contiguous is
         shared, not copied: editing it between a computation and its backward gives wrong
-        gradients. Pass ``array.copy()`` if it will change.
+        gradients. Pass ``array.copy()`` if it will change. An array of another library on the
+        GPU (PyTorch, CuPy) is shared as well.
     requires_grad : bool
         Whether ``backward`` should fill its ``.grad``; needs float32 or float64.
     device : {"cpu", "meta", "cuda"}, optional
@@ -401,7 +418,9 @@ def tensor(data: Any, requires_grad: bool = False, device: str | None = None) ->
         check_device(device)
     if isinstance(data, Tensor):
         data = data.data
-    if not isinstance(data, MetaArray):
+    if is_foreign(data):
+        data = adopt(data)
+    if not isinstance(data, MetaArray | CudaArray):
         try:
             array = np.asarray(data)
         except ValueError:
@@ -489,6 +508,7 @@ def accumulate_cpu(a: Any, b: Any) -> Any:  # noqa: D103 - what its reference me
     return np.add(a, b, out=buffers.empty_like(a))
 
 
+accumulate.cuda(CudaElementwise(np.add))
 accumulate.meta(lambda a, b: a)
 
 
@@ -507,7 +527,9 @@ def _seed(root: Tensor, gradient: Any) -> Any:
                 "for example with .sum(), or pass backward(gradient)."
             )
         gradient = np.ones(root.shape, root.dtype)
-    given = gradient.data if isinstance(gradient, Tensor) else np.asarray(gradient, root.dtype)
+    given = gradient.data if isinstance(gradient, Tensor) else gradient
+    if not isinstance(given, CudaArray | MetaArray):
+        given = np.asarray(given, given.dtype if isinstance(gradient, Tensor) else root.dtype)
     if given.shape != root.shape:
         raise ShapeError(
             f"expected a gradient of shape {root.shape}, as the tensor has; got {given.shape}."

@@ -50,10 +50,10 @@ class Statistics(NamedTuple):
     made: int
 
 
-class _Block(NamedTuple):
+class Block(NamedTuple):
     """A piece of memory."""
 
-    memory: Array  # bytes; keeps the memory alive
+    memory: Any  # an array of bytes, which keeps the memory alive
     address: int  # the first multiple of ALIGNMENT in it
     size: int  # bytes from there on
     number: int  # how many came back before it did
@@ -68,7 +68,7 @@ class _Lease:
 
     __slots__ = ("__array_interface__", "block", "pool")
 
-    def __init__(self, pool: _Pool, block: _Block, shape: tuple[int, ...], dtype: np.dtype[Any]):
+    def __init__(self, pool: Pool, block: Block, shape: tuple[int, ...], dtype: np.dtype[Any]):
         self.pool, self.block = pool, block
         self.__array_interface__ = {
             "data": (block.address, False),  # False: not read-only
@@ -87,7 +87,7 @@ def block_size(size: int) -> int:
     return -(-size // step) * step
 
 
-class _Pool:
+class Pool:
     """Blocks in waiting, and the count of those in use.
 
     Arrays die at any moment: on another thread, or in the middle of `take`, when Python's garbage
@@ -101,11 +101,11 @@ class _Pool:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.inside = False  # whether the lock's holder is changing what follows
-        self.returned: deque[_Block] = deque()
-        self.waiting = defaultdict[int, deque[_Block]](deque)  # by size; the latest is the last
+        self.returned: deque[Block] = deque()
+        self.waiting = defaultdict[int, deque[Block]](deque)  # by size; the latest is the last
         self.in_use = self.held = self.peak = self.made = self.came_back = 0
 
-    def take(self, size: int) -> _Block:
+    def take(self, size: int) -> Block:
         """A block of ``size`` bytes."""
         with self.lock:
             block = self._alone(self._pick, size) or self._make(size)
@@ -114,7 +114,7 @@ class _Pool:
         self._look()
         return block
 
-    def give_back(self, block: _Block) -> None:
+    def give_back(self, block: Block) -> None:
         """Called by a dying array."""
         self.returned.append(block)
         self._look()
@@ -136,7 +136,7 @@ class _Pool:
         finally:
             self.inside = False
 
-    def _pick(self, size: int) -> _Block:
+    def _pick(self, size: int) -> Block:
         """A block that waits, the one used last; or a new one."""
         if self.returned:
             self._settle()
@@ -166,15 +166,20 @@ class _Pool:
             oldest = min(waiting, key=lambda blocks: blocks[0].number).popleft()
             self.held -= oldest.size
 
-    def _make(self, size: int) -> _Block:
+    def _make(self, size: int) -> Block:
         try:
-            memory = np.empty(size + ALIGNMENT, np.uint8)
+            memory, address = self.allocate(size)
         except MemoryError:
             self._let_go(0)  # and once more with all that was held
-            memory = np.empty(size + ALIGNMENT, np.uint8)
+            memory, address = self.allocate(size)
         self.made += 1
+        return Block(memory, address, size, 0)
+
+    def allocate(self, size: int) -> tuple[Any, int]:
+        """Fresh memory, and where in it an aligned block of ``size`` bytes begins."""
+        memory = np.empty(size + ALIGNMENT, np.uint8)
         begin = memory.ctypes.data
-        return _Block(memory, begin + -begin % ALIGNMENT, size, 0)
+        return memory, begin + -begin % ALIGNMENT
 
     def empty_cache(self) -> None:
         """Let go of every block that waits, and count the peak from here on."""
@@ -190,7 +195,7 @@ class _Pool:
             return Statistics(self.in_use, self.held, self.peak, self.made)
 
 
-_pool = _Pool()
+_pool = Pool()
 
 # A fork copies one thread only: let no other be in the middle of something here.
 if hasattr(os, "register_at_fork"):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tinydilate import __version__
-from tinydilate.config import Config, add_arguments, given_options, read_options
+from tinydilate.config import PLACES, Config, add_arguments, given_options, read_options
 from tinydilate.errors import ConfigError, TinydilateError, program
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -201,6 +201,7 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--count", type=int, default=300, metavar="N", help="scenes (default: 300)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of them (default: 0)")
+    _add_device(parser)
 
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
@@ -210,11 +211,17 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", default="cpu", choices=PLACES, help="where to compute (default: cpu)"
+    )
+
+
 def _eval(arguments: argparse.Namespace) -> int:
     from tinydilate.data import digits
     from tinydilate.predict import load_network, score
 
-    trained = load_network(arguments.path, arguments.network)
+    trained = load_network(arguments.path, arguments.network, arguments.device)
     size = trained.recipe.config.scene_size
     images, labels = digits.scenes(arguments.split, arguments.count, arguments.seed, size=size)
     found = score(trained.network, images, labels, trained.recipe.classes, progress="scoring")
@@ -251,12 +258,13 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--invert", action="store_true", help="exchange black and white first (default: no)"
     )
+    _add_device(parser)
 
 
 def _predict(arguments: argparse.Namespace) -> int:
     from tinydilate.predict import load_network, predict_file
 
-    trained = load_network(arguments.path, arguments.network)
+    trained = load_network(arguments.path, arguments.network, arguments.device)
     found = predict_file(trained, arguments.image, arguments.out, arguments.scale, arguments.invert)
 
     def table() -> str:

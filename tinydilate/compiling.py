@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CellType, CodeType, FunctionType
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -109,7 +109,8 @@ def body(*arguments: Any) -> Any:
 
 def around(frame: Callable[..., Any], body: Callable[..., Any]) -> FunctionType:
     """``frame`` with ``body`` for what it calls so."""
-    return _copy(frame, {**cast(FunctionType, frame).__globals__, "body": body})
+    function = cast(FunctionType, frame)
+    return _copy(frame, {**function.__globals__, "body": body}, function.__closure__)
 
 
 def _without_room(error: OSError, compiled: Callable[..., Any], arguments: Any) -> Any:
@@ -148,22 +149,28 @@ class Native(Jitted):
         return cast(Callable[..., Any], self.emit())
 
 
-def _with_compiled_globals(body: Callable[..., Any]) -> FunctionType:
-    """Copy a function so that the jitted names among its globals are Numba's dispatchers."""
+def bound(body: Callable[..., Any], bind: Callable[[Any], Any]) -> FunctionType:
+    """Copy a function so that its outer names mean what ``bind`` makes of them."""
     function = cast(FunctionType, body)
     scope = dict(function.__globals__)
     for name in _names(function.__code__):
-        if isinstance(scope.get(name), Jitted):
-            scope[name] = scope[name].compiled
-    return _copy(function, scope)
+        if name in scope:
+            scope[name] = bind(scope[name])
+    cells = tuple(CellType(bind(cell.cell_contents)) for cell in function.__closure__ or ())
+    return _copy(function, scope, cells or None)
 
 
-def _copy(body: Callable[..., Any], scope: dict[str, Any]) -> FunctionType:
-    """A function like ``body`` that finds its globals in ``scope``."""
+def _with_compiled_globals(body: Callable[..., Any]) -> FunctionType:
+    """Copy a function so that the jitted names outside it are Numba's dispatchers."""
+    return bound(body, lambda value: value.compiled if isinstance(value, Jitted) else value)
+
+
+def _copy(
+    body: Callable[..., Any], scope: dict[str, Any], closure: tuple[CellType, ...] | None
+) -> FunctionType:
+    """A function like ``body`` that finds its outer names in ``scope`` and ``closure``."""
     function = cast(FunctionType, body)
-    copy = FunctionType(
-        function.__code__, scope, function.__name__, function.__defaults__, function.__closure__
-    )
+    copy = FunctionType(function.__code__, scope, function.__name__, function.__defaults__, closure)
     copy.__module__, copy.__qualname__ = function.__module__, function.__qualname__
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy

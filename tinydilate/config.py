@@ -20,6 +20,7 @@ from typing import Any
 
 from tinydilate.errors import ConfigError
 
+PLACES = ("cpu", "cuda")
 SCHEDULES = ("constant", "step", "poly")
 
 
@@ -81,6 +82,8 @@ class Config:
 
     validate_every: int = _option(50, "steps between two points of the validation curve", 1)
     save_every: int = _option(50, "steps between two checkpoints", 1)
+
+    device: str = _option("cpu", "where to compute: on the processor or a GPU", choices=PLACES)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

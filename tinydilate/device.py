@@ -1,22 +1,45 @@
-"""Where arrays live: ``"cpu"`` (NumPy), ``"meta"`` (a shape and nothing else), ``"cuda"``.
+"""Where arrays live: ``"cpu"`` (NumPy), ``"cuda"`` (a GPU), ``"meta"`` (a shape and nothing else).
 
 A meta array costs no memory. Sent through a network, it answers how large every layer's output
 is, which is all that a summary or a receptive field needs, so networks of 141 million parameters
 can be studied on a laptop.
+
+A `CudaArray` is a line of numbers in the memory of a GPU, and a shape. There is one memory layout
+only, the C-contiguous one, so a kernel takes the line and never asks for strides. This module is
+the only one that speaks to Numba's CUDA interface from the host's side: it loads it when the first
+array goes to the GPU, keeps the memory, copies to and fro, and measures time. The kernels
+themselves are compiled and launched by launching.py.
+
+Everything runs on one stream, a queue of work that the GPU does in order. So memory whose array
+died while the GPU still reads it can be given to the next array at once: what fills it comes later
+in the queue. The stream also waits for, and is waited for by, CUDA's default stream, which is where
+PyTorch and CuPy work unless they are told otherwise.
+
+``NUMBA_ENABLE_CUDASIM=1`` in the environment puts Numba's simulator in place of the GPU: slow, but
+with every kernel in plain Python, open to a debugger.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from tinydilate.errors import DeviceError
+from tinydilate import buffers
+from tinydilate.errors import DeviceError, DtypeError, ShapeError
 
 DEVICES = ("cpu", "cuda", "meta")
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 
 Array = npt.NDArray[Any]
 
@@ -56,10 +79,570 @@ class MetaArray:
         return f"MetaArray(shape={self.shape}, dtype={self.dtype})"
 
 
+class CudaArray:
+    """Numbers on the GPU: a line of them, and the shape in which to read it.
+
+    Attributes
+    ----------
+    flat : Numba's device array of one axis
+        The line: what kernels are given.
+    shape : tuple of int
+    dtype : numpy.dtype
+    memory : object
+        Keeps the memory alive: a lease from the pool, or the array of another library.
+    base : object or None
+        Whose memory this is, if it is not this array's alone; as NumPy's ``base``.
+    """
+
+    __array_ufunc__ = None  # so that ndarray + CudaArray is refused and not taken apart
+    __slots__ = ("__weakref__", "base", "dtype", "flat", "memory", "shape")
+
+    def __init__(
+        self, flat: Any, shape: tuple[int, ...], dtype: np.dtype[Any], memory: Any, base: Any = None
+    ) -> None:
+        self.flat, self.shape, self.dtype = flat, shape, dtype
+        self.memory, self.base = memory, base
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.size * self.dtype.itemsize
+
+    def reshape(self, *shape: Any) -> CudaArray:
+        """The same line in another shape, sharing the memory; one size may be -1."""
+        new = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
+        if -1 in new:
+            rest = -math.prod(new)
+            new = tuple(self.size // rest if rest and size == -1 else size for size in new)
+        if math.prod(new) != self.size or min(new, default=0) < 0:
+            raise ShapeError(
+                f"expected sizes for {self.size} elements (shape {self.shape}); got {new}. The "
+                "product of the sizes must be the same."
+            )
+        return CudaArray(self.flat, tuple(new), self.dtype, self.memory, self)
+
+    def copy(self) -> CudaArray:
+        """The same numbers in memory of their own."""
+        result = empty(self.shape, self.dtype)
+        if self.size:
+            result.flat.copy_to_device(self.flat, stream=stream())
+        return result
+
+    def astype(self, dtype: Any) -> CudaArray:
+        """The same numbers in another type; by way of the processor, since it is rarely needed."""
+        return _upload(_download(self).astype(dtype))
+
+    def item(self) -> Any:
+        """The one number of an array with one element, as a Python number."""
+        return _download(self).item()
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise ShapeError("expected an array with axes; got a single number. Take .item().")
+        return self.shape[0]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CudaArray:
+        return self.copy()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        raise DeviceError(
+            f"expected an array on the cpu; got one of shape {self.shape} on cuda. NumPy does not "
+            'reach there: move it with .to("cpu") first.'
+        )
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """Where the numbers lie, for PyTorch, CuPy and others, which read them without a copy."""
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (_address(self.flat) if self.size else 0, False),  # False: not read-only
+            "strides": None,
+            "stream": 1,  # whoever works on CUDA's default stream waits for ours
+            "version": 3,
+        }
+
+    def __repr__(self) -> str:
+        return f"CudaArray(shape={self.shape}, dtype={self.dtype})"
+
+
+# ---------------------------------------------------------------------------------------------
+# Numba's CUDA interface
+
+
+@cache
+def numba_cuda() -> Any:
+    """``numba.cuda``, imported when first asked for.
+
+    numba-cuda 0.30 asks NumPy for ``row_stack`` while it is imported, which NumPy 2.5 no longer
+    has: it is lent to NumPy for that long.
+    """
+    import numba
+
+    lent = not hasattr(np, "row_stack")
+    if lent:
+        setattr(np, "row_stack", np.vstack)  # noqa: B010 - mypy knows NumPy's names
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # NumPy 2.5, of its timedelta64
+            from numba import cuda
+
+            if not SIMULATED and cuda.implementation == "NVIDIA":
+                import numba.cuda.np.arrayobj
+    finally:
+        if lent:
+            delattr(np, "row_stack")
+    # A small array cannot fill a GPU, and that is no news. That an array was copied to the GPU
+    # unasked is news: the other warning stays on.
+    settings: Any
+    for settings in (numba.config, getattr(getattr(cuda, "core", None), "config", None)):
+        if settings is not None:
+            settings.CUDA_LOW_OCCUPANCY_WARNINGS = 0
+    return cuda
+
+
+_INSTALL = f'Install it: {sys.executable} -m pip install "tinydilate[cuda13]" (or cuda12, for '
+_INSTALL += "drivers older than R580)."
+
+
+@cache
+def cuda_problem() -> str | None:
+    """Why there is no computing on the GPU, and the next command; None where there is."""
+    try:
+        cuda = numba_cuda()
+    except Exception as error:  # whatever stops an import: missing libraries, above all
+        reason = str(error).strip().splitlines() or [""]
+        return f"numba.cuda cannot be loaded ({type(error).__name__}: {reason[0]}). {_INSTALL}"
+    if SIMULATED:
+        return None
+    if getattr(cuda, "implementation", "") != "NVIDIA":
+        return f"the package numba-cuda is missing. {_INSTALL}"
+    try:
+        if cuda.is_available():
+            return None
+        reason = str(cuda.cuda_error() or "no device answers").strip().splitlines()
+    except Exception as error:  # the driver's library is there and cannot be used
+        reason = [f"{type(error).__name__}: {error}"]
+    return (
+        f"numba-cuda found no GPU or no driver ({reason[0]}). If this machine has a GPU, see what "
+        "`nvidia-smi` and `tinydilate doctor` say."
+    )
+
+
+@cache
+def stream() -> Any:
+    """The queue that all our work goes through."""
+    return numba_cuda().stream()
+
+
+class Card(NamedTuple):
+    """What there is to know of the GPU: name, compute capability, processors, bytes of memory."""
+
+    name: str
+    capability: tuple[int, int]
+    multiprocessors: int
+    memory: int
+
+
+@cache
+def card() -> Card:
+    """The GPU in use; in the simulator, one with a single multiprocessor."""
+    check_device("cuda")
+    if SIMULATED:
+        return Card("Numba's simulator", (0, 0), 1, 0)
+    context = numba_cuda().current_context()
+    device = context.device
+    name = device.name.decode() if isinstance(device.name, bytes) else device.name
+    major, minor = device.compute_capability
+    memory = int(context.get_memory_info().total)
+    return Card(name, (major, minor), int(device.MULTIPROCESSOR_COUNT), memory)
+
+
+def cover(count: int, threads: int = 8 if SIMULATED else 256) -> tuple[int, int]:
+    """(blocks, threads a block) that give each of ``count`` elements a thread, and a few more.
+
+    In the simulator a block has few threads: each costs 0.2 milliseconds there, and several blocks
+    show more than one.
+    """
+    return -(-count // threads), threads
+
+
+def synchronize() -> None:
+    """Wait until the GPU has done all that it was given."""
+    check_device("cuda")
+    with _failures_explained():
+        stream().synchronize()
+
+
+def seconds(function: Callable[..., Any], *arguments: Any) -> float:
+    """How long the GPU takes for what a function launches: the time between two events.
+
+    The events stand in the same queue as the work, so the time that Python took beforehand is not
+    counted. In the simulator it is the time by the clock.
+    """
+    check_device("cuda")
+    if SIMULATED:
+        begin = time.perf_counter()
+        function(*arguments)
+        return time.perf_counter() - begin
+    cuda = numba_cuda()
+    before, after = cuda.event(), cuda.event()
+    before.record(stream())
+    function(*arguments)
+    after.record(stream())
+    with _failures_explained():
+        after.synchronize()
+    return float(cuda.event_elapsed_time(before, after)) / 1000
+
+
+@contextmanager
+def _failures_explained() -> Iterator[None]:
+    """The GPU works on its own, so a kernel's failure shows where somebody waits for it."""
+    try:
+        yield
+    except numba_cuda().cudadrv.driver.CudaAPIError as error:
+        raise DeviceError(
+            f"expected the GPU to finish its work; a kernel failed earlier on ({error}). Set "
+            "TINYDILATE_CUDA_DEBUG=1 to wait after each kernel and be told which, then start "
+            "Python anew: the GPU takes no further work from this process."
+        ) from error
+
+
+# ---------------------------------------------------------------------------------------------
+# Memory
+
+
+class _Memory:
+    """A piece of the GPU's memory, and the lines of numbers that it was read as so far.
+
+    A training step asks for the same arrays as the step before, so the lines are found again.
+    """
+
+    __slots__ = ("bytes", "lines")
+
+    def __init__(self, size: int) -> None:
+        self.bytes = numba_cuda().device_array(size, np.uint8)
+        self.lines: dict[tuple[int, np.dtype[Any]], Any] = {}
+
+    def line(self, count: int, dtype: np.dtype[Any]) -> Any:
+        """The first ``count`` numbers of a type."""
+        line = self.lines.get((count, dtype))
+        if line is None:
+            line = self.bytes[: count * dtype.itemsize].view(dtype)
+            self.lines[count, dtype] = line
+        return line
+
+
+class _CudaPool(buffers.Pool):
+    """The pool of buffers.py with blocks on the GPU."""
+
+    held_at_most = 2**63
+
+    def allocate(self, size: int) -> tuple[Any, int]:
+        """Fresh memory from the driver."""
+        try:
+            return _Memory(size), 0
+        except numba_cuda().cudadrv.driver.CudaAPIError as error:
+            if "OUT_OF_MEMORY" not in str(error).upper():
+                raise
+            raise MemoryError from error
+
+
+class _Lease:
+    """A block in use; it comes back when the last array in it is gone."""
+
+    __slots__ = ("block", "pool")
+
+    def __init__(self, pool: buffers.Pool, block: buffers.Block) -> None:
+        self.pool, self.block = pool, block
+
+    def __del__(self) -> None:
+        self.pool.give_back(self.block)
+
+
+_pool = _CudaPool()
+_LEAST = 512  # bytes: the driver gives no less
+_LONGEST = 2**31 - 1  # elements: kernels count with 32 bits
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> CudaArray:
+    """An array on the GPU for a result: whatever numbers happen to be in it.
+
+    Raises
+    ------
+    DeviceError
+        If there is no GPU, or not enough memory on it.
+    ShapeError
+        If it has more elements than a kernel can count.
+    """
+    dtype, count = np.dtype(dtype), math.prod(shape)
+    if count > _LONGEST:
+        raise ShapeError(
+            f"expected at most {_LONGEST} elements in an array on cuda; got {count} for shape "
+            f"{shape}. Use smaller batches or crops."
+        )
+    size = buffers.block_size(max(_LEAST, count * dtype.itemsize))
+    try:
+        block = _pool.take(size)
+    except MemoryError:
+        raise DeviceError(_out_of_memory(size)) from None
+    lease = _Lease(_pool, block)
+    # Of an array without elements no kernel reads the line, but Numba wants one.
+    return CudaArray(block.memory.line(max(1, count), dtype), tuple(shape), dtype, lease)
+
+
+def _out_of_memory(size: int) -> str:
+    now = _pool.statistics()
+    total = f" of {_size(card().memory)}" if card().memory else ""
+    return (
+        f"expected {_size(size)} more memory on the GPU; it has no room for them. Arrays of this "
+        f"process hold {_size(now.in_use)}{total}, at most {_size(now.peak)} so far. Use a smaller "
+        "batch or crop, compute without gradients inside no_grad(), let go of tensors that still "
+        "hold a graph (keep loss.item(), not loss), or stop other programs on the GPU (nvidia-smi)."
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB" if count < 2**30 else f"{count / 2**30:,.2f} GiB"
+
+
+def empty_like(array: CudaArray) -> CudaArray:
+    """`empty` of another array's shape and dtype."""
+    return empty(array.shape, array.dtype)
+
+
+def zeros(shape: tuple[int, ...], dtype: Any) -> CudaArray:
+    """An array of zeros on the GPU."""
+    array = empty(shape, dtype)
+    if array.size:
+        memset = numba_cuda().cudadrv.driver.device_memset
+        memset(array.flat, 0, array.nbytes, stream=stream())
+    return array
+
+
+@lru_cache(maxsize=1024)
+def constants(*numbers: int) -> CudaArray:
+    """Whole numbers as an int32 array on the GPU, kept for the next who asks for the same ones.
+
+    For what would be too many arguments of a kernel: sizes and strides of any number of axes.
+    """
+    return _upload(np.asarray(numbers, np.int32))
+
+
+def kept(array: Array) -> CudaArray:
+    """An array as it is on the GPU, kept for the next who asks for the same numbers.
+
+    For short ones, such as index maps: it is by their bytes that they are found again.
+    """
+    return _kept(array.tobytes(), array.shape, array.dtype)
+
+
+@lru_cache(maxsize=256)
+def _kept(numbers: bytes, shape: tuple[int, ...], dtype: np.dtype[Any]) -> CudaArray:
+    return _upload(np.frombuffer(numbers, dtype).reshape(shape))
+
+
+def cuda_statistics() -> buffers.Statistics:
+    """How much of the GPU's memory is in use and held, in bytes; see `buffers.Statistics`."""
+    return _pool.statistics()
+
+
+def cuda_empty_cache() -> None:
+    """Give all of the GPU's memory that waits for a next use back, and count the peak anew."""
+    _pool.empty_cache()
+    if not SIMULATED and stream.cache_info().currsize:
+        numba_cuda().current_context().deallocations.clear()  # Numba, too, waits before it frees
+
+
+# ---------------------------------------------------------------------------------------------
+# Copies
+
+
+class _Staging:
+    """Two halves of pinned memory, which the GPU reads and writes by itself.
+
+    A copy between the GPU and ordinary memory has to pass through such memory in any case. Through
+    ours it goes in pieces: while the GPU moves one, the processor fills or empties the other. A
+    piece on its way up needs nobody to wait for it.
+    """
+
+    piece = 2**22  # bytes
+
+    def __init__(self) -> None:
+        cuda = numba_cuda()
+        self.lock = threading.Lock()
+        self.halves = [cuda.pinned_array(self.piece, np.uint8) for _ in range(2)]
+        self.events = [cuda.event(timing=False) if not SIMULATED else cuda.event() for _ in "ab"]
+        self.next = 0
+
+    def up(self, source: Array, target: Any) -> None:
+        """Bytes of the processor to bytes of the GPU; returns when ``source`` may be changed."""
+        with self.lock:
+            for start in range(0, len(source), self.piece):
+                self.next = 1 - self.next
+                half, event = self.halves[self.next], self.events[self.next]
+                part = source[start : start + self.piece]
+                event.synchronize()  # the GPU has read what was here before
+                half[: len(part)] = part
+                piece = target[start : start + len(part)]
+                piece.copy_to_device(half[: len(part)], stream=stream())
+                event.record(stream())
+
+    def down(self, source: Any, target: Array) -> None:
+        """Bytes of the GPU to bytes of the processor."""
+        waiting: tuple[Any, Array, Array] | None = None
+        with self.lock:
+            for start in range(0, len(target), self.piece):
+                self.next = 1 - self.next
+                half, event = self.halves[self.next], self.events[self.next]
+                part = target[start : start + self.piece]
+                event.synchronize()
+                piece = source[start : start + len(part)]
+                piece.copy_to_host(half[: len(part)], stream=stream())
+                event.record(stream())
+                _arrive(waiting)
+                waiting = event, half, part
+            _arrive(waiting)
+
+
+def _arrive(waiting: tuple[Any, Array, Array] | None) -> None:
+    if waiting:
+        event, half, part = waiting
+        event.synchronize()
+        part[:] = half[: len(part)]
+
+
+_staging = cache(_Staging)
+
+
+def _upload(array: Array) -> CudaArray:
+    result = empty(array.shape, array.dtype)
+    _write(array, result)
+    return result
+
+
+def _write(array: Array, target: CudaArray) -> None:
+    if target.size:
+        line = np.ascontiguousarray(array).reshape(-1)
+        with _failures_explained():
+            _staging().up(line.view(np.uint8), target.flat.view(np.uint8))
+
+
+def _download(array: CudaArray) -> Array:
+    result = np.empty(array.shape, array.dtype)
+    if array.size:
+        with _failures_explained():
+            _staging().down(array.flat.view(np.uint8), result.reshape(-1).view(np.uint8))
+    return result
+
+
+# ---------------------------------------------------------------------------------------------
+# Arrays of other libraries
+
+
+def is_foreign(data: Any) -> bool:
+    """Whether it is an array of another library on a GPU, such as a tensor of PyTorch."""
+    if isinstance(data, np.ndarray | CudaArray | MetaArray):
+        return False
+    if hasattr(data, "__cuda_array_interface__"):
+        return True
+    on = getattr(data, "__dlpack_device__", None)
+    return on is not None and int(on()[0]) == 2  # a GPU's number in the DLPack protocol
+
+
+def adopt(data: Any) -> CudaArray:
+    """The numbers of an array of another library, in its own memory: nothing is copied.
+
+    Raises
+    ------
+    DeviceError
+        If there is no GPU here.
+    ShapeError, DtypeError
+        If its numbers do not lie in C order, or are not real.
+    """
+    check_device("cuda")
+    interface = getattr(data, "__cuda_array_interface__", None)
+    owner = data
+    if interface is None:
+        interface, owner = _interface_of_dlpack(data)
+    shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
+    strides = interface.get("strides")
+    if strides is not None and math.prod(shape) and tuple(strides) != _c_strides(shape, dtype):
+        wanted = [n for n, size in enumerate(shape) if size != 1]
+        right = _c_strides(shape, dtype)
+        if any(strides[n] != right[n] for n in wanted):
+            raise ShapeError(
+                f"expected an array in C order; got strides {tuple(strides)} for shape {shape}. "
+                "Make it contiguous first: x.contiguous(), cupy.ascontiguousarray(x)."
+            )
+    if dtype.kind not in "biuf":
+        raise DtypeError(f"expected real numbers; got an array of dtype {dtype}. Convert it first.")
+    if not math.prod(shape):
+        return empty(shape, dtype)
+    line = {**interface, "shape": (math.prod(shape),), "strides": None}
+    return CudaArray(_line_of(line, owner), shape, dtype.newbyteorder("="), owner, owner)
+
+
+def _c_strides(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:
+    return tuple(dtype.itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+class _Described:
+    """Memory of the processor behind an interface of the GPU's form: in the simulator, all is."""
+
+    def __init__(self, interface: dict[str, Any]) -> None:
+        self.__array_interface__ = {**interface, "stream": None}
+
+
+def _line_of(interface: dict[str, Any], owner: Any) -> Any:
+    cuda = numba_cuda()
+    if SIMULATED:
+        return cuda.cudadrv.devicearray.FakeCUDAArray(np.asarray(_Described(interface)))
+    return cuda.from_cuda_array_interface(interface, owner=owner)
+
+
+def _address(line: Any) -> int:
+    if SIMULATED:
+        return int(line.ctypes.data)
+    return int(line.__cuda_array_interface__["data"][0])
+
+
+def _interface_of_dlpack(data: Any) -> tuple[dict[str, Any], Any]:
+    from cuda.core.utils import StridedMemoryView  # comes with numba-cuda
+
+    view = StridedMemoryView.from_dlpack(data, stream_ptr=1)  # CUDA's default stream
+    dtype = np.dtype(view.dtype)
+    strides = view.strides and tuple(stride * dtype.itemsize for stride in view.strides)
+    interface = {
+        "shape": tuple(view.shape),
+        "typestr": dtype.str,
+        "data": (int(view.ptr), False),
+        "strides": strides or None,
+        "version": 3,
+    }
+    return interface, view
+
+
+# ---------------------------------------------------------------------------------------------
+# Where an array is, and moving it
+
+
 def device_of(array: Any) -> str:
     """Name of the device that an array lives on."""
     if isinstance(array, np.ndarray):
         return "cpu"
+    if isinstance(array, CudaArray):
+        return "cuda"
     if isinstance(array, MetaArray):
         return "meta"
     raise DeviceError(f"expected an array on one of {', '.join(DEVICES)}; got {type(array)}.")
@@ -69,10 +652,11 @@ def check_device(device: str) -> str:
     """Return ``device`` if a tensor can be put there; say why not otherwise."""
     if device not in DEVICES:
         raise DeviceError(f"expected a device out of {', '.join(DEVICES)}; got {device!r}.")
-    if device == "cuda":
+    if device == "cuda" and cuda_problem():
         raise DeviceError(
-            "expected a device that this version computes on (cpu, meta); got 'cuda', whose "
-            'kernels are not written yet. Stay on device="cpu".'
+            f'expected a GPU to compute on; {cuda_problem()} Without one, stay on device="cpu", '
+            "or step through the kernels in Numba's simulator: set NUMBA_ENABLE_CUDASIM=1 before "
+            "Python starts."
         )
     return device
 
@@ -85,7 +669,81 @@ def move(array: Any, device: str) -> Any:
         return array
     if device == "meta":
         return MetaArray(array.shape, array.dtype)
-    raise DeviceError(
-        f"expected an array with numbers to move to {device}; got one on {source}, which has a "
-        "shape only. Make the tensor or the module on the device where it is to compute."
-    )
+    if source == "meta":
+        raise DeviceError(
+            f"expected an array with numbers to move to {device}; got one on {source}, which has a "
+            "shape only. Make the tensor or the module on the device where it is to compute."
+        )
+    return _download(array) if device == "cpu" else _upload(array)
+
+
+def write(array: Array, target: Any) -> None:
+    """Copy an array's numbers into memory that is there already, on the processor or the GPU."""
+    if isinstance(target, CudaArray):
+        _write(array.astype(target.dtype, copy=False), target)
+    else:
+        np.copyto(target, array, casting="unsafe")
+
+
+# ---------------------------------------------------------------------------------------------
+# The simulator, with what it lacks
+
+
+class _Simulated:
+    """``numba.cuda`` as a kernel in the simulator sees it.
+
+    The simulator's own arrays in shared and local memory take no ``alignment``. These do; and they
+    are full of nan for each block, which shows a number that is read before it was written.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.launch: Any = None  # kept, so that no later launch can be taken for it
+        self.block: tuple[int, ...] = ()
+        self.allocated: dict[tuple[Any, int], Array] = {}
+        self.shared = _Allocator(self._shared)
+        self.local = _Allocator(_full_of_nan)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # whoever asks for protocols, asks outside a kernel
+            raise AttributeError(name)
+        return getattr(_simulated_context(), name)
+
+    def _shared(self, shape: Any, dtype: Any) -> Array:
+        """The one array that all threads of the block get at this line of the kernel."""
+        caller = sys._getframe(2)  # _shared, array, the kernel
+        place = caller.f_code, caller.f_lineno
+        with self.lock:
+            launch, block = _simulated_context(), tuple(_simulated_context().blockIdx)
+            if launch is not self.launch or block != self.block:
+                self.launch, self.block, self.allocated = launch, block, {}
+            if place not in self.allocated:
+                self.allocated[place] = _full_of_nan(shape, dtype)
+            return self.allocated[place]
+
+
+class _Allocator:
+    """Has the method ``array``, as ``cuda.shared`` and ``cuda.local`` do."""
+
+    def __init__(self, make: Callable[[Any, Any], Array]) -> None:
+        self.make = make
+
+    def array(self, shape: Any, dtype: Any, alignment: int | None = None) -> Array:
+        return self.make(shape, dtype)
+
+
+def _full_of_nan(shape: Any, dtype: Any) -> Array:
+    dtype = np.dtype(getattr(dtype, "name", dtype))  # Numba's types have names, too
+    return np.full(shape, np.nan if dtype.kind == "f" else 77, dtype)
+
+
+def _simulated_context() -> Any:
+    from numba.cuda.simulator.kernel import _get_kernel_context
+
+    return _get_kernel_context()  # type: ignore[no-untyped-call]
+
+
+@cache
+def cuda_in_kernels() -> Any:
+    """What the name ``cuda`` means inside a kernel's body."""
+    return _Simulated() if SIMULATED else numba_cuda()

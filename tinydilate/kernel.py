@@ -6,8 +6,8 @@ arguments that return the same result on their device. Calling the kernel picks 
 device of its arguments. The registry `KERNELS` knows them all: the table of ops, the tests and the
 documentation walk it.
 
-What a page needs to write them comes from here: ``@jit`` and its sisters (compiling.py), and the
-tap rule.
+What a page needs to write them comes from here: ``@jit`` and its sisters (compiling.py), ``cuda``
+and the names of its arrays (launching.py), and the tap rule.
 """
 
 from __future__ import annotations
@@ -31,20 +31,46 @@ from tinydilate.compiling import (
     jit_fused,
     jit_relaxed,
 )
-from tinydilate.device import MetaArray, device_of
+from tinydilate.device import CudaArray, MetaArray, device_of
 from tinydilate.errors import DeviceError, DtypeError, KernelError
+from tinydilate.launching import (
+    ByteArray,
+    CudaElementwise,
+    Float32Array,
+    Float64Array,
+    Int32Array,
+    Int64Array,
+    LaunchError,
+    cuda,
+    pair_at,
+    place_of,
+    ravel,
+    unravel,
+)
 from tinydilate.threads import share
 
 __all__ = [
     "KERNELS",
+    "ByteArray",
+    "CudaElementwise",
     "Elementwise",
+    "Float32Array",
+    "Float64Array",
+    "Int32Array",
+    "Int64Array",
     "Kernel",
     "Launch",
+    "cuda",
     "jit",
     "jit_fused",
     "jit_relaxed",
     "kernel",
+    "pair_at",
+    "place_of",
+    "ravel",
     "tap",
+    "tapped_by",
+    "unravel",
     "use",
     "watching",
 ]
@@ -135,6 +161,7 @@ def _in_python(rule: Callable[..., Any], dtype: np.dtype[Any]) -> Callable[..., 
 
 
 tap = jit(window.tap)  # the tap rule, for use inside compiled loops
+tapped_by = jit(window.tapped_by)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -197,19 +224,22 @@ class Kernel:
         else:
             name, implementation = self._choose(_common_device(self.name, arguments))
             arguments = tuple(_at_the_door(argument) for argument in arguments)
+        begin = time.perf_counter() if _watchers else 0.0
+        try:
+            result = _at_the_exit(implementation(*arguments))
+        except LaunchError as error:
+            raise KernelError(f"{self.name}: {error}") from error
         if not _watchers:
-            return _at_the_exit(implementation(*arguments))
-        begin = time.perf_counter()
-        result = _at_the_exit(implementation(*arguments))
+            return result
         launch = Launch(self.name, name, arguments, result, time.perf_counter() - begin)
         for watcher in tuple(_watchers):
             watcher(launch)
         return result
 
     def _choose(self, device: str) -> tuple[str, Callable[..., Any]]:
-        if device == "cpu" and _forced:
+        if _forced and device != "meta":
             for name in reversed(_forced):
-                if name in self.implementations:
+                if name in self.implementations and (name[:4] == "cuda") == (device == "cuda"):
                     return name, self.implementations[name]
         if device in self.implementations:
             return device, self.implementations[device]
@@ -228,7 +258,8 @@ def kernel(reference: Callable[..., Any]) -> Kernel:
     return Kernel(reference)
 
 
-_HOLDERS = (np.ndarray, MetaArray, list)  # what arrays come in; here subclasses of ndarray, too
+# What arrays come in; here subclasses of ndarray, too.
+_HOLDERS = (np.ndarray, CudaArray, MetaArray, list)
 
 
 def _ready(arguments: tuple[Any, ...]) -> bool:
@@ -253,7 +284,7 @@ def _ready(arguments: tuple[Any, ...]) -> bool:
 
 def _arrays(arguments: tuple[Any, ...]) -> Iterator[Any]:
     for argument in arguments:
-        if isinstance(argument, np.ndarray | MetaArray):
+        if isinstance(argument, np.ndarray | CudaArray | MetaArray):
             yield argument
         elif isinstance(argument, list):
             yield from argument

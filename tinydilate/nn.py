@@ -29,7 +29,7 @@ import numpy as np
 from tinydilate import functional as F
 from tinydilate import init
 from tinydilate.autograd import FLOATS, Tensor
-from tinydilate.device import DEVICES, MetaArray, check_device, move
+from tinydilate.device import DEVICES, CudaArray, MetaArray, check_device, move, write
 from tinydilate.errors import ConfigError, DataError, DeviceError, DtypeError, ShapeError
 from tinydilate.field import Reader, Resize, sliding, spreading
 from tinydilate.functional.padding import reflect_border
@@ -71,7 +71,9 @@ class Buffer(Tensor):
 def _own(data: Any) -> Any:
     """Numbers that may be changed in place, in the layout that kernels like."""
     array = data.data if isinstance(data, Tensor) else data
-    return array if isinstance(array, MetaArray) else np.require(array, None, ["C", "A", "W"])
+    if isinstance(array, MetaArray | CudaArray):
+        return array
+    return np.require(array, None, ["C", "A", "W"])
 
 
 def _parameter(shape: Size, device: str, dtype: Any) -> Parameter:
@@ -286,7 +288,7 @@ class Module(ABC):
         _refuse_mismatch(missing if strict else [], unexpected if strict else [], reshaped)
         for name, tensor in own.items():
             if name in given:
-                np.copyto(tensor.data, given[name], casting="unsafe")
+                write(given[name], tensor.data)
         return Mismatch(missing, unexpected)
 
     # Changing all of it.
@@ -371,6 +373,8 @@ def _join(prefix: str, name: str) -> str:
 
 def _array(name: str, value: Any) -> Any:
     array = value.data if isinstance(value, Tensor) else value
+    if isinstance(array, CudaArray):
+        array = move(array, "cpu")
     array = array if isinstance(array, MetaArray) else np.asarray(array)
     if isinstance(array, MetaArray) or array.dtype.kind not in "biuf":
         raise DataError(f"expected an array of numbers for {name}; got {value!r:.80}.")

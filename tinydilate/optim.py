@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from tinydilate import buffers
+from tinydilate import buffers, device
 from tinydilate.autograd import Tensor
-from tinydilate.device import Array
+from tinydilate.device import Array, CudaArray, MetaArray, cover, move, write
 from tinydilate.errors import ConfigError, DataError
-from tinydilate.kernel import jit, kernel
+from tinydilate.kernel import cuda, jit, kernel
 from tinydilate.threads import share
 
 _LEAST = 16_384  # elements worth a thread
@@ -70,9 +70,34 @@ def _sgd(
 ) -> None:
     w, grad, velocity = w[start:stop], grad[start:stop], velocity[start:stop]
     for n in range(len(w)):
-        v = momentum * velocity[n] + (grad[n] + decay * w[n])
-        velocity[n] = v
-        w[n] -= lr * v
+        w[n], velocity[n] = _sgd_rule(w[n], grad[n], velocity[n], lr, momentum, decay)
+
+
+@jit
+def _sgd_rule(
+    w: float, grad: float, velocity: float, lr: float, momentum: float, decay: float
+) -> tuple[float, float]:
+    """A parameter's next number and velocity."""
+    velocity = momentum * velocity + (grad + decay * w)
+    return w - lr * velocity, velocity
+
+
+@sgd_step.cuda
+def sgd_step_cuda(
+    w: CudaArray, grad: CudaArray, velocity: CudaArray, lr: float, momentum: float, decay: float
+) -> CudaArray:
+    """See `sgd_step`."""
+    _sgd_cuda[cover(w.size)](w, grad, velocity, lr, momentum, decay)
+    return w
+
+
+@cuda.jit
+def _sgd_cuda(
+    w: Array, grad: Array, velocity: Array, lr: float, momentum: float, decay: float
+) -> None:
+    n = np.uint32(cuda.grid(1))
+    if n < w.size:
+        w[n], velocity[n] = _sgd_rule(w[n], grad[n], velocity[n], lr, momentum, decay)
 
 
 sgd_step.meta(lambda w, *rest: w)
@@ -118,11 +143,18 @@ def adam_step_cpu(
     decay: float,
 ) -> Array:
     """See `adam_step`."""
-    lr, root = _unbiased(step, lr, betas)
     arrays = w.reshape(-1), grad.reshape(-1), mean.reshape(-1), square.reshape(-1)
-    numbers = (lr, 1 / root, 1 - betas[0], betas[1], 1 - betas[1], eps, decay)
+    numbers = _adam_numbers(step, lr, betas, eps, decay)
     share(_adam, w.size, *arrays, *map(w.dtype.type, numbers), least=_LEAST)
     return w
+
+
+def _adam_numbers(
+    step: int, lr: float, betas: tuple[float, float], eps: float, decay: float
+) -> tuple[float, ...]:
+    """What `_adam_rule` is given beside the arrays' numbers."""
+    lr, root = _unbiased(step, lr, betas)
+    return lr, 1 / root, 1 - betas[0], betas[1], 1 - betas[1], eps, decay
 
 
 @jit
@@ -142,12 +174,59 @@ def _adam(
     decay: float,
 ) -> None:
     w, grad, mean, square = w[start:stop], grad[start:stop], mean[start:stop], square[start:stop]
+    numbers = lr, per_root, new_mean, old_square, new_square, eps, decay
     for n in range(len(w)):
-        g = grad[n] + decay * w[n]
-        m = mean[n] + new_mean * (g - mean[n])
-        s = old_square * square[n] + new_square * g * g
-        mean[n], square[n] = m, s
-        w[n] -= lr * m / (np.sqrt(s) * per_root + eps)
+        w[n], mean[n], square[n] = _adam_rule(w[n], grad[n], mean[n], square[n], numbers)
+
+
+@jit
+def _adam_rule(
+    w: float, grad: float, mean: float, square: float, numbers: tuple[float, ...]
+) -> tuple[float, float, float]:
+    """A parameter's next number, mean and mean square."""
+    lr, per_root, new_mean, old_square, new_square, eps, decay = numbers
+    grad += decay * w
+    mean += new_mean * (grad - mean)
+    square = old_square * square + new_square * grad * grad
+    return w - lr * mean / (math.sqrt(square) * per_root + eps), mean, square
+
+
+@adam_step.cuda
+def adam_step_cuda(
+    w: CudaArray,
+    grad: CudaArray,
+    mean: CudaArray,
+    square: CudaArray,
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    decay: float,
+) -> CudaArray:
+    """See `adam_step`."""
+    numbers = _adam_numbers(step, lr, betas, eps, decay)
+    _adam_cuda[cover(w.size)](w, grad, mean, square, *numbers)
+    return w
+
+
+@cuda.jit
+def _adam_cuda(
+    w: Array,
+    grad: Array,
+    mean: Array,
+    square: Array,
+    lr: float,
+    per_root: float,
+    new_mean: float,
+    old_square: float,
+    new_square: float,
+    eps: float,
+    decay: float,
+) -> None:
+    n = np.uint32(cuda.grid(1))
+    if n < w.size:
+        numbers = lr, per_root, new_mean, old_square, new_square, eps, decay
+        w[n], mean[n], square[n] = _adam_rule(w[n], grad[n], mean[n], square[n], numbers)
 
 
 adam_step.meta(lambda w, *rest: w)
@@ -189,7 +268,8 @@ class Optimizer(ABC):
         """What is remembered of each parameter.
 
         It is made when first asked for: at the end of the first step, in the memory that the
-        results of its forward and backward pass have left.
+        results of its forward and backward pass have left. It is made where the parameters are, so
+        move a network to another device before its first step.
         """
         return [self.initial_state(parameter) for parameter in self._parameters]
 
@@ -217,9 +297,12 @@ class Optimizer(ABC):
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Array]:
-        """Everything remembered, as flat names: ``"3.velocity"`` belongs to parameter 3."""
+        """Everything remembered, as flat names: ``"3.velocity"`` belongs to parameter 3.
+
+        The arrays are copies on the processor, wherever the parameters are.
+        """
         return {
-            f"{number}.{name}": array.copy()
+            f"{number}.{name}": move(array, "cpu") if _on_cuda(array) else array.copy()
             for number, state in enumerate(self.state)
             for name, array in state.items()
         }
@@ -247,7 +330,17 @@ class Optimizer(ABC):
                     f"{arrays[name].shape}. Use the network that the state belongs to."
                 )
         for name, array in own.items():  # only now, so that a refusal has changed nothing
-            array[...] = arrays[name]
+            write(arrays[name], array)
+
+
+def _on_cuda(array: Any) -> bool:
+    return isinstance(array, CudaArray)
+
+
+def _zeros_for(parameter: Tensor) -> Any:
+    """Zeros of a parameter's shape, beside it."""
+    zeros = device.zeros if _on_cuda(parameter.data) else buffers.zeros
+    return zeros(parameter.shape, parameter.dtype)
 
 
 class SGD(Optimizer):
@@ -279,7 +372,7 @@ class SGD(Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     def initial_state(self, parameter: Tensor) -> dict[str, Array]:
-        return {"velocity": buffers.zeros(parameter.shape, parameter.dtype)}
+        return {"velocity": _zeros_for(parameter)}
 
     def update(self, w: Array, grad: Array, state: dict[str, Array], lr: float, group: Any) -> Any:
         return sgd_step(w, grad, state["velocity"], lr, group["momentum"], group["weight_decay"])
@@ -319,7 +412,7 @@ class Adam(Optimizer):
         super().__init__(params, options)
 
     def initial_state(self, parameter: Tensor) -> dict[str, Array]:
-        mean, square = (buffers.zeros(parameter.shape, parameter.dtype) for _ in range(2))
+        mean, square = _zeros_for(parameter), _zeros_for(parameter)
         return {"step": np.zeros(1, np.int64), "mean": mean, "square": square}
 
     def update(self, w: Array, grad: Array, state: dict[str, Array], lr: float, group: Any) -> Any:
@@ -407,7 +500,7 @@ def _check_parameters(parameters: list[Any]) -> None:
                 f"expected leaves as parameters; got {parameter.shape}, the result of an "
                 "operation. Pass module.parameters()."
             )
-        if not isinstance(parameter.data, np.ndarray):
+        if isinstance(parameter.data, MetaArray):
             raise ConfigError(
                 f"expected parameters with numbers; got one on {parameter.device}, which has a "
                 "shape only. Build the network outside the meta device."

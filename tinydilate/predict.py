@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tinydilate import models
-from tinydilate.autograd import no_grad
+from tinydilate.autograd import Tensor, no_grad, tensor
 from tinydilate.config import Config
 from tinydilate.device import Array
 from tinydilate.errors import ConfigError, DataError, program
@@ -71,7 +71,7 @@ def save_network(path: Path | str, network: Module, recipe: Recipe) -> None:
     save_checkpoint(path, network.state_dict(), {"network": note})
 
 
-def load_network(path: Path | str, name: str | None = None) -> Trained:
+def load_network(path: Path | str, name: str | None = None, device: str = "cpu") -> Trained:
     """Read a network from its checkpoint, or from the folder of the run that trained it.
 
     Parameters
@@ -79,11 +79,15 @@ def load_network(path: Path | str, name: str | None = None) -> Trained:
     path : path of a file or of a run folder
     name : {"joint", "context", "alone", "front"}, optional
         Which of a run's networks; the first of these that is there by default.
+    device : {"cpu", "cuda"}
+        Where it will compute, which need not be where it was trained.
 
     Raises
     ------
     DataError
         If there is none, or the file is damaged.
+    DeviceError
+        If the device cannot be used.
     """
     path = _network_file(Path(path), name)
     arrays, note = load_checkpoint(path)
@@ -102,7 +106,7 @@ def load_network(path: Path | str, name: str | None = None) -> Trained:
         ) from None
     network = recipe.build()
     network.load_state_dict(arrays)
-    return Trained(network.eval(), recipe, path)
+    return Trained(network.to(device).eval(), recipe, path)
 
 
 def _network_file(path: Path, name: str | None) -> Path:
@@ -126,6 +130,12 @@ def _network_file(path: Path, name: str | None) -> Path:
 # ---- labelling -------------------------------------------------------------------------------
 
 
+def beside(network: Module, images: Array) -> Tensor:
+    """Images as a tensor on the device where the network's parameters are."""
+    first = next(network.parameters(), None)
+    return tensor(images, device=None if first is None else first.device)
+
+
 def label_maps(
     network: Module, images: Array, batch: int = 32, progress: str = ""
 ) -> NDArray[np.uint8]:
@@ -139,8 +149,8 @@ def label_maps(
     try:
         for part in _batches(len(images), batch, progress):
             with no_grad():
-                scores = network(images[part]).numpy()  # (B, classes, H, W)
-            labels[part] = scores.argmax(axis=1)
+                scores = network(beside(network, images[part]))  # (B, classes, H, W)
+            labels[part] = scores.argmax(1).numpy()
     finally:
         network.train(training)
     return labels

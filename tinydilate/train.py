@@ -44,7 +44,7 @@ from tinydilate.autograd import Tensor, no_grad
 from tinydilate.config import Config
 from tinydilate.data import digits
 from tinydilate.data.sets import Data, Scenes, batch_members, check_data
-from tinydilate.device import Array
+from tinydilate.device import Array, check_device
 from tinydilate.errors import ConfigError, DataError, program
 from tinydilate.functional.dropping import get_rng_state, manual_seed, set_rng_state
 from tinydilate.io.checkpoint import load_checkpoint, save_checkpoint
@@ -52,7 +52,7 @@ from tinydilate.io.files import write_text
 from tinydilate.io.images import write_rgb
 from tinydilate.io.logbook import Log, read_log
 from tinydilate.models import FrontEndWithContext
-from tinydilate.predict import Recipe, label_maps, load_network, save_network, score
+from tinydilate.predict import Recipe, beside, label_maps, load_network, save_network, score
 from tinydilate.threads import get_num_threads
 from tinydilate.warmup import warm_up
 
@@ -147,12 +147,13 @@ def batch_loss(
 
     ``frozen`` keeps the graph out of the front end: its maps are then nothing but input.
     """
+    inputs = beside(network, images)
     if frozen:
         with no_grad():
-            maps = network.front_end(images)  # (N, classes, h, w)
+            maps = network.front_end(inputs)  # (N, classes, h, w)
         scores = network.to_pixels(network.context(maps), images.shape[2:])  # type: ignore[misc]
     else:
-        scores = network(images)  # (N, classes, H, W)
+        scores = network(inputs)  # (N, classes, H, W)
     return F.cross_entropy(scores, labels.astype(np.int64), ignore_index=digits.IGNORE)  # type: ignore[no-any-return]
 
 
@@ -220,17 +221,22 @@ def train(
         if training diverges.
     DataError
         If the data cannot be used or a file cannot be written.
+    DeviceError
+        If the configuration asks for a GPU and there is none.
     Interrupted
         After Ctrl-C; the state is saved.
     """
     folder = Path(folder)
+    if config is not None:
+        check_device(config.device)  # before a folder is made
     config = _resumed_config(folder, config) if resume else _new_run(folder, config or Config())
     results = folder / "results.json"
     if results.exists():
         return _read_results(results)
     data = make_scenes(config, progress) if data is None else data
     check_data(data)
-    warm_up(f"training-{config.optimizer}", lambda: tiny_steps(config), progress)
+    if config.device == "cpu":  # on the GPU nothing that was compiled is kept for the next process
+        warm_up(f"training-{config.optimizer}", lambda: tiny_steps(config), progress)
     run = Run(config, folder, data, progress)
     try:
         with _deferred_interrupt() as interrupted:
@@ -325,7 +331,7 @@ class Run:
         """Build the stage's network and optimiser, and load what it starts from."""
         stage = self.stages[self.progress.stage]
         manual_seed(self.config.seed)
-        self.network = self.recipe(stage).build()
+        self.network = self.recipe(stage).build().to(self.config.device)
         if stage.start:
             start = load_network(self.path(stage.start)).network.state_dict()
             self.network.load_state_dict(start, strict=False)
@@ -479,7 +485,7 @@ class Run:
 
     def finish(self) -> dict[str, Any]:
         """Score every stage's network on the test scenes; write results and pictures."""
-        found = {stage.name: load_network(self.path(stage.name)).network for stage in self.stages}
+        found = {stage.name: self._trained(stage) for stage in self.stages}
         networks = {stage.name: self._scored(stage, found[stage.name]) for stage in self.stages}
         front = "alone" if self.config.comparison else "front"
         steps = {name: f"{network['steps']} steps" for name, network in networks.items()}
@@ -502,6 +508,9 @@ class Run:
         }
         write_text(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
         return results
+
+    def _trained(self, stage: Stage) -> FrontEndWithContext:
+        return load_network(self.path(stage.name), device=self.config.device).network
 
     def _scored(self, stage: Stage, network: FrontEndWithContext) -> dict[str, Any]:
         bar = f"scoring {stage.title}" if self.bars else ""

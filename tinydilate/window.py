@@ -28,6 +28,13 @@ def tap(i: int, u: int, stride: int, padding: int, dilation: int) -> int:
     return i * stride - padding + u * dilation
 
 
+def tapped_by(y: int, u: int, stride: int, padding: int, dilation: int, outputs: int) -> int:
+    """Output that reads input ``y`` through tap ``u``: the tap rule solved for i; -1 if none."""
+    steps = y + padding - u * dilation
+    i = steps // stride
+    return i if steps >= 0 and steps == i * stride and i < outputs else -1
+
+
 def pair(value: int | Sequence[int], name: str, least: int) -> Pair:
     """Read an integer, or one for (rows, columns), as a pair; refuse less than ``least``."""
     rows, columns = value if type(value) is tuple and len(value) == 2 else (value, value)

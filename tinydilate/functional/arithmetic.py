@@ -7,7 +7,7 @@ every copy sends back its share and the shares add up: the adjoint of broadcasti
 
 Every operation is one rule of scalars as a NumPy ufunc, which brings the broadcasting and the loop:
 NumPy's own where it has one, else one that Numba compiles. `Elementwise` shares it among the
-threads.
+threads, `CudaElementwise` gives each element of the result a thread of the GPU.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from tinydilate import buffers
+from tinydilate import buffers, device
 from tinydilate.autograd import Op, Tensor, public
-from tinydilate.device import Array, MetaArray
+from tinydilate.device import SIMULATED, Array, CudaArray, MetaArray, cover
 from tinydilate.errors import ShapeError
-from tinydilate.kernel import Elementwise, jit_relaxed, kernel
+from tinydilate.kernel import CudaElementwise, Elementwise, cuda, jit_relaxed, kernel
 from tinydilate.threads import share
 
 
@@ -123,6 +123,81 @@ def _sum_middle(start: int, stop: int, x: Array, total: Array) -> None:
                 sums[b] += short[b]
 
 
+# On the GPU a long sum is cut into parts of one length, so that there is work for all processors,
+# and then the sums of the parts are summed, and so on. Who adds what is settled by the sizes alone,
+# so the same numbers give the same bits.
+
+_THREADS = 8 if SIMULATED else 256  # of a block that adds a part of a row; a power of two
+_PART = 4 * _THREADS  # numbers of a part
+
+
+@sum_to_shape.cuda
+def sum_to_shape_cuda(x: CudaArray, shape: tuple[int, ...]) -> CudaArray:
+    full = (1,) * (x.ndim - len(shape)) + shape
+    end = x.ndim
+    while end > 0:  # as above: the last run of neighbouring axes first
+        if full[end - 1] == x.shape[end - 1]:
+            end -= 1
+            continue
+        start = end
+        while start > 0 and full[start - 1] != x.shape[start - 1]:
+            start -= 1
+        before, after = math.prod(x.shape[:start]), math.prod(x.shape[end:])
+        run = math.prod(x.shape[start:end])
+        line = _sum_run(x, before, run, after)
+        x, end = line.reshape(x.shape[:start] + full[start:end] + x.shape[end:]), start
+    return x.reshape(shape)
+
+
+def _sum_run(x: CudaArray, before: int, run: int, after: int) -> CudaArray:
+    """(A, R, B) -> (A, B), the sizes given, in as many steps as it takes."""
+    if run == 0:
+        return device.zeros((before * after,), x.dtype)
+    while run > 1:
+        parts = -(-run // _PART)
+        sums = device.empty((before * parts * after,), x.dtype)
+        if after == 1:
+            _sum_parts_of_rows[before * parts, _THREADS](x, sums, run, parts)
+        else:
+            _sum_parts_of_middles[cover(sums.size)](x, sums, run, parts, after)
+        x, run = sums, parts
+    return x
+
+
+@cuda.jit(launch_bounds=_THREADS)
+def _sum_parts_of_rows(x: Array, sums: Array, run: np.uint32, parts: np.uint32) -> None:
+    """(A, R) -> (A, parts), a block each: every thread adds some, then they add in pairs."""
+    block, thread = np.uint32(cuda.blockIdx.x), np.uint32(cuda.threadIdx.x)
+    row, part = block // parts, block % parts
+    sum_of = cuda.shared.array(_THREADS, x.dtype)
+    mine = x.dtype.type(0)
+    for r in range(part * _PART + thread, min(run, (part + 1) * _PART), _THREADS):
+        mine += x[row * run + np.uint32(r)]
+    sum_of[thread] = mine
+    half = np.uint32(_THREADS // 2)
+    while half > 0:
+        cuda.syncthreads()
+        if thread < half:
+            sum_of[thread] += sum_of[thread + half]
+        half >>= np.uint32(1)
+    if thread == 0:
+        sums[block] = sum_of[0]
+
+
+@cuda.jit
+def _sum_parts_of_middles(
+    x: Array, sums: Array, run: np.uint32, parts: np.uint32, after: np.uint32
+) -> None:
+    """(A, R, B) -> (A, parts, B), a thread each; neighbours in b read neighbours in memory."""
+    n = np.uint32(cuda.grid(1))
+    if n < sums.size:
+        b, part, a = n % after, n // after % parts, n // after // parts
+        total = x.dtype.type(0)
+        for r in range(part * _PART, min(run, (part + 1) * _PART)):
+            total += x[(a * run + np.uint32(r)) * after + b]
+        sums[n] = total
+
+
 @sum_to_shape.meta
 def sum_to_shape_meta(x: MetaArray, shape: tuple[int, ...]) -> MetaArray:
     return MetaArray(shape, x.dtype)
@@ -143,6 +218,7 @@ def add_forward(a: Array, b: Array) -> Array:
 
 
 add_forward.cpu(Elementwise(np.add, shared=True))
+add_forward.cuda(CudaElementwise(np.add))
 add_forward.meta(broadcast_meta)
 
 
@@ -184,6 +260,7 @@ def sub_forward(a: Array, b: Array) -> Array:
 
 
 sub_forward.cpu(Elementwise(np.subtract, shared=True))
+sub_forward.cuda(CudaElementwise(np.subtract))
 sub_forward.meta(broadcast_meta)
 
 
@@ -215,6 +292,7 @@ def neg_forward(a: Array) -> Array:
 
 
 neg_forward.cpu(Elementwise(np.negative, shared=True))
+neg_forward.cuda(CudaElementwise(np.negative))
 neg_forward.meta(broadcast_meta)
 
 
@@ -244,6 +322,7 @@ def mul_forward(a: Array, b: Array) -> Array:
 
 
 mul_forward.cpu(Elementwise(np.multiply, shared=True))
+mul_forward.cuda(CudaElementwise(np.multiply))
 mul_forward.meta(broadcast_meta)
 
 
@@ -288,6 +367,7 @@ def div_forward_cpu(a: Array, b: Array) -> Any:
         return _divide(a, b)
 
 
+div_forward.cuda(CudaElementwise(np.divide))
 div_forward.meta(broadcast_meta)
 
 
@@ -359,6 +439,9 @@ def _quietly(rule: Elementwise) -> Any:
 pow_forward.cpu(_quietly(Elementwise(np.power)))
 pow_slope_base.cpu(_quietly(Elementwise(_slope_base)))
 pow_slope_exponent.cpu(_quietly(Elementwise(_slope_exponent)))
+pow_forward.cuda(CudaElementwise(np.power))
+pow_slope_base.cuda(CudaElementwise(_slope_base))
+pow_slope_exponent.cuda(CudaElementwise(_slope_exponent))
 pow_forward.meta(broadcast_meta)
 pow_slope_base.meta(broadcast_meta)
 pow_slope_exponent.meta(broadcast_meta)
@@ -399,6 +482,7 @@ def exp_forward(a: Array) -> Array:
 
 
 exp_forward.cpu(_quietly(Elementwise(np.exp)))
+exp_forward.cuda(CudaElementwise(np.exp))
 exp_forward.meta(broadcast_meta)
 
 
@@ -430,6 +514,7 @@ def log_forward(a: Array) -> Array:
 
 
 log_forward.cpu(_quietly(Elementwise(np.log)))
+log_forward.cuda(CudaElementwise(np.log))
 log_forward.meta(broadcast_meta)
 
 

@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from tinydilate import buffers
+from tinydilate import buffers, device
 from tinydilate.autograd import Op, Tensor, as_tensors, public
-from tinydilate.device import Array, MetaArray
+from tinydilate.device import Array, CudaArray, MetaArray, cover
 from tinydilate.errors import ConfigError
-from tinydilate.kernel import jit, kernel
+from tinydilate.kernel import cuda, jit, kernel
 from tinydilate.threads import share
 
 _LEAST = 16_384  # elements worth a thread
@@ -159,8 +159,26 @@ def dropout_forward_cpu(x: Array, p: float, seed: int, call: int) -> Array:
 @jit
 def _drop(start: int, stop: int, x: Array, key: Any, least: Any, scale: Any, out: Array) -> None:
     for n in range(start, stop):
-        kept = _random_bits(key, np.uint64(n)) >> _11 >= least
-        out[n] = x[n] * scale if kept else 0
+        out[n] = x[n] * scale if _is_kept(n, key, least) else 0
+
+
+@jit
+def _is_kept(n: Any, key: Any, least: Any) -> Any:
+    return _random_bits(key, np.uint64(n)) >> _11 >= least
+
+
+@dropout_forward.cuda
+def dropout_forward_cuda(x: CudaArray, p: float, seed: int, call: int) -> CudaArray:
+    out = device.empty_like(x)
+    _drop_cuda[cover(x.size)](x, stream(seed, call), threshold(p), _scale(p), out)
+    return out
+
+
+@cuda.jit
+def _drop_cuda(x: Array, key: np.uint64, least: np.uint64, scale: float, out: Array) -> None:
+    n = np.uint32(cuda.grid(1))
+    if n < out.size:
+        out[n] = x[n] * scale if _is_kept(n, key, least) else x.dtype.type(0)
 
 
 @dropout_forward.meta

@@ -30,11 +30,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinydilate import buffers
+from tinydilate import buffers, device
 from tinydilate.autograd import Op, Tensor, as_tensors, public
-from tinydilate.device import Array, MetaArray
+from tinydilate.device import Array, CudaArray, MetaArray, cover
 from tinydilate.errors import ShapeError
-from tinydilate.kernel import jit, kernel
+from tinydilate.kernel import Int32Array, Int64Array, cuda, jit, kernel, ravel, unravel
 from tinydilate.threads import share
 from tinydilate.window import Pair
 
@@ -82,6 +82,25 @@ def merge(outer: Array, inner: Array, inner_size: int) -> Array:
     both[outer < 0] = -1
     both[:, inner < 0] = -1
     return both.reshape(-1)
+
+
+class Showing(NamedTuple):
+    """An index map the other way round: for each input position the outputs that show it.
+
+    Those of position y are ``outputs[first[y]:first[y + 1]]``, in their order.
+    """
+
+    first: Array  # (size + 1,) int32
+    outputs: Array  # (outputs that show something,) int32
+
+
+def showing(map: Array, size: int) -> Showing:
+    """Turn an index map round."""
+    seen = np.flatnonzero(map >= 0)
+    order = np.argsort(map[seen], kind="stable")
+    counts = np.bincount(map[seen], minlength=size)
+    first = np.concatenate([[0], np.cumsum(counts)])
+    return Showing(first.astype(np.int32), seen[order].astype(np.int32))
 
 
 # ---- forward ---------------------------------------------------------------------------------
@@ -158,6 +177,32 @@ def _read_row(source: Array, columns: Array, value: Any, target: Array) -> None:
         c = columns[j]
         seen = source[c if c >= 0 else 0]  # read in any case: a choice of values needs no jump
         target[j] = seen if c >= 0 else value
+
+
+@pad_forward.cuda
+def pad_forward_cuda(x: CudaArray, maps: IndexMaps, value: float) -> CudaArray:
+    out = device.empty((len(x), len(maps.rows), len(maps.columns)), x.dtype)
+    rows, columns = map(device.kept, maps)
+    _pad_cuda[cover(out.size)](x, rows, columns, value, out, *x.shape[1:])
+    return out
+
+
+@cuda.jit
+def _pad_cuda(
+    x: Array,
+    rows: Int64Array,
+    columns: Int64Array,
+    value: float,
+    out: Array,
+    height: int,
+    width: int,
+) -> None:
+    n = np.uint32(cuda.grid(1))
+    if n < out.size:
+        plane, i, j = unravel(n, rows.size, columns.size)
+        y, z = rows[np.uint32(i)], columns[np.uint32(j)]
+        inside = y >= 0 and z >= 0
+        out[n] = x[ravel(plane, y, z, height, width)] if inside else value
 
 
 @pad_forward.meta
@@ -265,6 +310,47 @@ def _add_row(line: Array, columns: Array, target: Array) -> None:
     for j in range(len(line)):
         if columns[j] >= 0:
             target[columns[j]] += line[j]
+
+
+# On the GPU a thread has an input position and adds up the outputs that showed it: no two threads
+# add to one position, and the order of adding is always the same.
+
+
+@pad_backward.cuda
+def pad_backward_cuda(grad: CudaArray, maps: IndexMaps, size: Pair) -> CudaArray:
+    result = device.empty((len(grad), *size), grad.dtype)
+    rows, columns = (_showing_on_cuda(map, length) for map, length in zip(maps, size, strict=True))
+    shape = len(maps.rows), len(maps.columns)
+    _pad_backward_cuda[cover(result.size)](grad, *rows, *columns, result, *shape)
+    return result
+
+
+def _showing_on_cuda(map: Array, size: int) -> list[CudaArray]:
+    return [device.kept(array) for array in showing(map, size)]
+
+
+@cuda.jit
+def _pad_backward_cuda(
+    grad: Array,
+    first_row: Int32Array,
+    rows: Int32Array,
+    first_column: Int32Array,
+    columns: Int32Array,
+    result: Array,
+    height: int,
+    width: int,
+) -> None:
+    n = np.uint32(cuda.grid(1))
+    if n >= result.size:
+        return
+    plane, y, z = unravel(n, first_row.size - 1, first_column.size - 1)
+    y, z = np.uint32(y), np.uint32(z)
+    total = grad.dtype.type(0)
+    for a in range(first_row[y], first_row[y + np.uint32(1)]):
+        i = rows[np.uint32(a)]
+        for b in range(first_column[z], first_column[z + np.uint32(1)]):
+            total += grad[ravel(plane, i, columns[np.uint32(b)], height, width)]
+    result[n] = total
 
 
 @pad_backward.meta

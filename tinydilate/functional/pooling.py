@@ -25,12 +25,23 @@ from typing import Any
 
 import numpy as np
 
-from tinydilate import buffers
+from tinydilate import buffers, device
 from tinydilate.autograd import Op, Tensor, as_tensors, public
-from tinydilate.device import Array, MetaArray
+from tinydilate.device import Array, CudaArray, MetaArray, cover
 from tinydilate.errors import ShapeError
-from tinydilate.functional.unfolding import check_axes, padded, seen_by_tap
-from tinydilate.kernel import jit, kernel, tap
+from tinydilate.functional.unfolding import check_axes, padded, seen_by_tap, window_table
+from tinydilate.kernel import (
+    Int32Array,
+    Int64Array,
+    cuda,
+    jit,
+    kernel,
+    pair_at,
+    ravel,
+    tap,
+    tapped_by,
+    unravel,
+)
 from tinydilate.threads import share
 from tinydilate.window import Pair, Window, is_plain, pair
 
@@ -62,16 +73,16 @@ def output_shape(x: Any, window: Window) -> tuple[int, int, int, int]:
 @kernel
 def max_pool2d_forward(x: Array, window: Window) -> tuple[Array, Array]:
     """(N, C, H, W) -> the maxima and their positions y*W + z, both (N, C, OH, OW)."""
-    shape, cover = output_shape(x, window), covering(window, x.shape[2:])
-    image = padded(x, cover)  # (N, C, PH, PW)
+    shape, wide = output_shape(x, window), covering(window, x.shape[2:])
+    image = padded(x, wide)  # (N, C, PH, PW)
     plane = np.arange(x.shape[2] * x.shape[3]).reshape(1, 1, *x.shape[2:])  # y*W + z
-    position = padded(plane + 1, cover) - 1  # (1, 1, PH, PW), -1 in the padding
+    position = padded(plane + 1, wide) - 1  # (1, 1, PH, PW), -1 in the padding
     values = np.full(shape, -np.inf, x.dtype)
     indices = np.full(shape, -1, np.int64)
     for u in range(window.kernel[0]):
         for v in range(window.kernel[1]):
-            value = seen_by_tap(image, cover, shape[2:], u, v)  # (N, C, OH, OW)
-            index = np.broadcast_to(seen_by_tap(position, cover, shape[2:], u, v), shape)
+            value = seen_by_tap(image, wide, shape[2:], u, v)  # (N, C, OH, OW)
+            index = np.broadcast_to(seen_by_tap(position, wide, shape[2:], u, v), shape)
             wins = (index >= 0) & ((indices < 0) | (value > values) | np.isnan(value))
             values, indices = np.where(wins, value, values), np.where(wins, index, indices)
     return values, indices
@@ -79,11 +90,16 @@ def max_pool2d_forward(x: Array, window: Window) -> tuple[Array, Array]:
 
 @max_pool2d_forward.cpu
 def max_pool2d_forward_cpu(x: Array, window: Window) -> tuple[Array, Array]:
-    if window[:4] != _HALVING[:4]:  # whatever the ceil_mode
-        return max_pool2d_forward_loops(x, window)
-    if window.ceil_mode and (x.shape[2] % 2 or x.shape[3] % 2):  # the last window hangs over
+    if not _halves(x, window):
         return max_pool2d_forward_loops(x, window)
     return _run_max_pool(_max_pool_2x2, x, window)
+
+
+def _halves(x: Any, window: Window) -> bool:
+    """Whether it is the pooling of 2x2 with stride 2, and every window has four pixels."""
+    if window[:4] != _HALVING[:4]:  # whatever the ceil_mode
+        return False
+    return not (window.ceil_mode and (x.shape[2] % 2 or x.shape[3] % 2))  # none hangs over
 
 
 @max_pool2d_forward.variant("cpu:loops")
@@ -147,7 +163,7 @@ def _raise_tops(row: Array, at: int, tops: Array, places: Array, first: bool) ->
     """Take the numbers of a row that beat those of the rows above; it begins at position ``at``."""
     for z in range(len(row)):
         value, top = row[z], tops[z]
-        wins = first | (value > top) | (value != value)  # nan is not itself
+        wins = first | _beats(value, top)
         tops[z] = value if wins else top
         places[z] = at + z if wins else places[z]
 
@@ -158,6 +174,12 @@ def _wins(value: Any, at: int, before: Any, where: int) -> bool:
     if value != value:
         return before == before or at > where
     return where < 0 or value > before or (value == before and at < where)
+
+
+@jit
+def _beats(value: float, best: float) -> bool:
+    """Whether a number takes the place of the best before it: equals do not, nan always does."""
+    return (value > best) | (value != value)  # nan is not itself
 
 
 @jit
@@ -176,14 +198,77 @@ def _max_pool_2x2(start: int, stop: int, x: Array, values: Array, indices: Array
         best, where = values[plane, i], indices[plane, i]
         for j in range(len(best)):
             left, right = upper[2 * j], upper[2 * j + 1]
-            wins = right > left or right != right
+            wins = _beats(right, left)
             top, top_at = (right, 1) if wins else (left, 0)
             left, right = lower[2 * j], lower[2 * j + 1]
-            wins = right > left or right != right
+            wins = _beats(right, left)
             bottom, bottom_at = (right, width + 1) if wins else (left, width)
-            wins = bottom > top or bottom != bottom
+            wins = _beats(bottom, top)
             best[j] = bottom if wins else top
             where[j] = 2 * (i * width + j) + (bottom_at if wins else top_at)
+
+
+@max_pool2d_forward.cuda
+def max_pool2d_forward_cuda(x: CudaArray, window: Window) -> tuple[CudaArray, CudaArray]:
+    if not _halves(x, window):
+        return max_pool2d_forward_windows(x, window)
+    values, indices = _for_maxima(x, window)
+    (height, width), (rows, columns) = x.shape[2:], values.shape[2:]
+    _max_pool_2x2_cuda[cover(values.size)](x, values, indices, height, width, rows, columns)
+    return values, indices
+
+
+@max_pool2d_forward.variant("cuda:windows")
+def max_pool2d_forward_windows(x: CudaArray, window: Window) -> tuple[CudaArray, CudaArray]:
+    values, indices = _for_maxima(x, window)
+    table = window_table(window, x.shape[2:], values.shape[2:])
+    _max_pool_cuda[cover(values.size)](x, values, indices, table)
+    return values, indices
+
+
+def _for_maxima(x: CudaArray, window: Window) -> tuple[CudaArray, CudaArray]:
+    shape = output_shape(x, window)
+    return device.empty(shape, x.dtype), device.empty(shape, np.int64)
+
+
+@cuda.jit
+def _max_pool_cuda(x: Array, values: Array, indices: Int64Array, table: Int32Array) -> None:
+    """The definition: a thread looks through one window."""
+    n = np.uint32(cuda.grid(1))
+    if n >= values.size:
+        return
+    (height, width), (rows, columns) = pair_at(table, 0), pair_at(table, 1)
+    kernel, stride = pair_at(table, 2), pair_at(table, 3)
+    padding, dilation = pair_at(table, 4), pair_at(table, 5)
+    plane, i, j = unravel(n, rows, columns)
+    best, where = x.dtype.type(-np.inf), -1
+    for u in range(kernel[0]):
+        y = tap(i, u, stride[0], padding[0], dilation[0])
+        for v in range(kernel[1]):
+            z = tap(j, v, stride[1], padding[1], dilation[1])
+            if 0 <= y < height and 0 <= z < width:
+                value = x[ravel(plane, y, z, height, width)]
+                if where < 0 or _beats(value, best):
+                    best, where = value, y * width + z
+    values[n], indices[n] = best, where
+
+
+@cuda.jit
+def _max_pool_2x2_cuda(
+    x: Array, values: Array, indices: Int64Array, height: int, width: int, rows: int, columns: int
+) -> None:
+    """`_max_pool_cuda` of 2x2 with stride 2 and no padding: four numbers, no questions."""
+    n = np.uint32(cuda.grid(1))
+    if n < values.size:
+        plane, i, j = unravel(n, rows, columns)
+        first = ravel(plane, 2 * i, 2 * j, height, width)
+        best, where = x[first], 0
+        for tap_number in range(1, 4):
+            at = tap_number // 2 * width + tap_number % 2  # 1, width, width + 1
+            value = x[first + np.uint32(at)]
+            if _beats(value, best):
+                best, where = value, at
+        values[n], indices[n] = best, 2 * (i * width + j) + where
 
 
 @max_pool2d_forward.meta
@@ -196,8 +281,12 @@ def max_pool2d_forward_meta(x: MetaArray, window: Window) -> tuple[MetaArray, Me
 
 
 @kernel
-def max_pool2d_backward(grad: Array, indices: Array, size: Pair) -> Array:
-    """(N, C, OH, OW) twice -> (N, C, H, W): each gradient added to the pixel that won."""
+def max_pool2d_backward(grad: Array, indices: Array, size: Pair, window: Window) -> Array:
+    """(N, C, OH, OW) twice -> (N, C, H, W): each gradient added to the pixel that won.
+
+    The window tells nothing that the winners do not; but who starts from a pixel finds by it
+    the outputs that the pixel may have won.
+    """
     planes, outs = grad.shape[0] * grad.shape[1], grad.shape[2] * grad.shape[3]
     grads, winners = grad.reshape(planes, outs), indices.reshape(planes, outs)
     result = np.zeros((planes, size[0] * size[1]), grad.dtype)
@@ -207,7 +296,7 @@ def max_pool2d_backward(grad: Array, indices: Array, size: Pair) -> Array:
 
 
 @max_pool2d_backward.cpu
-def max_pool2d_backward_cpu(grad: Array, indices: Array, size: Pair) -> Array:
+def max_pool2d_backward_cpu(grad: Array, indices: Array, size: Pair, window: Window) -> Array:
     result = buffers.empty((*grad.shape[:2], *size), grad.dtype)
     planes, outs = grad.shape[0] * grad.shape[1], grad.shape[2] * grad.shape[3]
     pixels = size[0] * size[1]
@@ -229,8 +318,47 @@ def _give_to_winners(start: int, stop: int, grad: Array, indices: Array, result:
                 image[winners[out]] += given[out]
 
 
+# On the GPU a thread has a pixel, and asks each output that saw it whether the pixel won there. So
+# no two threads add to one pixel, and what is added comes in the order of the taps.
+
+
+@max_pool2d_backward.cuda
+def max_pool2d_backward_cuda(
+    grad: CudaArray, indices: CudaArray, size: Pair, window: Window
+) -> CudaArray:
+    result = device.empty((*grad.shape[:2], *size), grad.dtype)
+    table = window_table(window, size, grad.shape[2:])
+    _take_what_was_won_cuda[cover(result.size)](grad, indices, result, table)
+    return result
+
+
+@cuda.jit
+def _take_what_was_won_cuda(
+    grad: Array, indices: Int64Array, result: Array, table: Int32Array
+) -> None:
+    n = np.uint32(cuda.grid(1))
+    if n >= result.size:
+        return
+    (height, width), (rows, columns) = pair_at(table, 0), pair_at(table, 1)
+    kernel, stride = pair_at(table, 2), pair_at(table, 3)
+    padding, dilation = pair_at(table, 4), pair_at(table, 5)
+    plane, y, z = unravel(n, height, width)
+    total = grad.dtype.type(0)
+    for u in range(kernel[0]):
+        i = tapped_by(y, u, stride[0], padding[0], dilation[0], rows)
+        for v in range(kernel[1]):
+            j = tapped_by(z, v, stride[1], padding[1], dilation[1], columns)
+            if i >= 0 and j >= 0:
+                out = ravel(plane, i, j, rows, columns)
+                if indices[out] == y * width + z:
+                    total += grad[out]
+    result[n] = total
+
+
 @max_pool2d_backward.meta
-def max_pool2d_backward_meta(grad: MetaArray, indices: MetaArray, size: Pair) -> MetaArray:
+def max_pool2d_backward_meta(
+    grad: MetaArray, indices: MetaArray, size: Pair, window: Window
+) -> MetaArray:
     return MetaArray((*grad.shape[:2], *size), grad.dtype)
 
 
@@ -238,14 +366,21 @@ def max_pool2d_backward_meta(grad: MetaArray, indices: MetaArray, size: Pair) ->
 
 
 def divisors(window: Window, size: Sequence[int], include_pad: bool, divisor: int | None) -> Array:
-    """What each output's sum is divided by: (OH, OW).
+    """What each output's sum is divided by: (OH, OW)."""
+    return np.outer(*_counts(window, size, include_pad, divisor))
 
-    ``divisor`` if it is given; else the window's pixels, the padding among them if
+
+def _counts(
+    window: Window, size: Sequence[int], include_pad: bool, divisor: int | None
+) -> list[Array]:
+    """The two factors of an output's divisor, one for its row and one for its column: (OH,), (OW,).
+
+    They make ``divisor`` if it is given; else the window's pixels, the padding among them if
     ``include_pad``, but never what hangs over the padding in ``ceil_mode``.
     """
     output = window.output_size(size)
     if divisor is not None:
-        return np.full(output, divisor)
+        return [np.full(output[0], divisor), np.ones(output[1], np.int64)]
     counts = []
     for axis, count in enumerate(output):
         before, after = window.padding[axis]
@@ -253,7 +388,7 @@ def divisors(window: Window, size: Sequence[int], include_pad: bool, divisor: in
         last = first + window.kernel[axis]
         low, high = (-before, size[axis] + after) if include_pad else (0, size[axis])
         counts.append(np.minimum(last, high) - np.maximum(first, low))
-    return np.outer(*counts)
+    return counts
 
 
 @kernel
@@ -261,12 +396,12 @@ def avg_pool2d_forward(
     x: Array, window: Window, include_pad: bool = True, divisor: int | None = None
 ) -> Array:
     """(N, C, H, W) -> (N, C, OH, OW): the sum of what each tap reads, divided."""
-    shape, cover = output_shape(x, window), covering(window, x.shape[2:])
-    image = padded(x, cover)  # (N, C, PH, PW)
+    shape, wide = output_shape(x, window), covering(window, x.shape[2:])
+    image = padded(x, wide)  # (N, C, PH, PW)
     total = np.zeros(shape, x.dtype)
     for u in range(window.kernel[0]):
         for v in range(window.kernel[1]):
-            total += seen_by_tap(image, cover, shape[2:], u, v)
+            total += seen_by_tap(image, wide, shape[2:], u, v)
     total /= divisors(window, x.shape[2:], include_pad, divisor)
     return total
 
@@ -329,6 +464,42 @@ def _add_apart(row: Array, stride: int, total: Array) -> None:
             total[j] += row[j * stride]
 
 
+@avg_pool2d_forward.cuda
+def avg_pool2d_forward_cuda(
+    x: CudaArray, window: Window, include_pad: bool = True, divisor: int | None = None
+) -> CudaArray:
+    out = device.empty(output_shape(x, window), x.dtype)
+    factors = _counts_on_cuda(x.dtype, window, x.shape[2:], include_pad, divisor)
+    table = window_table(window, x.shape[2:], out.shape[2:])
+    _avg_pool_cuda[cover(out.size)](x, out, *factors, table)
+    return out
+
+
+def _counts_on_cuda(dtype: Any, *options: Any) -> list[CudaArray]:
+    return [device.kept(factor.astype(dtype)) for factor in _counts(*options)]
+
+
+@cuda.jit
+def _avg_pool_cuda(
+    x: Array, out: Array, by_row: Array, by_column: Array, table: Int32Array
+) -> None:
+    """The definition: a thread sums up what one window sees."""
+    n = np.uint32(cuda.grid(1))
+    if n >= out.size:
+        return
+    (height, width), (rows, columns) = pair_at(table, 0), pair_at(table, 1)
+    kernel, stride, padding = pair_at(table, 2), pair_at(table, 3), pair_at(table, 4)
+    plane, i, j = unravel(n, rows, columns)
+    total = x.dtype.type(0)
+    for u in range(kernel[0]):
+        y = tap(i, u, stride[0], padding[0], 1)
+        for v in range(kernel[1]):
+            z = tap(j, v, stride[1], padding[1], 1)
+            if 0 <= y < height and 0 <= z < width:
+                total += x[ravel(plane, y, z, height, width)]
+    out[n] = total / (by_row[np.uint32(i)] * by_column[np.uint32(j)])
+
+
 @avg_pool2d_forward.meta
 def avg_pool2d_forward_meta(
     x: MetaArray, window: Window, include_pad: bool = True, divisor: int | None = None
@@ -344,12 +515,12 @@ def avg_pool2d_backward(
     grad: Array, size: Pair, window: Window, include_pad: bool = True, divisor: int | None = None
 ) -> Array:
     """(N, C, OH, OW) -> (N, C, H, W): each gradient divided, and added to all it was made of."""
-    cover = covering(window, size)
+    wide = covering(window, size)
     parts = grad / divisors(window, size, include_pad, divisor).astype(grad.dtype)
-    image = padded(np.zeros((*grad.shape[:2], *size), grad.dtype), cover)  # (N, C, PH, PW)
+    image = padded(np.zeros((*grad.shape[:2], *size), grad.dtype), wide)  # (N, C, PH, PW)
     for u in range(window.kernel[0]):
         for v in range(window.kernel[1]):
-            view = seen_by_tap(image, cover, grad.shape[2:], u, v)
+            view = seen_by_tap(image, wide, grad.shape[2:], u, v)
             view += parts
     top, left = window.before
     return image[:, :, top : top + size[0], left : left + size[1]].copy()
@@ -404,6 +575,43 @@ def _avg_pool_backward(
                         row[begin + j * stride[1]] += part[j]
 
 
+@avg_pool2d_backward.cuda
+def avg_pool2d_backward_cuda(
+    grad: CudaArray,
+    size: Pair,
+    window: Window,
+    include_pad: bool = True,
+    divisor: int | None = None,
+) -> CudaArray:
+    result = device.empty((*grad.shape[:2], *size), grad.dtype)
+    factors = _counts_on_cuda(grad.dtype, window, size, include_pad, divisor)
+    table = window_table(window, size, grad.shape[2:])
+    _avg_pool_backward_cuda[cover(result.size)](grad, result, *factors, table)
+    return result
+
+
+@cuda.jit
+def _avg_pool_backward_cuda(
+    grad: Array, result: Array, by_row: Array, by_column: Array, table: Int32Array
+) -> None:
+    """A thread sums up the parts that one pixel has in the outputs that saw it."""
+    n = np.uint32(cuda.grid(1))
+    if n >= result.size:
+        return
+    (height, width), (rows, columns) = pair_at(table, 0), pair_at(table, 1)
+    kernel, stride, padding = pair_at(table, 2), pair_at(table, 3), pair_at(table, 4)
+    plane, y, z = unravel(n, height, width)
+    total = grad.dtype.type(0)
+    for u in range(kernel[0]):
+        i = tapped_by(y, u, stride[0], padding[0], 1, rows)
+        for v in range(kernel[1]):
+            j = tapped_by(z, v, stride[1], padding[1], 1, columns)
+            if i >= 0 and j >= 0:
+                part = grad[ravel(plane, i, j, rows, columns)]
+                total += part / (by_row[np.uint32(i)] * by_column[np.uint32(j)])
+    result[n] = total
+
+
 @avg_pool2d_backward.meta
 def avg_pool2d_backward_meta(
     grad: MetaArray,
@@ -430,7 +638,7 @@ class MaxPool(Op):
         return out
 
     def backward(self, grad: Any) -> Any:
-        return max_pool2d_backward(grad, self.indices, self.size)
+        return max_pool2d_backward(grad, self.indices, self.size, self.window)
 
 
 class AvgPool(Op):

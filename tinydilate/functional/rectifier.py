@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from tinydilate import buffers
+from tinydilate import buffers, device
 from tinydilate.autograd import Op, Tensor, public
-from tinydilate.device import Array, MetaArray
-from tinydilate.kernel import jit, kernel
+from tinydilate.device import Array, CudaArray, MetaArray, cover
+from tinydilate.kernel import cuda, jit, kernel
 from tinydilate.threads import share
 
 _LEAST = 16_384  # elements worth a thread
@@ -46,6 +46,20 @@ def _relu(start: int, stop: int, x: Array, out: Array) -> None:
         out[n] = value if not value < 0 else x.dtype.type(0)  # nan < 0 is false: nan passes
 
 
+@relu_forward.cuda
+def relu_forward_cuda(x: CudaArray) -> CudaArray:
+    out = device.empty_like(x)
+    _relu_cuda[cover(x.size)](x, out)
+    return out
+
+
+@cuda.jit
+def _relu_cuda(x: Array, out: Array) -> None:
+    n = np.uint32(cuda.grid(1))  # this thread's element
+    if n < out.size:  # the last block has threads to spare
+        out[n] = x.dtype.type(0) if x[n] < 0 else x[n]
+
+
 @relu_forward.meta
 def relu_forward_meta(x: MetaArray) -> MetaArray:
     return x
@@ -74,6 +88,21 @@ def _relu_backward(start: int, stop: int, grad: Array, out: Array, result: Array
     for n in range(len(grad)):
         value = grad[n]  # read in any case: a choice between two values needs no jump
         result[n] = value if out[n] > 0 else 0
+
+
+@relu_backward.cuda
+def relu_backward_cuda(grad: CudaArray, out: CudaArray) -> CudaArray:
+    result = device.empty_like(grad)
+    _relu_backward_cuda[cover(grad.size)](grad, out, result)
+    return result
+
+
+@cuda.jit
+def _relu_backward_cuda(grad: Array, out: Array, result: Array) -> None:
+    n = np.uint32(cuda.grid(1))
+    if n < result.size:
+        value = grad[n]
+        result[n] = value if out[n] > 0 else grad.dtype.type(0)
 
 
 @relu_backward.meta

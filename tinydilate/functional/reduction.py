@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from tinydilate import buffers
+from tinydilate import buffers, device
 from tinydilate.autograd import Op, Tensor, as_tensors, no_grad, public
-from tinydilate.device import Array, MetaArray
+from tinydilate.device import SIMULATED, Array, CudaArray, MetaArray
 from tinydilate.errors import ShapeError
 from tinydilate.functional.arithmetic import sum_to_shape
 from tinydilate.functional.shaping import View, check_dim, copy_view, integers, permute, reshape
-from tinydilate.kernel import jit, kernel
+from tinydilate.kernel import Int64Array, cuda, jit, kernel
 from tinydilate.threads import share
 
 _LEAST = 16_384  # elements worth a thread
@@ -85,6 +85,51 @@ def _max(start: int, stop: int, rows: Array, out: Array) -> None:
         out[r] = best
 
 
+# On the GPU a block takes a row. Each of its threads goes over some of the row's numbers; then the
+# block's findings meet in shared memory, in pairs: half of the threads take one each from the
+# other half, then a quarter, and so on.
+
+_THREADS = 8 if SIMULATED else 256  # of a block at most; a power of two
+_SHORT = 4 if SIMULATED else 32  # of a block for a short row
+
+
+def _block_of(rows: CudaArray) -> int:
+    """Threads for a row: no more than have something to do."""
+    return _SHORT if rows.shape[1] <= 4 * _SHORT else _THREADS
+
+
+@jit
+def _larger(number: float, best: float) -> bool:
+    """Whether a number takes the place of the best so far; nan does, and nothing takes nan's."""
+    return number > best or (number != number and best == best)
+
+
+@max_forward.cuda
+def max_forward_cuda(rows: CudaArray) -> CudaArray:
+    out = device.empty(rows.shape[:1], rows.dtype)
+    _max_cuda[len(rows), _block_of(rows)](rows, out, rows.shape[1])
+    return out
+
+
+@cuda.jit(launch_bounds=_THREADS)
+def _max_cuda(rows: Array, out: Array, length: np.uint32) -> None:
+    row, thread = np.uint32(cuda.blockIdx.x), np.uint32(cuda.threadIdx.x)
+    best_of = cuda.shared.array(_THREADS, rows.dtype)
+    best = rows[row * length]
+    for s in range(thread, length, cuda.blockDim.x):
+        number = rows[row * length + np.uint32(s)]
+        best = number if _larger(number, best) else best
+    best_of[thread] = best
+    half = np.uint32(cuda.blockDim.x // 2)
+    while half > 0:
+        cuda.syncthreads()
+        if thread < half and _larger(best_of[thread + half], best_of[thread]):
+            best_of[thread] = best_of[thread + half]
+        half >>= np.uint32(1)
+    if thread == 0:
+        out[row] = best_of[0]
+
+
 @max_forward.meta
 def max_forward_meta(rows: MetaArray) -> MetaArray:
     return MetaArray(rows.shape[:1], rows.dtype)
@@ -116,6 +161,38 @@ def _max_backward(
             ties += rows[r, s] == out[r]
         for s in range(rows.shape[1]):
             result[r, s] = (grad[r] if rows[r, s] == out[r] else 0 * grad[r]) / ties
+
+
+@max_backward.cuda
+def max_backward_cuda(grad: CudaArray, rows: CudaArray, out: CudaArray) -> CudaArray:
+    result = device.empty_like(rows)
+    if rows.size:
+        shape = len(rows), _block_of(rows)
+        _max_backward_cuda[shape](grad, rows, out, result, rows.shape[1])
+    return result
+
+
+@cuda.jit(launch_bounds=_THREADS)
+def _max_backward_cuda(
+    grad: Array, rows: Array, out: Array, result: Array, length: np.uint32
+) -> None:
+    row, thread = np.uint32(cuda.blockIdx.x), np.uint32(cuda.threadIdx.x)
+    ties_of = cuda.shared.array(_THREADS, np.int32)
+    ties = np.int32(0)
+    for s in range(thread, length, cuda.blockDim.x):
+        ties += np.int32(rows[row * length + np.uint32(s)] == out[row])
+    ties_of[thread] = ties
+    half = np.uint32(cuda.blockDim.x // 2)
+    while half > 0:
+        cuda.syncthreads()
+        if thread < half:
+            ties_of[thread] += ties_of[thread + half]
+        half >>= np.uint32(1)
+    cuda.syncthreads()
+    share = grad[row] / rows.dtype.type(ties_of[0])
+    for s in range(thread, length, cuda.blockDim.x):
+        n = row * length + np.uint32(s)
+        result[n] = share if rows[n] == out[row] else 0 * share  # nan equals nothing: 0 * nan
 
 
 @max_backward.meta
@@ -151,6 +228,38 @@ def _argmax(start: int, stop: int, rows: Array, out: Array) -> None:
             if number > rows[r, best]:
                 best = s
         out[r] = best
+
+
+@argmax_forward.cuda
+def argmax_forward_cuda(rows: CudaArray) -> CudaArray:
+    out = device.empty(rows.shape[:1], np.int64)
+    _argmax_cuda[len(rows), _block_of(rows)](rows, out, rows.shape[1])
+    return out
+
+
+@cuda.jit(launch_bounds=_THREADS)
+def _argmax_cuda(rows: Array, out: Int64Array, length: np.uint32) -> None:
+    row, thread = np.uint32(cuda.blockIdx.x), np.uint32(cuda.threadIdx.x)
+    best_of = cuda.shared.array(_THREADS, np.uint32)
+    start = row * length
+    best = thread if thread < length else np.uint32(0)
+    for s in range(best, length, cuda.blockDim.x):
+        if _larger(rows[start + np.uint32(s)], rows[start + best]):
+            best = np.uint32(s)
+    best_of[thread] = best
+    half = np.uint32(cuda.blockDim.x // 2)
+    while half > 0:
+        cuda.syncthreads()
+        if thread < half:
+            mine, other = best_of[thread], best_of[thread + half]
+            number, best_number = rows[start + other], rows[start + mine]
+            # Of equal numbers the first counts, and of several nan.
+            equal = not (_larger(number, best_number) or _larger(best_number, number))
+            if _larger(number, best_number) or (equal and other < mine):
+                best_of[thread] = other
+        half >>= np.uint32(1)
+    if thread == 0:
+        out[row] = best_of[0]
 
 
 @argmax_forward.meta

@@ -32,13 +32,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinydilate import buffers
+from tinydilate import buffers, device
 from tinydilate.autograd import Op, Tensor, as_tensors, public
-from tinydilate.device import Array, MetaArray
+from tinydilate.device import Array, CudaArray, MetaArray, cover
 from tinydilate.errors import ShapeError
-from tinydilate.functional.padding import IndexMaps, pad_backward, pad_forward
+from tinydilate.functional.padding import IndexMaps, pad_backward, pad_forward, showing
 from tinydilate.functional.unfolding import check_axes
-from tinydilate.kernel import jit, kernel
+from tinydilate.kernel import Int32Array, Int64Array, cuda, jit, kernel, ravel, unravel
 from tinydilate.threads import share
 from tinydilate.window import Pair, pair
 
@@ -135,19 +135,60 @@ def _bilinear(
     z_weight: Array,
     out: Array,
 ) -> None:
-    one = x.dtype.type(1)
     wide = np.empty((x.shape[1], out.shape[2]), x.dtype)  # one plane, blended along the columns
     for plane in range(start, stop):
         for y in range(x.shape[1]):
             row, target = x[plane, y], wide[y]
             for j in range(out.shape[2]):
-                w = z_weight[j]
-                target[j] = (one - w) * row[z_low[j]] + w * row[z_high[j]]
+                target[j] = _blend(row[z_low[j]], row[z_high[j]], z_weight[j])
         for i in range(out.shape[1]):
             low, high, target = wide[y_low[i]], wide[y_high[i]], out[plane, i]
             w = y_weight[i]
             for j in range(out.shape[2]):
-                target[j] = (one - w) * low[j] + w * high[j]
+                target[j] = _blend(low[j], high[j], w)
+
+
+@jit
+def _blend(low: float, high: float, w: float) -> Any:
+    """The share ``w`` of the upper neighbour, the rest of the lower one."""
+    return (type(w)(1) - w) * low + w * high
+
+
+@bilinear_forward.cuda
+def bilinear_forward_cuda(x: CudaArray, rows: Neighbours, columns: Neighbours) -> CudaArray:
+    out = device.empty((len(x), len(rows.lower), len(columns.lower)), x.dtype)
+    blends = [device.kept(array) for array in (*rows, *columns)]
+    _bilinear_cuda[cover(out.size)](x, *blends, out, *x.shape[1:])
+    return out
+
+
+@cuda.jit
+def _bilinear_cuda(
+    x: Array,
+    y_low: Int64Array,
+    y_high: Int64Array,
+    y_weight: Array,
+    z_low: Int64Array,
+    z_high: Int64Array,
+    z_weight: Array,
+    out: Array,
+    height: int,
+    width: int,
+) -> None:
+    """A thread blends the four neighbours of one output."""
+    n = np.uint32(cuda.grid(1))
+    if n >= out.size:
+        return
+    plane, i, j = unravel(n, y_low.size, z_low.size)
+    i, j = np.uint32(i), np.uint32(j)
+    low = ravel(plane, y_low[i], 0, height, width)  # where the two rows begin
+    high = ravel(plane, y_high[i], 0, height, width)
+    left, right, w = np.uint32(z_low[j]), np.uint32(z_high[j]), z_weight[j]
+    out[n] = _blend(
+        _blend(x[low + left], x[low + right], w),
+        _blend(x[high + left], x[high + right], w),
+        y_weight[i],
+    )
 
 
 @bilinear_forward.meta
@@ -211,6 +252,65 @@ def _bilinear_backward(
                 w = z_weight[j]
                 target[z_low[j]] += (one - w) * source[j]
                 target[z_high[j]] += w * source[j]
+
+
+# On the GPU a thread has one number of the result and adds up what it has a share in: along the
+# rows first, then along the columns, each by the same kernel. So no two threads add to one number.
+
+
+class Shares(NamedTuple):
+    """`Neighbours` the other way round: for each input position the outputs that blend it.
+
+    Those of position y have the numbers from ``first[y]`` to ``first[y + 1]``.
+    """
+
+    first: Array  # (size + 1,) int32
+    outputs: Array  # int32
+    weights: Array  # the position's share in each
+
+
+def shares(blend: Neighbours, size: int) -> Shares:
+    """Turn the neighbours along an axis round: each output once by its lower, once by its upper."""
+    first, entries = showing(np.concatenate([blend.lower, blend.upper]), size)
+    weights = np.concatenate([1 - blend.weight, blend.weight])
+    return Shares(first, entries % np.int32(len(blend.lower)), weights[entries])
+
+
+@bilinear_backward.cuda
+def bilinear_backward_cuda(
+    grad: CudaArray, rows: Neighbours, columns: Neighbours, size: Pair
+) -> CudaArray:
+    count, out_rows, out_columns = grad.shape
+    tall = device.empty((count, size[0], out_columns), grad.dtype)
+    result = device.empty((count, *size), grad.dtype)
+    along_rows = [device.kept(array) for array in shares(rows, size[0])]
+    along_columns = [device.kept(array) for array in shares(columns, size[1])]
+    _add_shares_cuda[cover(tall.size)](grad, *along_rows, tall, out_rows, out_columns)
+    _add_shares_cuda[cover(result.size)](tall, *along_columns, result, out_columns, 1)
+    return result
+
+
+@cuda.jit
+def _add_shares_cuda(
+    grad: Array,
+    first: Int32Array,
+    outputs: Int32Array,
+    weights: Array,
+    result: Array,
+    count: int,
+    after: int,
+) -> None:
+    """(A, O, B) -> (A, S, B): along the middle axis, each output's number to those it blended."""
+    n = np.uint32(cuda.grid(1))
+    if n >= result.size:
+        return
+    before, y, b = unravel(n, first.size - 1, after)
+    y = np.uint32(y)
+    total = grad.dtype.type(0)
+    for entry in range(first[y], first[y + np.uint32(1)]):
+        k = np.uint32(entry)
+        total += weights[k] * grad[ravel(before, outputs[k], b, count, after)]
+    result[n] = total
 
 
 @bilinear_backward.meta

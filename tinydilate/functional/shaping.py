@@ -25,11 +25,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinydilate import buffers
+from tinydilate import buffers, device
 from tinydilate.autograd import Op, Tensor, as_tensors, public
-from tinydilate.device import Array, MetaArray
+from tinydilate.device import Array, CudaArray, MetaArray, cover
 from tinydilate.errors import PositionError, ShapeError
-from tinydilate.kernel import jit, kernel
+from tinydilate.kernel import Int32Array, cuda, jit, kernel, place_of
 from tinydilate.threads import share
 
 _LEAST = 16_384  # elements worth a thread
@@ -135,6 +135,26 @@ def _copy_rows(start: int, stop: int, x: Array, out: Array, starts: Array, strid
                 target[n] = x[first + n * stride]
 
 
+@copy_view.cuda
+def copy_view_cuda(x: CudaArray, view: View) -> CudaArray:
+    out = device.empty(view.shape, x.dtype)
+    _copy_view_cuda[cover(out.size)](x, out, *_table_of(view))
+    return out
+
+
+def _table_of(view: View) -> tuple[int, int, CudaArray]:
+    """A view as a kernel takes it: the offset, the number of axes, and `place_of`'s table."""
+    simple = view.simplified()
+    return view.offset, len(simple.shape), device.constants(*simple.shape, *simple.strides)
+
+
+@cuda.jit
+def _copy_view_cuda(x: Array, out: Array, offset: int, axes: int, table: Int32Array) -> None:
+    n = np.uint32(cuda.grid(1))
+    if n < out.size:
+        out[n] = x[np.uint32(offset + place_of(n, 0, axes, table))]
+
+
 @copy_view.meta
 def copy_view_meta(x: MetaArray, view: View) -> MetaArray:
     return MetaArray(view.shape, x.dtype)
@@ -167,6 +187,35 @@ def _place_rows(grad: Array, result: Array, starts: Array, stride: int) -> None:
         first, at = starts[row], row * length
         for n in range(length):
             result[first + n * stride] += grad[at + n]
+
+
+@place_view.cuda
+def place_view_cuda(grad: CudaArray, view: View, shape: tuple[int, ...]) -> CudaArray:
+    result = device.zeros(shape, grad.dtype)
+    # Threads that added to one place at the same time would lose something. The views that slices
+    # and permutations make read no place twice; any other is left to a single thread.
+    grid = cover(grad.size) if reads_no_place_twice(view) else (min(1, grad.size), 1)
+    _place_view_cuda[grid](grad, result, *_table_of(view))
+    return result
+
+
+def reads_no_place_twice(view: View) -> bool:
+    """Whether each axis steps beyond all that the finer ones reach; enough, though not needed."""
+    reach = 0
+    for stride, size in sorted(
+        (abs(step), n) for step, n in zip(view.strides, view.shape, strict=True)
+    ):
+        if size > 1:
+            if stride <= reach:
+                return False
+            reach += stride * (size - 1)
+    return True
+
+
+@cuda.jit
+def _place_view_cuda(grad: Array, result: Array, offset: int, axes: int, table: Int32Array) -> None:
+    for n in range(cuda.grid(1), grad.size, cuda.gridsize(1)):
+        result[np.uint32(offset + place_of(n, 0, axes, table))] += grad[np.uint32(n)]
 
 
 @place_view.meta
@@ -204,6 +253,28 @@ def _copy_columns(start: int, stop: int, part: Array, rows: Array, at: int) -> N
         source, target = part[row], rows[row, at : at + part.shape[1]]
         for n in range(len(source)):
             target[n] = source[n]
+
+
+@cat_forward.cuda
+def cat_forward_cuda(arrays: list[CudaArray], dim: int) -> CudaArray:
+    shape = joined_shape(arrays, dim)
+    out = device.empty(shape, arrays[0].dtype)
+    columns, at = math.prod(shape[dim:]), 0
+    for array in arrays:
+        part = math.prod(array.shape[dim:])
+        _copy_columns_cuda[cover(array.size)](array, out, part, columns, at)
+        at += part
+    return out
+
+
+@cuda.jit
+def _copy_columns_cuda(
+    part: Array, rows: Array, width: np.uint32, columns: np.uint32, at: np.uint32
+) -> None:
+    """An array of rows of ``width`` to columns ``at`` and on of ``rows``."""
+    n = np.uint32(cuda.grid(1))
+    if n < part.size:
+        rows[n // width * columns + at + n % width] = part[n]
 
 
 @cat_forward.meta

@@ -18,7 +18,8 @@ say: the target ``q[c] = w[c] * ((1 - s) * [c = t] + s / C)`` gives ``loss = -su
 ``dx = p * sum(q) - q``.
 
 The kernels see an array as (N, C, M): M pixels whose C scores lie M numbers apart. The inner loop
-runs along a block of neighbouring pixels, which vector instructions take sixteen at a time.
+runs along a block of neighbouring pixels, which vector instructions take sixteen at a time. On the
+GPU each pixel has a thread, which goes through its classes: neighbours read neighbouring numbers.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from typing import Any
 
 import numpy as np
 
-from tinydilate import buffers
+from tinydilate import buffers, device
 from tinydilate.autograd import Op, Tensor, as_tensors, public
-from tinydilate.device import Array, MetaArray, move
+from tinydilate.device import Array, CudaArray, MetaArray, cover, move
 from tinydilate.errors import ConfigError, DataError, DtypeError, GraphError, ShapeError
 from tinydilate.functional.arithmetic import div_forward, sum_to_shape
 from tinydilate.functional.reduction import sum as sum_over
 from tinydilate.functional.shaping import View, check_dim, copy_view
-from tinydilate.kernel import jit, jit_fused, kernel
+from tinydilate.kernel import Int64Array, cuda, jit, jit_fused, kernel
 from tinydilate.threads import share
 
 _BLOCK = 256  # neighbouring pixels that a loop treats together
@@ -196,6 +197,55 @@ def _softmax(start: int, stop: int, x: Array, out: Array) -> None:
                 result[m] /= totals[m]
 
 
+@softmax_forward.cuda
+def softmax_forward_cuda(x: CudaArray) -> CudaArray:
+    out = device.empty_like(x)
+    _softmax_cuda[_a_thread_each(x)](x, out, *x.shape[1:])
+    return out
+
+
+def _a_thread_each(x: CudaArray) -> tuple[int, int]:
+    """Blocks and threads for the pixels of (N, C, M)."""
+    return cover(len(x) * x.shape[2] if x.size else 0)
+
+
+@jit
+def _first_score(pixel: Any, classes: Any, pixels: Any) -> Any:
+    """Where the scores of a pixel begin, the pixels of all items counted."""
+    return np.uint32(pixel // pixels * classes * pixels + pixel % pixels)
+
+
+@cuda.jit(device=True)
+def _peak(x: Array, first: Any, classes: Any, pixels: Any) -> Any:
+    """Largest score of the pixel whose scores begin at ``first``."""
+    peak = x[first]
+    for c in range(1, classes):
+        score = x[np.uint32(first + c * pixels)]
+        peak = score if score > peak else peak
+    return peak
+
+
+@cuda.jit(device=True)
+def _total(x: Array, first: Any, classes: Any, pixels: Any, peak: Any) -> Any:
+    """Sum of exp(score - peak) over the same scores."""
+    total = x.dtype.type(0)
+    for c in range(classes):
+        total += math.exp(x[np.uint32(first + c * pixels)] - peak)
+    return total
+
+
+@cuda.jit
+def _softmax_cuda(x: Array, out: Array, classes: np.uint32, pixels: np.uint32) -> None:
+    pixel = np.uint32(cuda.grid(1))
+    if pixel < x.size // classes:
+        first = _first_score(pixel, classes, pixels)
+        peak = _peak(x, first, classes, pixels)
+        total = _total(x, first, classes, pixels, peak)
+        for c in range(classes):
+            at = np.uint32(first + c * pixels)
+            out[at] = math.exp(x[at] - peak) / total
+
+
 @softmax_forward.meta
 def softmax_forward_meta(x: MetaArray) -> MetaArray:
     return x
@@ -230,6 +280,29 @@ def _softmax_backward(start: int, stop: int, grad: Array, out: Array, result: Ar
             row = result[n, c, first : first + count]
             for m in range(count):
                 row[m] = p[m] * (given[m] - sums[m])
+
+
+@softmax_backward.cuda
+def softmax_backward_cuda(grad: CudaArray, out: CudaArray) -> CudaArray:
+    result = device.empty_like(grad)
+    _softmax_backward_cuda[_a_thread_each(grad)](grad, out, result, *grad.shape[1:])
+    return result
+
+
+@cuda.jit
+def _softmax_backward_cuda(
+    grad: Array, out: Array, result: Array, classes: np.uint32, pixels: np.uint32
+) -> None:
+    pixel = np.uint32(cuda.grid(1))
+    if pixel < out.size // classes:
+        first = _first_score(pixel, classes, pixels)
+        total = grad.dtype.type(0)
+        for c in range(classes):
+            at = np.uint32(first + c * pixels)
+            total += grad[at] * out[at]
+        for c in range(classes):
+            at = np.uint32(first + c * pixels)
+            result[at] = out[at] * (grad[at] - total)
 
 
 @softmax_backward.meta
@@ -269,6 +342,25 @@ def _log_softmax(start: int, stop: int, x: Array, out: Array) -> None:
                 result[m] = scores[m] - peaks[m] - logs[m]
 
 
+@log_softmax_forward.cuda
+def log_softmax_forward_cuda(x: CudaArray) -> CudaArray:
+    out = device.empty_like(x)
+    _log_softmax_cuda[_a_thread_each(x)](x, out, *x.shape[1:])
+    return out
+
+
+@cuda.jit
+def _log_softmax_cuda(x: Array, out: Array, classes: np.uint32, pixels: np.uint32) -> None:
+    pixel = np.uint32(cuda.grid(1))
+    if pixel < x.size // classes:
+        first = _first_score(pixel, classes, pixels)
+        peak = _peak(x, first, classes, pixels)
+        log = math.log(_total(x, first, classes, pixels, peak))
+        for c in range(classes):
+            at = np.uint32(first + c * pixels)
+            out[at] = x[at] - peak - log
+
+
 @log_softmax_forward.meta
 def log_softmax_forward_meta(x: MetaArray) -> MetaArray:
     return x
@@ -303,6 +395,28 @@ def _log_softmax_backward(start: int, stop: int, grad: Array, out: Array, result
             row = result[n, c, first : first + count]
             for m in range(count):
                 row[m] = given[m] - exp_rule(log_p[m]) * sums[m]
+
+
+@log_softmax_backward.cuda
+def log_softmax_backward_cuda(grad: CudaArray, out: CudaArray) -> CudaArray:
+    result = device.empty_like(grad)
+    _log_softmax_backward_cuda[_a_thread_each(grad)](grad, out, result, *grad.shape[1:])
+    return result
+
+
+@cuda.jit
+def _log_softmax_backward_cuda(
+    grad: Array, out: Array, result: Array, classes: np.uint32, pixels: np.uint32
+) -> None:
+    pixel = np.uint32(cuda.grid(1))
+    if pixel < out.size // classes:
+        first = _first_score(pixel, classes, pixels)
+        total = grad.dtype.type(0)
+        for c in range(classes):
+            total += grad[np.uint32(first + c * pixels)]
+        for c in range(classes):
+            at = np.uint32(first + c * pixels)
+            result[at] = grad[at] - math.exp(out[at]) * total
 
 
 @log_softmax_backward.meta
@@ -380,6 +494,67 @@ def _cross_entropy(
             for m in range(count):
                 smoothed = to_label * loss[m] + to_each * evenly[m]
                 loss[m] = smoothed if label[m] != ignore_index else 0
+
+
+@cross_entropy_forward.cuda
+def cross_entropy_forward_cuda(
+    x: CudaArray, labels: CudaArray, weights: CudaArray, ignore_index: int, smoothing: float
+) -> tuple[CudaArray, CudaArray, CudaArray]:
+    losses, peaks, totals = (device.empty(labels.shape, x.dtype) for _ in range(3))
+    _cross_entropy_cuda[cover(labels.size)](
+        *(x, labels, weights, losses, peaks, totals),
+        *x.shape[1:],
+        ignore_index,
+        *_shares(smoothing, x.shape[1]),
+    )
+    return losses, peaks, totals
+
+
+def _shares(smoothing: float, classes: int) -> tuple[float, float]:
+    """What of the target the label gets, and what each class gets in any case."""
+    return 1 - smoothing, smoothing / classes
+
+
+@jit
+def _is_class(label: Any, classes: Any) -> Any:
+    """Labels that are on the GPU already were not looked at: to wait for them takes time."""
+    return (label >= 0) & (label < np.int64(classes))
+
+
+@cuda.jit
+def _cross_entropy_cuda(
+    x: Array,
+    labels: Int64Array,
+    weights: Array,
+    losses: Array,
+    peaks: Array,
+    totals: Array,
+    classes: np.uint32,
+    pixels: np.uint32,
+    ignore_index: np.int64,
+    to_label: float,
+    to_each: float,
+) -> None:
+    pixel = np.uint32(cuda.grid(1))
+    if pixel >= losses.size:
+        return
+    first = _first_score(pixel, classes, pixels)
+    peak = _peak(x, first, classes, pixels)
+    total = _total(x, first, classes, pixels, peak)
+    peaks[pixel], totals[pixel] = peak, total
+    label, log = labels[pixel], math.log(total)
+    if label == ignore_index:
+        losses[pixel] = 0
+    elif _is_class(label, classes):
+        c = np.uint32(label)
+        loss = to_label * weights[c] * (peak - x[np.uint32(first + c * pixels)] + log)
+        if to_each > 0:
+            for each in range(classes):
+                surprise = peak - x[np.uint32(first + each * pixels)] + log
+                loss += to_each * weights[np.uint32(each)] * surprise
+        losses[pixel] = loss
+    else:
+        losses[pixel] = np.nan
 
 
 @cross_entropy_forward.meta
@@ -472,6 +647,63 @@ def _cross_entropy_backward(
                 result[n, label[m], first + m] -= own[m]
 
 
+@cross_entropy_backward.cuda
+def cross_entropy_backward_cuda(
+    grad: CudaArray,
+    x: CudaArray,
+    peaks: CudaArray,
+    totals: CudaArray,
+    labels: CudaArray,
+    weights: CudaArray,
+    ignore_index: int,
+    smoothing: float,
+) -> CudaArray:
+    result = device.empty_like(x)
+    _cross_entropy_backward_cuda[cover(labels.size)](
+        *(grad, x, peaks, totals, labels, weights, result),
+        *x.shape[1:],
+        ignore_index,
+        *_shares(smoothing, x.shape[1]),
+    )
+    return result
+
+
+@cuda.jit
+def _cross_entropy_backward_cuda(
+    grad: Array,
+    x: Array,
+    peaks: Array,
+    totals: Array,
+    labels: Int64Array,
+    weights: Array,
+    result: Array,
+    classes: np.uint32,
+    pixels: np.uint32,
+    ignore_index: np.int64,
+    to_label: float,
+    to_each: float,
+) -> None:
+    pixel = np.uint32(cuda.grid(1))
+    if pixel >= labels.size:
+        return
+    first, label = _first_score(pixel, classes, pixels), labels[pixel]
+    given = grad[pixel] if label != ignore_index else grad.dtype.type(0)
+    # q is own at the label and evenly * weights[c] everywhere; said is its sum over the total.
+    own, evenly = grad.dtype.type(0), given * to_each
+    if _is_class(label, classes):
+        own = given * to_label * weights[np.uint32(label)]
+    elif label != ignore_index:
+        own = given * grad.dtype.type(np.nan)
+    said = own
+    for c in range(classes):
+        said += evenly * weights[np.uint32(c)]
+    said /= totals[pixel]
+    for c in range(classes):
+        at = np.uint32(first + c * pixels)
+        q = evenly * weights[np.uint32(c)] + (own if c == label else grad.dtype.type(0))
+        result[at] = math.exp(x[at] - peaks[pixel]) * said - q
+
+
 @cross_entropy_backward.meta
 def cross_entropy_backward_meta(
     grad: MetaArray,
@@ -506,6 +738,24 @@ def _label_weights(labels: Array, weights: Array, ignore_index: int, out: Array)
         known = labels[n] != ignore_index
         weight = weights[labels[n] if known else 0]  # read in any case: it needs no jump
         out[n] = weight if known else 0
+
+
+@label_weights.cuda
+def label_weights_cuda(labels: CudaArray, weights: CudaArray, ignore_index: int) -> CudaArray:
+    out = device.empty(labels.shape, weights.dtype)
+    _label_weights_cuda[cover(out.size)](labels, weights, out, ignore_index)
+    return out
+
+
+@cuda.jit
+def _label_weights_cuda(
+    labels: Int64Array, weights: Array, out: Array, ignore_index: np.int64
+) -> None:
+    n = np.uint32(cuda.grid(1))
+    if n < out.size:
+        label = labels[n]
+        known = label != ignore_index and _is_class(label, weights.size)
+        out[n] = weights[np.uint32(label)] if known else weights.dtype.type(0)
 
 
 @label_weights.meta
@@ -680,7 +930,9 @@ def cross_entropy(
     Notes
     -----
     PyTorch's deprecated ``size_average`` and ``reduce`` are left out, so the options after
-    ``weight`` are given by name. Losses are summed in float64.
+    ``weight`` are given by name. Losses are summed in float64, on the GPU by short sums of sums.
+    Labels that are on the GPU already are not checked, which would mean to wait for them: the loss
+    of one that is no class is nan.
     """
     (x,) = as_tensors(input)
     if x.ndim == 0 or x.shape[min(1, x.ndim - 1)] == 0:
@@ -692,14 +944,15 @@ def cross_entropy(
     classes = x.shape[min(1, x.ndim - 1)]
     weights = _class_weights(weight, classes, x)
     given = target.data if isinstance(target, Tensor) else target
-    if not isinstance(given, MetaArray):
+    if not isinstance(given, MetaArray | CudaArray):
         given = np.asarray(given)
     if given.shape == x.shape and given.dtype.kind == "f":
         soft = target if isinstance(target, Tensor) else given
         return _soft_cross_entropy(x, soft, weights, reduction, label_smoothing)
     labels = _labels(given, x.shape, ignore_index)
     if weights is None:
-        weights = move(np.ones(classes, x.dtype), x.device)
+        ones = np.ones(classes, x.dtype)
+        weights = device.kept(ones) if x.device == "cuda" else move(ones, x.device)
     labels = move(labels, x.device)
     return CrossEntropy(labels, weights, ignore_index, reduction, float(label_smoothing))(x)
 
@@ -763,6 +1016,8 @@ def _labels(given: Any, shape: tuple[int, ...], ignore_index: int) -> Any:
         )
     if isinstance(given, MetaArray):
         return given
+    if isinstance(given, CudaArray):
+        return given if given.dtype == np.int64 else given.astype(np.int64)
     labels = given.astype(np.int64, order="C")
     # As unsigned numbers negative labels are huge: one comparison finds both ends.
     unsigned = labels.view(np.uint64)

@@ -1,0 +1,369 @@
+"""Arrays on the GPU: the pool, the errors, and what needs a GPU or its simulator."""
+
+from __future__ import annotations  # the signatures of kernels are read as they are written
+
+import copy
+import gc
+import re
+import types
+
+import numpy as np
+import pytest
+from guarded_cuda import guarded
+
+import tinydilate
+import tinydilate.functional as F
+from tinydilate import device, kernel, nn, tensor
+from tinydilate.device import Array, CudaArray, cover
+from tinydilate.errors import DeviceError, DtypeError, KernelError, ShapeError
+from tinydilate.kernel import cuda
+
+# ---- without a GPU ---------------------------------------------------------------------------
+
+
+class CudaAPIError(RuntimeError):
+    pass
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """Numba's interface as far as the pool needs it, with memory of the processor's.
+
+    Its ``room`` is how many bytes it has, and ``made`` the sizes that were asked for.
+    """
+    fake = types.SimpleNamespace(room=2**40, made=[])
+
+    def device_array(size, dtype):
+        if size > fake.room:
+            raise CudaAPIError("[2] Call to cuMemAlloc results in CUDA_ERROR_OUT_OF_MEMORY")
+        fake.made.append(size)
+        return np.empty(size, dtype)
+
+    fake.device_array = device_array
+    driver = types.SimpleNamespace(CudaAPIError=CudaAPIError)
+    fake.cudadrv = types.SimpleNamespace(driver=driver)
+    monkeypatch.setattr(device, "numba_cuda", lambda: fake)
+    monkeypatch.setattr(device, "_pool", device._CudaPool())
+    monkeypatch.setattr(device, "card", lambda: device.Card("fake", (9, 0), 1, 2**34))
+    return fake
+
+
+def test_memory_is_used_again(card):
+    first = device.empty((300, 4), np.float32)
+    line = first.flat
+    del first
+    again = device.empty((1200,), np.float32)
+    assert again.flat is line, "the same numbers in the same place, found and not made"
+    assert card.made == [5120]
+    view, other = again.reshape(2, -1), device.empty((1200,), np.float32)
+    assert view.shape == (2, 600)
+    assert view.base is again
+    del again
+    assert device.empty((1200,), np.float32).flat is not view.flat, "a view holds the memory"
+    assert device.cuda_statistics().in_use == 2 * 5120
+    del view, other
+    assert device.cuda_statistics() == (0, 3 * 5120, 3 * 5120, 3)
+    device.cuda_empty_cache()
+    assert device.cuda_statistics() == (0, 0, 0, 3)
+
+
+def test_another_type_in_the_same_memory(card):
+    whole = device.empty((256,), np.float32)
+    whole.flat[:] = 1
+    del whole
+    again = device.empty((128,), np.float64)
+    assert again.flat.dtype == np.float64
+    assert again.flat.shape == (128,)
+    assert len(card.made) == 1
+
+
+def test_out_of_memory_says_what_is_held_and_what_to_do(card):
+    kept, waiting = device.empty((2**18,), np.float32), device.empty((2**20,), np.float32)
+    del waiting
+    card.room = 2**21
+    text = (
+        "expected 16.0 MiB more memory on the GPU; it has no room for them. Arrays of this process "
+        "hold 1.0 MiB of 16.00 GiB, at most 5.0 MiB so far. Use a smaller batch or crop, compute "
+        "without gradients inside no_grad(), let go of tensors that still hold a graph (keep "
+        "loss.item(), not loss), or stop other programs on the GPU (nvidia-smi)."
+    )
+    with pytest.raises(DeviceError, match="^" + re.escape(text) + "$"):
+        device.empty((2**22,), np.float32)
+    assert device.cuda_statistics().held == 0, "what waited was let go to make room"
+    del kept
+    card.room = 2**40
+    assert device.empty((2**22,), np.float32).size == 2**22
+
+
+def test_another_failure_of_the_driver_is_not_called_lack_of_memory(card, monkeypatch):
+    def device_array(size, dtype):
+        raise CudaAPIError("CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    card.device_array = device_array
+    with pytest.raises(CudaAPIError, match="ILLEGAL"):
+        device.empty((4,), np.float32)
+
+
+def test_too_many_elements_to_count(card):
+    with pytest.raises(ShapeError, match=r"^expected at most 2147483647 elements .* Use smaller"):
+        device.empty((2**16, 2**15), np.float32)
+
+
+def test_an_array_knows_its_shape(card):
+    a = device.empty((2, 3), np.float64)
+    assert (a.ndim, a.size, a.nbytes, len(a)) == (2, 6, 48, 2)
+    assert repr(a) == "CudaArray(shape=(2, 3), dtype=float64)"
+    assert a.reshape((3, 2)).shape == (3, 2)
+    assert a.reshape(-1).shape == (6,)
+    assert a.reshape(6).reshape(2, 3, 1).flat is a.flat
+    for wrong in ((4,), (-1, 4), (-2, -3)):
+        with pytest.raises(ShapeError, match=r"^expected sizes for 6 elements \(shape \(2, 3\)\)"):
+            a.reshape(*wrong)
+    with pytest.raises(ShapeError, match=r"Take \.item\(\)\.$"):
+        len(device.empty((), np.float32))
+    with pytest.raises(DeviceError, match=r'NumPy does not reach there: move it with \.to\("cpu"'):
+        np.asarray(a)
+    assert device.device_of(a) == "cuda"
+    assert not device.is_foreign(a)
+    assert tinydilate.buffers.is_view(a.reshape(6))
+    assert not tinydilate.buffers.is_view(a)
+
+
+INSTALL = r'Install it: .* -m pip install "tinydilate\[cuda13\]" \(or cuda12, for drivers older'
+
+
+@pytest.mark.parametrize(
+    ("fake", "found"),
+    [
+        ({"implementation": "Built-in"}, "^the package numba-cuda is missing. " + INSTALL),
+        (
+            {
+                "implementation": "NVIDIA",
+                "is_available": lambda: False,
+                "cuda_error": lambda: "Error at driver init: libcuda.so cannot be found\nmore",
+            },
+            r"^numba-cuda found no GPU or no driver \(Error at driver init: libcuda.so cannot be "
+            r"found\)\. If this machine has a GPU, see what `nvidia-smi` and `tinydilate doctor`",
+        ),
+        (None, r"^numba.cuda cannot be loaded \(OSError: libcudart.so.13\)\. " + INSTALL),
+    ],
+)
+def test_why_there_is_no_gpu(monkeypatch, fake, found):
+    def load():
+        if fake is None:
+            raise OSError("libcudart.so.13\nlooked in many places")
+        return types.SimpleNamespace(**fake)
+
+    monkeypatch.setattr(device, "numba_cuda", load)
+    monkeypatch.setattr(device, "SIMULATED", False)
+    assert re.match(found, device.cuda_problem.__wrapped__())
+
+
+def test_a_tensor_for_a_gpu_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(device, "cuda_problem", lambda: "no driver answers. Call nvidia-smi.")
+    text = (
+        "expected a GPU to compute on; no driver answers. Call nvidia-smi. Without one, stay on "
+        'device="cpu", or step through the kernels in Numba\'s simulator: set '
+        "NUMBA_ENABLE_CUDASIM=1 before Python starts."
+    )
+    for attempt in (
+        lambda: tensor([1.0], device="cuda"),
+        lambda: tensor([1.0]).to("cuda"),
+        lambda: nn.ReLU().to("cuda") and nn.Linear(2, 2).to("cuda"),
+        lambda: nn.Conv2d(1, 1, 3, device="cuda"),
+    ):
+        with pytest.raises(DeviceError, match="^" + re.escape(text) + "$"):
+            attempt()
+
+
+def test_every_element_has_a_thread():
+    assert cover(0, 256) == (0, 256)
+    assert cover(1, 256) == (1, 256)
+    assert cover(257, 256) == (2, 256)
+
+
+def test_kernels_refuse_what_they_were_not_compiled_for(card):
+    body = kernel.KERNELS["relu_forward"].implementations["cuda"].__globals__["_relu_cuda"]
+    a, b = device.empty((2,), np.float32), device.empty((2,), np.float64)
+    with pytest.raises(DtypeError, match=r"^rectifier\._relu_cuda expected arrays of float32"):
+        body[1, 32](a, b)
+    with pytest.raises(DeviceError, match=r"on the GPU; got ndarray\.$"):
+        body[1, 32](a, np.ones(2, np.float32))
+    with pytest.raises(KernelError, match=r"expected 2 arguments; got 1\.$"):
+        body[1, 32](a)
+    with pytest.raises(KernelError, match=r"Write rectifier\._relu_cuda\[cover\(count\)\]\("):
+        body(a, a)
+    with pytest.raises(DtypeError, match=r"expected float32 or float64; got int64\. Convert"):
+        body.compiled(np.dtype(np.int64))
+
+
+def test_an_unknown_annotation_is_refused():
+    with pytest.raises(KernelError, match=r"to annotate x with one of Array, .*; got 'list'\."):
+
+        @cuda.jit
+        def wrong(x: list) -> None:
+            pass
+
+
+def test_cuda_is_for_the_bodies_of_kernels():
+    with pytest.raises(KernelError, match=r"^expected cuda\.grid inside the body of a kernel;"):
+        cuda.grid(1)
+
+
+# ---- on a GPU, or in the simulator -----------------------------------------------------------
+
+gpu = pytest.mark.gpu
+
+
+@gpu
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.uint8, np.bool_])
+@pytest.mark.parametrize("shape", [(), (0, 3), (5,), (2, 3, 4)])
+def test_there_and_back(dtype, shape):
+    x = np.random.default_rng(0).normal(size=shape).astype(dtype)
+    there = tensor(x).to("cuda")
+    assert (there.device, there.shape, there.dtype) == ("cuda", shape, x.dtype)
+    np.testing.assert_array_equal(there.numpy(), x)
+    np.testing.assert_array_equal(device.move(there.data.copy(), "cpu"), x)
+    zeros = device.move(device.zeros(shape, dtype), "cpu")
+    np.testing.assert_array_equal(zeros, np.zeros(shape, dtype))
+
+
+@gpu
+def test_copies_longer_than_the_staging_memory(monkeypatch):
+    monkeypatch.setattr(device._Staging, "piece", 48)
+    monkeypatch.setattr(device, "_staging", tinydilate.device.cache(device._Staging))
+    x = np.arange(101, dtype=np.float32)
+    np.testing.assert_array_equal(tensor(x, device="cuda").numpy(), x)
+
+
+@gpu
+def test_a_tensor_on_the_gpu_behaves():
+    x = tensor(np.array([[1.5, -2.0]], np.float32), requires_grad=True, device="cuda")
+    assert repr(x) == "tensor([[ 1.5, -2. ]], device='cuda', requires_grad=True)"
+    assert (x > 0).numpy().tolist() == [[True, False]]
+    assert (x == x.detach()).numpy().all()
+    assert x.sum().item() == -0.5
+    assert float(x[0, 0]) == 1.5
+    y = x.to(np.float64)
+    assert (y.dtype, y.device) == (np.float64, "cuda")
+    (y * 2).backward(np.ones((1, 2)))
+    assert (x.grad.device, x.grad.dtype) == ("cuda", np.float32)
+    assert x.grad.numpy().tolist() == [[2.0, 2.0]]
+    with pytest.raises(DeviceError, match="expected tensors on one device; got cuda and cpu"):
+        x + tensor([1.0])
+
+
+@gpu
+def test_gradients_flow_through_an_expression_as_on_the_cpu():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 3, 5)), rng.normal(size=(3, 1))
+    results = []
+    for place in ("cpu", "cuda"):
+        x, y = (tensor(z, requires_grad=True) for z in (a, b))
+        p, q = x.to(place), y.to(place)
+        joined = F.cat([F.relu(p * q + 1) / 2, (q - p)[:, ::-1]], 1)
+        loss = (joined.transpose(0, 2).max(dim=1) ** 2).sum() + p.mean() + F.exp(q).sum()
+        loss.backward()
+        results.append([loss.item(), x.grad.numpy(), y.grad.numpy()])
+    for mine, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-13)
+
+
+@gpu
+def test_a_module_goes_there_and_back():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+    before = net.state_dict()
+    net.to("cuda")
+    assert {p.device for p in net.parameters()} == {"cuda"}
+    state = net.state_dict()
+    for name, array in before.items():
+        np.testing.assert_array_equal(state[name], array)
+    net.load_state_dict({name: 2 * array for name, array in before.items()})
+    twin = copy.deepcopy(net)
+    for name, parameter in twin.to("cpu").named_parameters():
+        np.testing.assert_array_equal(parameter.data, 2 * before[name])
+    born = nn.Conv2d(1, 2, 3, device="cuda", rng=0)
+    np.testing.assert_array_equal(
+        device.move(born.weight.data, "cpu"), nn.Conv2d(1, 2, 3, rng=0).weight.data
+    )
+
+
+class Foreign:
+    """An array of another library: all that it shows is the interface."""
+
+    def __init__(self, **interface):
+        self.__cuda_array_interface__ = interface
+
+
+@gpu
+def test_arrays_of_other_libraries_share_their_memory():
+    mine = device.move(np.arange(6.0).reshape(2, 3), "cuda")
+    theirs = Foreign(**mine.__cuda_array_interface__)
+    x = tensor(theirs)
+    assert (x.device, x.shape, x.dtype) == ("cuda", (2, 3), np.float64)
+    device.write(np.full((2, 3), 7.0), mine)
+    assert x.numpy().tolist() == [[7.0] * 3] * 2
+    assert tinydilate.buffers.is_view(x.data)
+    assert (x * 2).numpy().tolist() == [[14.0] * 3] * 2
+    del mine
+    gc.collect()
+    strided = {**theirs.__cuda_array_interface__, "strides": (8, 16)}
+    with pytest.raises(ShapeError, match=r"^expected an array in C order; .*x\.contiguous\(\)"):
+        tensor(Foreign(**strided))
+    with pytest.raises(DtypeError, match=r"^expected real numbers; got an array of dtype complex"):
+        tensor(Foreign(**{**theirs.__cuda_array_interface__, "typestr": "<c8"}))
+    assert tensor(Foreign(**{**strided, "shape": (0, 3), "data": (0, False)})).shape == (0, 3)
+
+
+@cuda.jit
+def _add_one(x: Array, out: Array, beside: int) -> None:
+    n = np.uint32(cuda.grid(1))
+    if n < x.size:
+        out[n + np.uint32(beside)] = x[n] + 1
+
+
+@gpu
+def test_guards_notice_a_kernel_that_writes_beside_its_array():
+    def run(beside):
+        with guarded():
+            x = device.move(np.ones(3), "cuda")
+            out = device.empty((3,), x.dtype)
+            # A longer line, as a kernel on a GPU sees it: nothing checks its indices there.
+            wide = CudaArray(out.flat, out.shape, out.dtype, out.memory)
+            wide.flat = _beyond(out)
+            _add_one[cover(3)](x, wide, beside)
+
+    run(0)
+    with pytest.raises(AssertionError, match="a kernel wrote behind an array of 3"):
+        run(1)
+
+
+def _beyond(array):
+    """The line of an array, and what lies behind it."""
+    interface = {**array.__cuda_array_interface__, "shape": (array.size + 4,)}
+    return device._line_of(interface, array)
+
+
+@gpu
+@pytest.mark.skipif(not device.SIMULATED, reason="a GPU checks no index")
+def test_a_failing_kernel_is_named(monkeypatch):
+    def twin(x):
+        out = device.empty_like(x)
+        _add_one[cover(x.size)](x, out, 9)
+        return out
+
+    monkeypatch.setitem(kernel.KERNELS["relu_forward"].implementations, "cuda", twin)
+    found = (
+        r"^relu_forward: the GPU kernel test_device\._add_one failed on 1 blocks of 8 threads: "
+        r"IndexError: tid=.* index 9 is out of bounds"
+    )
+    with pytest.raises(KernelError, match=found):
+        F.relu(tensor([1.0], device="cuda"))
+
+
+@gpu
+def test_time_is_measured():
+    x = device.move(np.ones(4, np.float32), "cuda")
+    assert 0 < device.seconds(kernel.KERNELS["relu_forward"], x) < 60
+    device.synchronize()
+    assert device.card().multiprocessors >= 1
