@@ -49,7 +49,7 @@ CHAIN = [
     ["nn"],
     ["models"],
     ["optim", "data", "metrics", "io"],
-    ["see", "warmup"],
+    ["see", "warmup", "gpu_checkup"],
     ["predict"],
     ["train"],
     ["doctor"],
