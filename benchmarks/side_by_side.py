@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tinydilate.kernel import jit
+from tinydilate.compiling import jit
 from tinydilate.simd import host_tile, outer_tile
 from tinydilate.threads import get_num_threads, share
 

@@ -27,7 +27,7 @@ import numpy as np
 import tinydilate
 import tinydilate.functional
 from tinydilate import device
-from tinydilate.kernel import CUDA_KERNELS, CudaKernel
+from tinydilate.launching import CUDA_KERNELS, CudaKernel
 
 CARDS = (75, 80, 90)
 

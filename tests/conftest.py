@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 
 from tinydilate import (
     buffers,
+    compiling,
     gemm,
     get_rng_state,
     is_grad_enabled,
@@ -55,7 +56,7 @@ def _world(folder: Path) -> dict[str, object]:
         "kernels": {name: dict(entry.implementations) for name, entry in kernel.KERNELS.items()},
         "forced implementations": list(kernel._forced),
         "watchers": list(kernel._watchers),
-        "cache folder of kernels": kernel._cache_folder if kernel._cache_settled else None,
+        "cache folder of kernels": compiling._cache_folder if compiling._cache_settled else None,
         "number of threads": threads.get_num_threads(),
         "recording of gradients": is_grad_enabled(),
         "cache folder of the user's kernels": numba and numba.config.CACHE_DIR,

@@ -15,8 +15,8 @@ import sys
 import numpy as np
 
 from tinydilate import buffers, gemm, set_num_threads
+from tinydilate.compiling import jit
 from tinydilate.functional.convolution import conv2d_forward, conv2d_grad_input, conv2d_grad_weight
-from tinydilate.kernel import jit
 from tinydilate.simd import copy_runs
 from tinydilate.window import Window
 from tinydilate.winograd import winograd_outer, winograd_product
@@ -112,7 +112,7 @@ def convolve_all() -> None:
 
 @jit
 def _copy(out, source, start, inside):
-    copy_runs(out, (0, 6), source, (start, 6), 6, inside, 1)
+    copy_runs(out, (0, 6), source, (start, 6), 6, inside, 1, False)
 
 
 def read_beside(guard: str) -> None:

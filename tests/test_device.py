@@ -354,8 +354,8 @@ def test_a_failing_kernel_is_named(monkeypatch):
 
     monkeypatch.setitem(kernel.KERNELS["relu_forward"].implementations, "cuda", twin)
     found = (
-        r"^the GPU kernel test_device\._add_one, launched by relu_forward on 1 blocks of 8 "
-        r"threads, failed: IndexError: tid=.* index 9 is out of bounds"
+        r"^relu_forward: the GPU kernel test_device\._add_one failed on 1 blocks of 8 threads: "
+        r"IndexError: tid=.* index 9 is out of bounds"
     )
     with pytest.raises(KernelError, match=found):
         F.relu(tensor([1.0], device="cuda"))

@@ -6,7 +6,7 @@ from cases import conv2d_oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinydilate import gemm, set_num_threads
+from tinydilate import gemm, set_num_threads, threads
 from tinydilate.functional.convolution import conv2d_forward, conv2d_grad_input, conv2d_grad_weight
 from tinydilate.simd import host_tile
 from tinydilate.window import Window
@@ -197,13 +197,13 @@ def test_weights_packed_slab_by_slab(monkeypatch, adjoint, groups, tiles):
     inner = 9 * min(channels, filters)
     monkeypatch.setattr(gemm, "PACKED_BYTES", tiles * TILE.rows * inner * 4)
     packed = []
-    body = gemm._pack
 
-    def pack(start, stop, weights, first, count, pitches, room, lanes):
-        packed.append(len(room))
-        body(start, stop, weights, first, count, pitches, room, lanes)
+    def share(body, count, *arguments, **options):
+        if body is gemm._pack:
+            packed.append(count)
+        threads.share(body, count, *arguments, **options)
 
-    monkeypatch.setattr(gemm, "_pack", pack)
+    monkeypatch.setattr(gemm, "share", share)
     window = Window.of(3, 1, 1)
     x, w = numbers(2, groups * channels, 4, 6), numbers(groups * filters, channels, 3, 3, seed=1)
     b = numbers(groups * filters, seed=2)

@@ -12,7 +12,7 @@ import pytest
 
 import tinydilate
 import tinydilate.functional as F
-from tinydilate import kernel, use
+from tinydilate import compiling, kernel, use
 from tinydilate.device import MetaArray
 from tinydilate.errors import DeviceError, DtypeError, KernelError
 from tinydilate.kernel import KERNELS, Elementwise, jit
@@ -129,9 +129,13 @@ def test_a_rule_keeps_the_dtype_whichever_came_first(order):
     assert np.asarray(rule(np.ones((), np.float32))).dtype == np.float32
 
 
+def quotient(a, b):
+    return a / b
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_rule_on_many_numbers_gives_what_it_gives_on_few(threads):
-    rule, before = Elementwise(lambda a, b: a / b), tinydilate.get_num_threads()
+    rule, before = Elementwise(quotient, shared=True), tinydilate.get_num_threads()
     a = np.random.default_rng(0).normal(size=(3, 70_000)).astype(np.float32)
     b = a[::-1].copy()
     b[0, 0] = 0
@@ -234,7 +238,7 @@ def test_an_edit_is_never_answered_with_stale_code(copy, tmp_path):
 
 
 def test_an_edit_in_a_helper_changes_the_digest(copy):
-    digest = "from tinydilate.kernel import source_digest; print(source_digest())"
+    digest = "from tinydilate.compiling import source_digest; print(source_digest())"
     before = in_another_process(digest, copy)
     checked = in_another_process(digest, copy, NUMBA_BOUNDSCHECK="1")
     assert len({before, checked}) == 2
@@ -250,7 +254,7 @@ def test_old_machine_code_is_pruned(tmp_path):
         os.utime(folder, (number, number))
     (tmp_path / "something else").mkdir()
     current = tmp_path / "numba-0"
-    kernel._prune(current)
+    compiling._prune(current)
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == ["numba-0", "numba-5", "numba-6", "numba-7", "something else"]
 
@@ -258,7 +262,7 @@ def test_old_machine_code_is_pruned(tmp_path):
 def test_machine_code_of_today_is_kept(tmp_path):
     for number in range(8):
         (tmp_path / f"numba-{number}").mkdir()
-    kernel._prune(tmp_path / "numba-0")
+    compiling._prune(tmp_path / "numba-0")
     assert len(list(tmp_path.iterdir())) == 8
 
 
@@ -279,15 +283,15 @@ def test_without_a_folder_to_write_to_all_works(tmp_path):
     """The folder's place is taken by a file, which stops root too."""
     (tmp_path / "taken").write_text("")
     place = tmp_path / "taken"
-    code = COMPILE + "from tinydilate.kernel import cache_folder; print(cache_folder())"
+    code = COMPILE + "from tinydilate.compiling import cache_folder; print(cache_folder())"
     assert in_another_process(code, TINYDILATE_CACHE=str(place)) == "[0.0, 2.0]\nNone"
 
 
 def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("TINYDILATE_CACHE", str(tmp_path))
-    assert kernel.cache_home() == tmp_path
+    assert compiling.cache_home() == tmp_path
     monkeypatch.delenv("TINYDILATE_CACHE")
-    assert kernel.cache_home().name == "tinydilate"
+    assert compiling.cache_home().name == "tinydilate"
 
 
 # ---- Numba's own switches --------------------------------------------------------------------
@@ -342,7 +346,7 @@ def test_the_pages_stay_inside_their_arrays(tmp_path):
 
 BESIDE = """
 import numpy as np
-from tinydilate.kernel import jit
+from tinydilate.compiling import jit
 @jit
 def last(numbers, n):
     return numbers[n]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import tinydilate.functional as F
+from tinydilate.compiling import jit
 from tinydilate.functional.padding import (
     IndexMaps,
     _longest_run,
@@ -12,7 +13,6 @@ from tinydilate.functional.padding import (
     pad_forward,
 )
 from tinydilate.functional.softmax_loss import exp_rule, log_rule
-from tinydilate.kernel import jit
 
 
 @jit

@@ -10,7 +10,7 @@ import pytest
 
 import tinydilate
 import tinydilate.functional as F
-from tinydilate import kernel, models, nn, tensor
+from tinydilate import compiling, models, nn, tensor
 from tinydilate.errors import ConfigError, DataError, DtypeError, GraphError, ShapeError
 from tinydilate.functional.arithmetic import sum_to_shape
 from tinydilate.functional.rectifier import relu_forward
@@ -36,7 +36,7 @@ def in_another_process(program: str, **environment: str) -> str:
 def test_the_twin_of_copy_runs_stops_where_the_run_does():
     """The row goes on behind the run; NUMBA_DISABLE_JIT=1 convolved wide images wrongly."""
     out, row = np.full(8, -1.0, np.float32), np.arange(8, dtype=np.float32)
-    copy_runs.body(out, (1, 4), row, (0, 8), 3, (0, 8), 1)
+    copy_runs.body(out, (1, 4), row, (0, 8), 3, (0, 8), 1, False)
     assert out.tolist() == [-1, 0, 1, 2, -1, -1, -1, -1]
 
 
@@ -100,8 +100,8 @@ import pwd
 def nobody(number): raise KeyError(number)
 pwd.getpwuid = nobody
 import numpy as np
-from tinydilate import functional, kernel
-print(functional.relu(np.ones(2, np.float32)).data.sum(), kernel.cache_folder())
+from tinydilate import compiling, functional
+print(functional.relu(np.ones(2, np.float32)).data.sum(), compiling.cache_folder())
 """
     pytest.importorskip("pwd")
     drop = {"HOME", "XDG_CACHE_HOME", "TINYDILATE_CACHE"}
@@ -118,9 +118,9 @@ print(functional.relu(np.ones(2, np.float32)).data.sum(), kernel.cache_folder())
 
 def test_an_empty_setting_of_the_cache_is_none(monkeypatch, tmp_path):
     monkeypatch.setenv("TINYDILATE_CACHE", "")
-    assert kernel.cache_home().name == "tinydilate"
+    assert compiling.cache_home().name == "tinydilate"
     monkeypatch.setenv("TINYDILATE_CACHE", "here")
-    assert kernel.cache_home().is_absolute()
+    assert compiling.cache_home().is_absolute()
 
 
 MEETING = """

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinydilate.kernel import jit
+from tinydilate.compiling import jit
 from tinydilate.simd import (
     TILE_SHAPES,
     Sandwich,
@@ -36,8 +36,8 @@ def _outer(out, out_at, valid, a, a_at, b, b_at, steps, bias, bias_at, first, re
 
 
 @jit
-def _copy(out, out_at, source, at, run, inside, count):
-    copy_runs(out, out_at, source, at, run, inside, count)
+def _copy(out, out_at, source, at, run, inside, count, alone):
+    copy_runs(out, out_at, source, at, run, inside, count, alone)
 
 
 @jit
@@ -179,7 +179,8 @@ def test_the_copy_of_runs_is_its_twin(data, dtype, count, at):
     source = filled(dtype, source_at[0] + n * source_at[1] + real, 1)
     written = (out_at[0] + n * out_at[1] + np.arange(run)).ravel()
     out = filled(dtype, written, 2, around=MARGIN)
-    both(_copy, copy_runs.body, out, written, out_at, source, source_at, run, inside, count)
+    arguments = out_at, source, source_at, run, inside, count, draw(st.booleans())
+    both(_copy, copy_runs.body, out, written, *arguments)
 
 
 @settings(max_examples=150)
@@ -206,11 +207,11 @@ def test_limits_far_outside_are_cut_before_they_are_narrowed():
     row = np.arange(20, dtype=np.float32)
     for inside in ((-(2**32), 2**32), (-(2**31), 2**31), (-(2**40), 2**33 + 1)):
         out = np.full(8, MARGIN, np.float32)
-        _copy(out, (0, 6), row, (3, 6), 6, inside, 1)
+        _copy(out, (0, 6), row, (3, 6), 6, inside, 1, False)
         assert out.tolist() == [3, 4, 5, 6, 7, 8, MARGIN, MARGIN]
     for inside in ((2**32, 2**33), (-(2**33), -(2**32))):
         out = np.full(8, MARGIN, np.float32)
-        _copy(out, (0, 6), row, (3, 6), 6, inside, 1)
+        _copy(out, (0, 6), row, (3, 6), 6, inside, 1, False)
         assert out.tolist() == [0] * 6 + [MARGIN] * 2
 
 
@@ -219,7 +220,7 @@ def test_runs_that_lie_outside_their_row_read_nothing():
     row = np.full(4, np.nan, np.float32)
     for inside in ((0, 0), (5, 3), (-9, -2), (70, 90)):
         out = np.full(12, MARGIN, np.float32)
-        _copy(out, (0, 6), row, (2**40, 2**41), 6, inside, 2)
+        _copy(out, (0, 6), row, (2**40, 2**41), 6, inside, 2, False)
         assert not out.any()
         out = np.full(12, MARGIN, np.float32)
         _transpose(out, (0, 3), row, (2**40, 2**41), (3, 4), inside, 3)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 
 import tinydilate
 import tinydilate.functional as F
-from tinydilate import get_num_threads, set_num_threads, tensor, threads
+from tinydilate import buffers, get_num_threads, handover, set_num_threads, tensor, threads
+from tinydilate.compiling import Jitted, jit
 from tinydilate.errors import ConfigError
+from tinydilate.handover import ASLEEP, TAKEN, look, write
 from tinydilate.threads import share
 
 RNG = np.random.default_rng(0)
@@ -36,55 +39,139 @@ def step(dilation=2):
     return out.data, x.grad.data, w.grad.data
 
 
+@jit
+def count_up(start, stop, covered, starts):
+    for n in range(start, stop):
+        covered[n] += 1
+    starts[start] = stop
+
+
 @settings(max_examples=100)
 @given(st.integers(0, 60), st.integers(1, 7), st.integers(1, 20))
 def test_each_index_is_covered_once(count, number, least):
-    before = get_num_threads()
     set_num_threads(number)
-    covered, parts = np.zeros(count, int), []
-
-    def body(start, stop):
-        covered[start:stop] += 1
-        parts.append(stop - start)
-
-    try:
-        share(body, count, least=least)
-    finally:
-        set_num_threads(before)
+    covered, stops = np.zeros(count, int), np.zeros(count + 1, int)
+    share(count_up, count, covered, stops, least=least)
     assert (covered == 1).all()
-    assert len(parts) <= number
-    assert len(parts) == 1 or min(parts) >= least, "a part too small to be worth a thread"
+    sizes = [int(stop) - start for start, stop in enumerate(stops) if stop > start]
+    assert len(sizes) <= number
+    assert len(sizes) < 2 or min(sizes) >= least, "a part too small to be worth a thread"
+
+
+@jit
+def count_in_room(start, stop, room, covered, rooms):
+    room[0] += stop - start
+    rooms[start] = len(room)
+    for n in range(start, stop):
+        covered[n] += room[0] > 0
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_each_thread_has_room_of_its_own(number, monkeypatch):
+    """Whoever computes a part: what two parts write into their rooms at once does not mix."""
+    handed_out = []
+    monkeypatch.setattr(
+        buffers,
+        "empty",
+        lambda shape, dtype: handed_out.append(np.zeros(shape, dtype)) or handed_out[-1],
+    )
+    set_num_threads(number)
+    covered, rooms = np.zeros(50, int), np.zeros(50, int)
+    share(count_in_room, 50, covered, rooms, room=20, dtype=np.float64)
+    assert (covered == 1).all()
+    assert set(rooms[rooms > 0]) == {32}, "rounded up to whole lines of the cache"
+    (room,) = handed_out
+    assert room.shape == (number, 32)
+    assert room.dtype == np.float64
+    assert room[:, 0].sum() == 50
+    assert not room[:, 1:].any()
+
+
+@jit
+def meet(start, stop, arrived, everybody):
+    """Wait until as many threads are in the loop: passes only if they run at once."""
+    for n in range(start, stop):
+        write(arrived, n, 1)
+        looks = 0
+        while arrived[:everybody].sum() < everybody and looks < 100_000_000:
+            looks += look(arrived, n)
+        write(arrived, everybody + n, int(arrived[:everybody].sum()))
 
 
 def test_parts_run_on_several_threads_at_once():
     set_num_threads(3)
-    together = threading.Barrier(3, timeout=10)  # passes only if three threads wait at once
-    names = set()
+    share(meet, 1, np.zeros(2, np.int64), 1)  # compiled; meanwhile the helpers fall asleep
+    for _ in range(3):
+        arrived = np.zeros(6, np.int64)
+        share(meet, 3, arrived, 3)
+        assert arrived.tolist() == [1, 1, 1, 3, 3, 3]
 
-    def body(start, stop):
-        together.wait()
-        names.add(threading.current_thread().name)
 
-    share(body, 3)
-    assert len(names) == 3
-    assert threading.current_thread().name in names
+@pytest.mark.parametrize("asleep", [False, True])
+def test_threads_help_whether_they_watch_or_sleep(asleep):
+    set_num_threads(2)
+    share(meet, 1, np.zeros(2, np.int64), 1)
+    share(meet, 2, np.zeros(4, np.int64), 2)
+    words = threads._crew.board
+    while asleep and not words[ASLEEP]:
+        time.sleep(0.001)
+    arrived = np.zeros(4, np.int64)
+    share(meet, 2, arrived, 2)
+    assert arrived[2:].tolist() == [2, 2]
+
+
+@jit
+def stumble(start, stop, at, finished):
+    if start == at:
+        raise ZeroDivisionError("at a part")
+    finished[start] = 1
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_an_exception_in_a_part_reaches_the_caller(failing):
     set_num_threads(3)
-    finished = []
+    finished = np.zeros(3, int)
+    with pytest.raises(ZeroDivisionError, match="at a part"):
+        share(stumble, 3, failing, finished)
+    assert finished.sum() == 2, "the other parts ran to their end"
+    share(stumble, 3, -1, finished)  # and the threads are still there
+    assert finished.all()
 
-    def body(start, stop):
-        if start == failing:
-            raise ZeroDivisionError(f"part {start}")
-        finished.append(start)
 
-    with pytest.raises(ZeroDivisionError, match=f"part {failing}"):
-        share(body, 3)
-    assert len(finished) == 2, "the other parts ran to their end"
-    share(lambda start, stop: finished.append(start), 3)  # and the threads are still there
-    assert len(finished) == 5
+def test_a_caller_who_finds_the_board_taken_computes_alone():
+    set_num_threads(2)
+    share(count_up, 2, np.zeros(2, int), np.zeros(3, int))
+    board = threads._crew.board
+    board[TAKEN] = 1
+    covered, stops = np.zeros(8, int), np.zeros(9, int)
+    share(count_up, 8, covered, stops)
+    board[TAKEN] = 0
+    assert covered.all()
+    assert stops.tolist() == [4, 0, 0, 0, 8, 0, 0, 0, 0], "cut as always"
+
+
+def test_the_protocol_is_sound_in_plain_python():
+    """The caller and a helper on one board, step by step; the intrinsics by their twins."""
+    board, done = [0] * handover.board_size(1), []
+    take, compute = handover.take.body, handover.compute.body
+    with pytest.MonkeyPatch.context() as patch:
+        for thing in vars(handover).values():
+            if isinstance(thing, Jitted):
+                patch.setattr(thing, "_compiled", thing.body)
+        job = handover.address.body(lambda start, stop: done.append((start, stop)), ())
+        assert handover.drive(board, job, 3, 10) == -1
+        assert done == [(0, 3), (3, 6), (6, 10)]
+        assert take(board, 0) == -1, "nothing is left"
+        board[handover.TICKET] += 2 << 16  # two more parts for the helper
+        assert take(board, 5) == -1, "a sixth thread has no room"
+        for part in (3, 4):
+            assert take(board, 1) == part
+            compute(board, part, 1)
+        assert board[handover.DONE] == 5
+        assert handover.serve(board, 1), "nothing comes: the helper says that it sleeps"
+        assert board[ASLEEP] == 1
+        board[handover.STOP] = 1
+        assert not handover.serve(board, 1)
 
 
 def test_two_python_threads_at_once_compute_the_same_bits():
@@ -153,12 +240,22 @@ assert (F.conv2d(x, w).numpy() == before).all()
     assert run.returncode == 0, run.stderr
 
 
+def helpers():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("tinydilate")]
+
+
 def test_the_threads_of_another_count_are_let_go():
-    set_num_threads(3)
-    share(lambda start, stop: None, 3)
-    assert threads._pool is not None
     set_num_threads(1)
-    assert threads._pool is None
+    for left in helpers():
+        left.join(10)
+    set_num_threads(3)
+    step()
+    assert len(helpers()) == 2
+    mine = helpers()
+    set_num_threads(1)
+    for thread in mine:
+        thread.join(10)
+    assert not helpers()
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, True, "2"])
@@ -181,10 +278,12 @@ def test_the_number_of_threads_comes_from_the_environment():
     assert "NUMBA_NUM_THREADS should be a whole number of at least 1, got 'many'" in wrong.stderr
 
 
-def test_one_thread_makes_no_pool():
+def test_one_thread_needs_no_helper():
     set_num_threads(1)
+    for left in helpers():
+        left.join(10)
     step()
-    assert threads._pool is None
+    assert not helpers()
     assert tinydilate.get_num_threads() == 1
 
 
@@ -240,9 +339,9 @@ MEETING = """
 import gc, sys, threading
 import numba
 import tinydilate.functional
-from tinydilate import kernel
+from tinydilate import compiling
 
-loops = [loop for loop in gc.get_objects() if type(loop) is kernel.Jitted]
+loops = [loop for loop in gc.get_objects() if type(loop) is compiling.Jitted]
 assert len(loops) > 20
 before = numba.config.CACHE_DIR
 sys.setswitchinterval(1e-6)

@@ -226,10 +226,10 @@ def test_warm_up_leaves_nothing_to_compile(tmp_path):
     program = """
         import os, pathlib, sys
         from tinydilate.config import Config
-        from tinydilate import kernel, train, warmup
+        from tinydilate import compiling, train, warmup
         config = Config(train_scenes=16, validation_scenes=2, test_scenes=2)
         warmup.warm_up("training", lambda: train.tiny_steps(config), progress=False)
-        count = lambda: sum(1 for _ in kernel.cache_folder().rglob("*.nbc"))
+        count = lambda: sum(1 for _ in compiling.cache_folder().rglob("*.nbc"))
         before = count()
         images, labels = train.make_scenes(config, progress=False).train
         for stage in train.stages_of(config):

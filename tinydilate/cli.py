@@ -387,7 +387,8 @@ def _add_warmup(parser: argparse.ArgumentParser) -> None:
 
 
 def _warmup(arguments: argparse.Namespace) -> int:
-    from tinydilate.kernel import KERNELS, cache_folder
+    from tinydilate.compiling import cache_folder
+    from tinydilate.kernel import KERNELS
     from tinydilate.train import tiny_steps
     from tinydilate.warmup import every_kernel, warm_up
 

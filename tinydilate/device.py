@@ -8,7 +8,7 @@ A `CudaArray` is a line of numbers in the memory of a GPU, and a shape. There is
 only, the C-contiguous one, so a kernel takes the line and never asks for strides. This module is
 the only one that speaks to Numba's CUDA interface from the host's side: it loads it when the first
 array goes to the GPU, keeps the memory, copies to and fro, and measures time. The kernels
-themselves are compiled and launched by kernel.py.
+themselves are compiled and launched by launching.py.
 
 Everything runs on one stream, a queue of work that the GPU does in order. So memory whose array
 died while the GPU still reads it can be given to the next array at once: what fills it comes later

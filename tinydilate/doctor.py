@@ -17,8 +17,8 @@ import numpy as np
 import tinydilate
 from tinydilate import functional as F
 from tinydilate import gpu_checkup
+from tinydilate.compiling import cache_folder, cache_home
 from tinydilate.gpu_checkup import Finding
-from tinydilate.kernel import cache_folder, cache_home
 from tinydilate.threads import available_cores, get_num_threads, set_num_threads
 
 

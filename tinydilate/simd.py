@@ -40,9 +40,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinydilate.compiling import Native, native
 from tinydilate.device import Array
 from tinydilate.errors import ConfigError
-from tinydilate.kernel import Native, native
 
 
 class TileShape(NamedTuple):
@@ -52,6 +52,7 @@ class TileShape(NamedTuple):
     width: int  # bytes in one vector register
     rows: int
     vectors: int
+    registers: int
 
     def lanes(self, dtype: Any = np.float32) -> int:
         """Numbers in one vector."""
@@ -69,10 +70,10 @@ class TileShape(NamedTuple):
 
 
 TILE_SHAPES = {
-    "avx512": TileShape("avx512", 64, 8, 3),  # 32 registers
-    "avx2": TileShape("avx2", 32, 6, 2),  # 16 registers
-    "neon": TileShape("neon", 16, 8, 3),  # 32 registers
-    "plain": TileShape("plain", 16, 4, 2),
+    "avx512": TileShape("avx512", 64, 8, 3, 32),
+    "avx2": TileShape("avx2", 32, 6, 2, 16),
+    "neon": TileShape("neon", 16, 8, 3, 32),
+    "plain": TileShape("plain", 16, 4, 2, 16),
 }
 
 
@@ -164,17 +165,21 @@ def _emit_outer_tile() -> Any:
                     return totals
 
                 totals = code.loop(steps, code.choose(first, from_bias, from_memory), step)
-                for i, total in enumerate(totals):
-                    m, v = divmod(i, vectors)
-                    result = code.rectified(total, relu)
-                    if v == vectors - 1:
-                        code.store_masked(result, lines[m], v * code.lanes, mask)
-                    else:
-                        code.store(result, lines[m], v * code.lanes)
+                results = [code.rectified(total, relu) for total in totals]
+                last = vectors - 1
+                for i, result in enumerate(results):
+                    if i % vectors != last:
+                        code.store(result, lines[i // vectors], i % vectors * code.lanes)
+                valid = builder.sub(columns, before_last)
+                with builder.if_else(code.is_whole(valid)) as (then, otherwise):  # see copy_runs
+                    with then:
+                        for line, result in zip(lines, results[last::vectors], strict=True):
+                            code.store(result, line, last * code.lanes)
+                    with otherwise:
+                        for line, result in zip(lines, results[last::vectors], strict=True):
+                            code.store_masked(result, line, last * code.lanes, mask)
 
             shape = host_tile()
-            # A tile of fewer rows is cut in powers of two, 5 = 4 + 1, largest first.
-            tails = [size for size in (4, 2, 1) if size < shape.rows]
             for vectors in range(1, shape.vectors + 1):
                 least = code.integer((vectors - 1) * code.lanes)
                 most = code.integer(vectors * code.lanes)
@@ -186,12 +191,16 @@ def _emit_outer_tile() -> Any:
                     with builder.if_else(whole) as (then, otherwise):
                         with then:
                             tile(code.integer(0), shape.rows, vectors)
-                        with otherwise:
-                            for size in tails:
-                                bit = builder.and_(rows, code.integer(size))
-                                with builder.if_then(code.is_not_zero(bit)):
-                                    done = builder.and_(rows, code.integer(-2 * size))
-                                    tile(done, size, vectors)
+                        with otherwise:  # fewer rows: first four of them, then up to three
+                            four = builder.and_(rows, code.integer(4))
+                            if shape.rows > 4:
+                                with builder.if_then(code.is_not_zero(four)):
+                                    tile(code.integer(0), 4, vectors)
+                            rest = builder.and_(rows, code.integer(3))
+                            for size in (1, 2, 3):
+                                some = builder.icmp_signed("==", rest, code.integer(size))
+                                with builder.if_then(some):
+                                    tile(four, size, vectors)
             return context.get_dummy_value()
 
         arguments = (out, out_at, valid, a, a_at, b, b_at, steps, bias, bias_at, first, relu)
@@ -257,45 +266,74 @@ def _emit_copy_runs() -> Any:
 
     @intrinsic
     def copy_runs(
-        typing: Any, out: Any, out_at: Any, source: Any, at: Any, run: Any, inside: Any, count: Any
+        typing: Any,
+        out: Any,
+        out_at: Any,
+        source: Any,
+        at: Any,
+        run: Any,
+        inside: Any,
+        count: Any,
+        alone: Any,
     ) -> Any:
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             code = _Emitter(context, builder, out.dtype)
             out_first, (out_pitch,) = code.place(arguments, signature, 0)
             source_first, (pitch,) = code.place(arguments, signature, 2)
-            run, inside, count = arguments[4:]
+            run, inside, count, alone = arguments[4:]
             low, high = code.numbers(inside)
+            whole = builder.and_(code.less_than(low, 1), builder.icmp_signed(">=", high, run))
 
-            def copy(vectors: int) -> None:
+            written = code.between(code.integer(0), run)
+
+            def with_mask(values: Any, to: Any) -> None:
+                code.store_masked(values, to, 0, written)
+
+            def blended(values: Any, to: Any) -> None:
+                code.store(builder.select(written, values, code.load(to, 0)), to, 0)
+
+            def copy(vectors: int, edge: bool, store: Any = None) -> None:
+                """Runs of so many vectors; at an ``edge`` of the image only some lanes are read."""
                 starts = [code.integer(v * code.lanes) for v in range(vectors)]
+                if vectors > 1:  # the last one ends where the run does and overlaps its neighbour
+                    starts[-1] = builder.sub(run, code.integer(code.lanes))
                 read = [
                     code.between(builder.sub(low, start), builder.sub(high, start))
                     for start in starts
                 ]
-                written = code.between(code.integer(0), builder.sub(run, starts[-1]))
 
                 def step(n: Any, _: list[Any]) -> list[Any]:
                     to = code.offset(out_first, builder.mul(n, out_pitch))
                     come = code.offset(source_first, builder.mul(n, pitch))
-                    for v in range(vectors):
-                        values = code.load_masked(come, v * code.lanes, read[v])
-                        if v == vectors - 1:
-                            code.store_masked(values, to, v * code.lanes, written)
-                        else:
-                            code.store(values, to, v * code.lanes)
+                    for start, mask in zip(starts, read, strict=True):
+                        here, there = code.offset(come, start), code.offset(to, start)
+                        values = code.load_masked(here, 0, mask) if edge else code.load(here, 0)
+                        store(values, there) if store else code.store(values, there, 0)
                     return []
 
                 code.loop(count, [], step)
 
-            shape = host_tile()
-            for vectors in range(1, shape.vectors + 1):
-                above = builder.icmp_signed(">", run, code.integer((vectors - 1) * code.lanes))
-                below = builder.icmp_signed("<=", run, code.integer(vectors * code.lanes))
-                with builder.if_then(builder.and_(above, below)):
-                    copy(vectors)
+            # A store with a mask takes AVX2 as long as ten without. Only a run shorter than a
+            # vector gets one, and only if it may not write back what it finds behind itself.
+            short = code.less_than(run, code.lanes)
+            with builder.if_then(builder.and_(short, alone)):
+                copy(1, True, blended)
+            with builder.if_then(builder.and_(short, builder.not_(alone))):
+                copy(1, True, with_mask)
+            for vectors in range(1, host_tile().vectors + 1):
+                least = max(code.lanes, (vectors - 1) * code.lanes + 1)
+                fits = builder.and_(
+                    builder.not_(code.less_than(run, least)),
+                    code.less_than(run, vectors * code.lanes + 1),
+                )
+                with builder.if_then(fits), builder.if_else(whole) as (then, otherwise):
+                    with then:
+                        copy(vectors, False)
+                    with otherwise:
+                        copy(vectors, True)
             return context.get_dummy_value()
 
-        return _void((out, out_at, source, at, run, inside, count)), emit
+        return _void((out, out_at, source, at, run, inside, count, alone)), emit
 
     return copy_runs
 
@@ -309,12 +347,14 @@ def copy_runs(
     run: int,
     inside: tuple[int, int],
     count: int,
+    alone: bool,
 ) -> None:
     """Copy ``count`` runs of ``run`` numbers, at most a tile's COLUMNS; all arrays flat.
 
     Run n goes from ``source[at[0] + n*at[1]]`` to ``out[out_at[0] + n*out_at[1]]``. Only the
     numbers in [first, last) = ``inside`` are read, so a run may begin before the image's row or end
-    behind it; the others become zero.
+    behind it; the others become zero. ``alone`` says that no other thread is writing to the vector
+    in which a run ends: then a short run may read and write back what stands behind it there.
     """
     first, last = max(inside[0], 0), min(inside[1], run)
     for n in range(count):
@@ -345,11 +385,20 @@ def _emit_transpose_block() -> Any:
                 line = code.offset(source_first, builder.mul(pitch, code.integer(m)))
                 block.append(code.load_masked(line, 0, mask))
             block = code.transposed(block)
+            lines = [
+                code.offset(out_first, builder.mul(out_pitch, code.integer(j)))
+                for j in range(code.lanes)
+            ]
             written = code.between(code.integer(0), arguments[6])
-            for j, values in enumerate(block):
-                mask = builder.select(code.less(j, columns), written, nothing)
-                line = code.offset(out_first, builder.mul(out_pitch, code.integer(j)))
-                code.store_masked(values, line, 0, mask)
+            whole = builder.and_(code.is_whole(columns), code.is_whole(arguments[6]))
+            with builder.if_else(whole) as (then, other):  # see copy_runs
+                with then:
+                    for line, values in zip(lines, block, strict=True):
+                        code.store(values, line, 0)
+                with other:
+                    for j, values in enumerate(block):
+                        mask = builder.select(code.less(j, columns), written, nothing)
+                        code.store_masked(values, lines[j], 0, mask)
             return context.get_dummy_value()
 
         return _void((out, out_at, source, at, valid, inside, wide)), emit
@@ -582,6 +631,13 @@ class _Emitter:
 
     def less(self, number: int, limit: Any) -> Any:
         return self.builder.icmp_signed("<", self.integer(number), limit)
+
+    def less_than(self, value: Any, limit: int) -> Any:
+        return self.builder.icmp_signed("<", value, self.integer(limit))
+
+    def is_whole(self, lanes: Any) -> Any:
+        """Whether as many lanes as a vector has, or more, are valid."""
+        return self.builder.icmp_signed(">=", lanes, self.integer(self.lanes))
 
     def is_not_zero(self, value: Any) -> Any:
         return self.builder.icmp_signed("!=", value, self.integer(0))

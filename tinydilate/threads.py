@@ -1,28 +1,40 @@
 """Sharing a loop among the processor's cores.
 
 A Numba kernel here is an ordinary serial function of a range, ``body(start, stop, ...)``, compiled
-with the global interpreter lock released. `share` cuts a range into one part a thread and calls
-the body once for each. That is all there is to it, and it answers the three questions that a
-threading layer raises: any number of Python threads may call tinydilate at once (only a leaf's
-``.grad`` should not be added to by two backward passes at a time); a forked child makes its own
-threads; the same number of threads cuts the same parts, so the same bits come out.
+with the global interpreter lock released. `share` cuts a range into parts and has the body called
+for each. That is all there is to it, and it answers the three questions that a threading layer
+raises: any number of Python threads may call tinydilate at once (only a leaf's ``.grad`` should not
+be added to by two backward passes at a time); a forked child makes its own threads; the same number
+of threads cuts the same parts, so the same bits come out.
+
+handover.py says how a part reaches a thread.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from threading import Lock
-from typing import Any
+from contextlib import suppress
+from threading import Lock, Thread
+from typing import Any, cast
 
 import numpy as np
 
 from tinydilate import buffers
+from tinydilate.compiling import Jitted
 from tinydilate.errors import ConfigError
+from tinydilate.handover import (
+    ASLEEP,
+    STOP,
+    board_size,
+    serve,
+    together,
+    together_in_rooms,
+)
 
 _lock = Lock()
-_pool: ThreadPoolExecutor | None = None
+_crew: _Crew | None = None
 _count: int | None = None
 
 
@@ -49,11 +61,11 @@ def get_num_threads() -> int:
 
 def set_num_threads(count: int) -> None:
     """Share kernels among ``count`` threads from now on (1 = no threads of our own)."""
-    global _count, _pool
+    global _count
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ConfigError(f"the number of threads should be an integer >= 1, got {count!r}.")
-    with _lock:
-        _count, _pool = count, None
+    _dismiss()
+    _count = count
 
 
 def share(
@@ -66,33 +78,22 @@ def share(
 ) -> None:
     """Call ``body(start, stop, *arguments)`` for disjoint parts that cover ``range(count)``.
 
-    ``least`` is the smallest part worth a thread of its own (waking one costs some 20
-    microseconds): a small loop stays on the calling thread. With ``room``, each part is given an
-    array of so many numbers of its own to work in: ``body(start, stop, room, *arguments)``. What
-    it holds at first is what the last user left.
+    ``body`` is a loop marked with ``@jit``.
+    ``least`` is the smallest part worth a thread of its own: a small loop stays on the calling
+    thread. With ``room``, each thread is given an array of so many numbers of its own to work in:
+    ``body(start, stop, room, *arguments)``. What it holds at first is what the last user left.
     """
-    parts = 1 if count < max(2, 2 * least) else min(get_num_threads(), count // max(1, least))
-    rooms = [(buffers.empty((room,), dtype),) if room else () for _ in range(parts)]
-    if parts == 1:
-        body(0, count, *rooms[0], *arguments)
-        return
-    cuts = [count * part // parts for part in range(parts + 1)]
-    workers = _workers()
-    try:
-        waiting = [
-            workers.submit(body, cuts[part], cuts[part + 1], *rooms[part], *arguments)
-            for part in range(1, parts)
-        ]
-    except RuntimeError:  # the interpreter is ending and starts no threads any more
-        body(0, count, *rooms[0], *arguments)
-        return
-    try:
-        body(cuts[0], cuts[1], *rooms[0], *arguments)
-    finally:
-        errors = [future.exception() for future in waiting]  # waits for every part
-    for error in errors:
-        if error is not None:
-            raise error
+    threads = get_num_threads()
+    parts = 1 if threads == 1 or count < 2 * least else min(threads, count // max(1, least))
+    crew, loop = _crew or _gather(), cast(Jitted, body)
+    if parts > 1:
+        crew.wake(parts - 1)
+    if room:
+        pitch = -(-room // 16) * 16  # so that every room begins where a line of the cache does
+        rooms = buffers.empty((parts, pitch), dtype)
+        loop.call_within(together_in_rooms, crew.board, parts, count, rooms, *arguments)
+    else:
+        loop.call_within(together, crew.board, parts, count, *arguments)
 
 
 def least_jobs(work: int, count: int, worth: int) -> int:
@@ -100,19 +101,87 @@ def least_jobs(work: int, count: int, worth: int) -> int:
     return max(1, worth * count // max(1, work))
 
 
-def _workers() -> ThreadPoolExecutor:
-    global _pool
+class _Crew:
+    """The threads that help, what they watch, and what wakes them."""
+
+    def __init__(self, helpers: int) -> None:
+        self.board, self.bells = _aligned_words(board_size(helpers)), []
+        if not hasattr(
+            cast(Any, serve).compiled, "overloads"
+        ):  # Numba is switched off: nobody can watch it
+            self.board = [0] * len(self.board)
+            return
+        self.board[STOP] = 1
+        serve(self.board, 1)  # returns at once; compiled here, and not in a thread
+        self.board[STOP] = 0
+        self.words = memoryview(self.board)  # quicker to read one word from
+        for who in range(1, helpers + 1):
+            bell = Lock()
+            bell.acquire()  # rung by letting go of it
+            try:
+                Thread(
+                    target=_help,
+                    args=(self.board, bell, who),
+                    name=f"tinydilate-{who}",
+                    daemon=True,
+                ).start()
+            except RuntimeError:  # the interpreter is ending and starts no threads any more
+                return
+            self.bells.append(bell)
+
+    def wake(self, wanted: int) -> None:
+        """Wake threads that sleep; those that are awake will see the job by themselves."""
+        for n in range(min(wanted, len(self.bells))):
+            if self.words[ASLEEP + 8 * n]:
+                self.words[ASLEEP + 8 * n] = 0
+                with suppress(RuntimeError):  # rung already, by another caller
+                    self.bells[n].release()
+
+    def dismiss(self) -> None:
+        """End the threads."""
+        self.board[STOP] = 1
+        for bell in self.bells:
+            with suppress(RuntimeError):
+                bell.release()
+
+
+def _help(board: Any, bell: Any, who: int) -> None:
+    """What a thread does all its life: take parts, and sleep when none come."""
+    while serve(board, who):
+        bell.acquire()
+
+
+def _aligned_words(count: int) -> Any:
+    """Zeros, int64, from the beginning of a line of the cache on."""
+    words = np.zeros(count + 8, np.int64)
+    return words[-(words.ctypes.data // 8) % 8 :][:count]
+
+
+def _gather() -> _Crew:
+    global _crew
     with _lock:
-        if _pool is None:
-            _pool = ThreadPoolExecutor(max(1, get_num_threads() - 1), "tinydilate")
-        return _pool
+        if _crew is None:
+            _crew = _Crew(get_num_threads() - 1)
+        return _crew
 
 
-def _forget_workers() -> None:
+def _dismiss() -> None:
+    """End the threads; the next loop that is shared starts new ones."""
+    global _crew
+    with _lock:
+        if _crew is not None:
+            _crew.dismiss()
+        _crew = None
+
+
+atexit.register(_dismiss)
+
+
+def _forget_crew() -> None:
     """A forked child has none of its parent's threads: start afresh there."""
-    global _pool, _lock
-    _pool, _lock = None, Lock()
+    global _crew, _lock
+    _crew, _lock = None, Lock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_workers)
+    os.register_at_fork(after_in_child=_forget_crew)

@@ -19,7 +19,8 @@ from tqdm import tqdm
 from tinydilate import functional as F
 from tinydilate import optim
 from tinydilate.autograd import Tensor, tensor
-from tinydilate.kernel import Launch, cache_folder, use, watching
+from tinydilate.compiling import cache_folder
+from tinydilate.kernel import Launch, use, watching
 from tinydilate.threads import get_num_threads, set_num_threads
 
 

@@ -51,9 +51,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinydilate import buffers
+from tinydilate.compiling import jit
 from tinydilate.device import Array
 from tinydilate.errors import ConfigError
-from tinydilate.kernel import jit
 from tinydilate.simd import Sandwich, host_tile, outer_tile, transpose_block
 from tinydilate.threads import get_num_threads, least_jobs, share
 from tinydilate.window import Pair, Window
@@ -124,11 +124,24 @@ def grid_of(side: int, images: int, output: Pair, dilation: Pair, before: Pair) 
     return Grid(side, output, dilation, before, (along(0), along(1)), images)
 
 
-# What a layer costs, in multiply-adds of vectors. Measured, and rounded: only the order counts.
-_GATHERED = 1.25  # of a direct multiply-add, with all that goes with it
-_TILE_IN, _TILE_OUT = 400, 500  # to transform a tile of one vector of channels, or of filters
-_TURNED = 6  # to turn over a pixel of one vector of channels
-_KERNEL = 300  # to transform the kernels of one channel and one vector of filters
+class Costs(NamedTuple):
+    """What a layer costs, in multiply-adds of vectors. Measured, and rounded: the order counts."""
+
+    direct: float  # of a direct multiply-add, with all that goes with it
+    gathered: float  # to gather a vector of the column matrix
+    tile_in: float  # to transform a tile of one vector of channels
+    spread: float  # how much longer that takes where the tile's pixels fill the first-level cache
+    tile_out: float  # to transform a tile of one vector of filters back
+    turned: float  # to turn over a pixel of one vector of channels
+    kernel: float  # to transform the kernels of one channel and one vector of filters
+
+
+# By the number of vector registers: 16 do not hold a tile of 6 x 6 on its way.
+COSTS = {
+    32: Costs(1.25, 0, 400, 0, 500, 6, 300),
+    16: Costs(1.06, 10, 900, 900, 700, 6, 300),
+}
+FIRST_LEVEL = 32 << 10  # bytes of cache
 
 
 @cache
@@ -160,20 +173,23 @@ def fastest_side(
     """
     if not fits(window) or dtype != np.float32 or not images or not is_switched_on():
         return 0
-    lanes = host_tile().lanes(dtype)
+    tile, chosen = host_tile(), 0
+    lanes, cost_of = tile.lanes(dtype), COSTS[tile.registers]
     vectors_in, vectors_out = -(-channels // lanes), -(-filters // lanes)
-    best = _GATHERED * 9 * images * size[0] * size[1] * channels * filters / lanes
-    chosen = 0
+    read = 9 * images * size[0] * size[1] * channels / lanes  # vectors of the column matrix
+    best = read * (cost_of.direct * filters + cost_of.gathered)
     for side in (2, 4):
         grid = grid_of(side, images, size, window.dilation, window.before)
         share_of_4 = (side + 2) ** 2 / 36
-        tile = grid.points * channels * vectors_out + share_of_4 * (
-            _TILE_IN * vectors_in + _TILE_OUT * vectors_out
-        )
-        cost = images * grid.tiles[0] * grid.tiles[1] * tile
         wide = row_of_pixels(grid.tiles[1], side, side + 2, window.dilation[1], lanes)
-        cost += _TURNED * images * grid.tiles[0] * (side + 2) * wide * vectors_in
-        cost += share_of_4 * _KERNEL * channels * vectors_out
+        pixels = (side + 2) * wide  # of a row of tiles
+        filled = min(1.0, pixels * tile.width / FIRST_LEVEL)
+        tile_in = (cost_of.tile_in + filled * cost_of.spread) * vectors_in
+        each = share_of_4 * (tile_in + cost_of.tile_out * vectors_out)
+        each += grid.points * channels * vectors_out
+        cost = images * grid.tiles[0] * grid.tiles[1] * each
+        cost += cost_of.turned * images * grid.tiles[0] * pixels * vectors_in
+        cost += share_of_4 * cost_of.kernel * channels * vectors_out
         if cost < best:
             best, chosen = cost, side
     return chosen

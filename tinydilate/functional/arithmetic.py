@@ -217,7 +217,7 @@ def add_forward(a: Array, b: Array) -> Array:
     return np.add(a, b)
 
 
-add_forward.cpu(Elementwise(np.add))
+add_forward.cpu(Elementwise(np.add, shared=True))
 add_forward.cuda(CudaElementwise(np.add))
 add_forward.meta(broadcast_meta)
 
@@ -259,7 +259,7 @@ def sub_forward(a: Array, b: Array) -> Array:
     return np.subtract(a, b)
 
 
-sub_forward.cpu(Elementwise(np.subtract))
+sub_forward.cpu(Elementwise(np.subtract, shared=True))
 sub_forward.cuda(CudaElementwise(np.subtract))
 sub_forward.meta(broadcast_meta)
 
@@ -291,7 +291,7 @@ def neg_forward(a: Array) -> Array:
     return np.negative(a)
 
 
-neg_forward.cpu(Elementwise(np.negative))
+neg_forward.cpu(Elementwise(np.negative, shared=True))
 neg_forward.cuda(CudaElementwise(np.negative))
 neg_forward.meta(broadcast_meta)
 
@@ -321,7 +321,7 @@ def mul_forward(a: Array, b: Array) -> Array:
     return np.multiply(a, b)
 
 
-mul_forward.cpu(Elementwise(np.multiply))
+mul_forward.cpu(Elementwise(np.multiply, shared=True))
 mul_forward.cuda(CudaElementwise(np.multiply))
 mul_forward.meta(broadcast_meta)
 
@@ -358,7 +358,7 @@ def div_forward(a: Array, b: Array) -> Array:
         return np.divide(a, b)
 
 
-_divide = Elementwise(np.divide)
+_divide = Elementwise(np.divide, shared=True)
 
 
 @div_forward.cpu

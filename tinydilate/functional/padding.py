@@ -181,8 +181,9 @@ def pad_backward(grad: Array, maps: IndexMaps, size: Pair) -> Array:
 class Run(NamedTuple):
     """A run of neighbouring output positions that shows neighbouring input positions."""
 
-    showing: slice  # output positions
-    shown: slice  # input positions
+    showing: int  # its first output position
+    shown: int  # its first input position
+    length: int
 
 
 def only_run(map: Array) -> Run | None:
@@ -193,7 +194,7 @@ def only_run(map: Array) -> Run | None:
     first, last = int(seen[0]), int(seen[-1])
     if last - first + 1 != len(seen) or (np.diff(map[first : last + 1]) != 1).any():
         return None
-    return Run(slice(first, last + 1), slice(int(map[first]), int(map[last]) + 1))
+    return Run(first, int(map[first]), len(seen))
 
 
 @pad_backward.cpu
@@ -201,19 +202,28 @@ def pad_backward_cpu(grad: Array, maps: IndexMaps, size: Pair) -> Array:
     result = buffers.empty((len(grad), *size), grad.dtype)
     rows, columns = only_run(maps.rows), only_run(maps.columns)
     if rows is not None and columns is not None:  # as where zeros were added: it is a cut-out
-
-        def cut_out(start: int, stop: int) -> None:
-            part = result[start:stop, rows.shown, columns.shown]
-            if part.shape[1:] != size:
-                result[start:stop] = 0
-            np.copyto(part, grad[start:stop, rows.showing, columns.showing])
-
-        share(cut_out, len(grad), least=_LEAST // max(1, size[0] * size[1]))
+        least = _LEAST // max(1, size[1])
+        share(_cut_out, len(grad) * size[0], grad, rows, columns, result, least=least)
         return result
     # Threads share planes, so no two of them add to one position.
     least = _LEAST // max(1, len(maps.rows) * len(maps.columns))
     share(_pad_backward, len(grad), grad, maps.rows, maps.columns, result, least=least)
     return result
+
+
+@jit
+def _cut_out(start: int, stop: int, grad: Array, rows: Run, columns: Run, result: Array) -> None:
+    """Job p*H + y is one row of the result: a piece of one row of the gradient, or zeros."""
+    height, begin, end = result.shape[1], columns.shown, columns.shown + columns.length
+    for job in range(start, stop):
+        plane, y = job // height, job % height
+        target, nothing = result[plane, y], result.dtype.type(0)
+        inside = 0 <= y - rows.shown < rows.length
+        target[:begin] = nothing
+        target[end:] = nothing
+        source = grad[plane, y - rows.shown + rows.showing if inside else 0, columns.showing :]
+        for z in range(end - begin):
+            target[begin + z] = source[z] if inside else nothing
 
 
 @jit

@@ -1,0 +1,305 @@
+"""Compiling loops, and keeping their machine code.
+
+``@jit`` marks a loop for Numba. Numba itself is imported, and a loop compiled, when it is first
+called. Machine code is kept on disk in a folder named after a digest of our sources, so that an
+edit is never answered with stale code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import CellType, CodeType, FunctionType
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Threads meet in a loop's first call. One makes Numba's dispatcher and the others use it; and the
+# cache folder, which is a setting of the whole process, is changed by one at a time.
+decorating = threading.RLock()
+
+
+def _forget_lock() -> None:
+    """A forked child may have been born while another thread of its parent held the lock."""
+    global decorating
+    decorating = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_lock)
+
+
+# error_model: 1/0 is inf, as in NumPy. nogil: the threads run loops side by side.
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+
+
+class Jitted:
+    """A loop that Numba compiles when it is first called.
+
+    The rules that a loop names among its globals (other ``@jit`` functions) are compiled with it.
+    """
+
+    def __init__(self, body: Callable[..., Any], **options: Any) -> None:
+        self.body = body
+        self.options = options
+        self._compiled: Callable[..., Any] | None = None
+        self._within: dict[Callable[..., Any], Callable[..., Any]] = {}
+        self.__doc__ = body.__doc__
+        self.__name__ = body.__name__
+
+    def __call__(self, *arguments: Any) -> Any:
+        try:
+            return (self._compiled or self.compiled)(*arguments)
+        except OSError as error:
+            return _without_room(error, self.compiled, arguments)
+
+    @property
+    def compiled(self) -> Callable[..., Any]:
+        """Numba's dispatcher for the loop."""
+        with decorating:
+            if self._compiled is None:
+                self._compiled = self._compile()
+            return self._compiled
+
+    def _compile(self) -> Callable[..., Any]:
+        import numba
+
+        return cached(self.body, lambda cache: numba.njit(cache=cache, **_OPTIONS, **self.options))
+
+    def within(self, frame: Callable[..., Any]) -> Callable[..., Any]:
+        """Numba's dispatcher for ``frame``, with this loop for what it calls ``body``.
+
+        The loop itself gets no entrance from Python then, which would take a third of the time that
+        it takes to compile.
+        """
+        with decorating:
+            if frame not in self._within:
+                self._within[frame] = self._compile_within(frame)
+            return self._within[frame]
+
+    def call_within(self, frame: Callable[..., Any], *arguments: Any) -> None:
+        """Call ``frame`` with this loop within it."""
+        try:
+            (self._within.get(frame) or self.within(frame))(*arguments)
+        except OSError as error:
+            _without_room(error, self.within(frame), arguments)
+
+    def _compile_within(self, frame: Callable[..., Any]) -> Callable[..., Any]:
+        import numba
+
+        if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+            return around(frame, self.body)
+        bare = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_OPTIONS, **self.options}
+        inner = numba.njit(**bare)(_with_compiled_globals(self.body))
+        outer = around(frame, inner)
+        # Machine code is kept under the function's name.
+        outer.__module__ = self.body.__module__
+        outer.__qualname__ = f"{self.body.__qualname__}.{frame.__name__}"
+        return cached(outer, lambda cache: numba.njit(cache=cache, **_OPTIONS))
+
+
+def body(*arguments: Any) -> Any:
+    """Stands in a frame for the loop or the rule that it is put `around`."""
+
+
+def around(frame: Callable[..., Any], body: Callable[..., Any]) -> FunctionType:
+    """``frame`` with ``body`` for what it calls so."""
+    function = cast(FunctionType, frame)
+    return _copy(frame, {**function.__globals__, "body": body}, function.__closure__)
+
+
+def _without_room(error: OSError, compiled: Callable[..., Any], arguments: Any) -> Any:
+    """Call a loop whose machine code could not be kept on disk: it is full, or a quota is.
+
+    Numba compiles, then saves, then runs. What it could not save is compiled all the same, so each
+    new call gets one loop further: this one, or one that it calls.
+    """
+    global _cache_folder
+    if _cache_folder is not None:
+        warnings.warn(
+            f"machine code could not be kept in {_cache_folder} ({error.strerror or error}): the "
+            "next process will compile it again. Make room, or set TINYDILATE_CACHE to another "
+            "folder.",
+            stacklevel=3,
+        )
+        _cache_folder = None  # from here on nothing more is kept
+    for _ in range(_LOOPS_IN_A_LOOP):
+        with suppress(OSError):
+            return compiled(*arguments)
+    return compiled(*arguments)
+
+
+class Native(Jitted):
+    """A loop written in LLVM's own language (see simd.py), with a Python twin for reading."""
+
+    def __init__(self, body: Callable[..., Any], emit: Callable[[], Any]) -> None:
+        super().__init__(body)
+        self.emit = emit
+
+    def _compile(self) -> Callable[..., Any]:
+        import numba
+
+        if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+            return self.body
+        return cast(Callable[..., Any], self.emit())
+
+
+def bound(body: Callable[..., Any], bind: Callable[[Any], Any]) -> FunctionType:
+    """Copy a function so that its outer names mean what ``bind`` makes of them."""
+    function = cast(FunctionType, body)
+    scope = dict(function.__globals__)
+    for name in _names(function.__code__):
+        if name in scope:
+            scope[name] = bind(scope[name])
+    cells = tuple(CellType(bind(cell.cell_contents)) for cell in function.__closure__ or ())
+    return _copy(function, scope, cells or None)
+
+
+def _with_compiled_globals(body: Callable[..., Any]) -> FunctionType:
+    """Copy a function so that the jitted names outside it are Numba's dispatchers."""
+    return bound(body, lambda value: value.compiled if isinstance(value, Jitted) else value)
+
+
+def _copy(
+    body: Callable[..., Any], scope: dict[str, Any], closure: tuple[CellType, ...] | None
+) -> FunctionType:
+    """A function like ``body`` that finds its outer names in ``scope`` and ``closure``."""
+    function = cast(FunctionType, body)
+    copy = FunctionType(function.__code__, scope, function.__name__, function.__defaults__, closure)
+    copy.__module__, copy.__qualname__ = function.__module__, function.__qualname__
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):  # a generator or an inner function of the body
+            yield from _names(constant)
+
+
+def jit(body: Function) -> Function:
+    """Have Numba compile a loop when it is first called."""
+    return cast(Function, Jitted(body))
+
+
+def jit_relaxed(body: Function) -> Function:
+    """`jit`, with leave to reorder sums and to fuse multiply-adds, so that they use vectors.
+
+    NaN and infinity keep their meaning: only the order of rounding changes.
+    """
+    return cast(Function, Jitted(body, fastmath={"reassoc", "contract", "arcp", "nsz"}))
+
+
+def jit_fused(body: Function) -> Function:
+    """`jit`, with leave to fuse multiply-adds, and nothing else."""
+    return cast(Function, Jitted(body, fastmath={"contract"}))
+
+
+def native(emit: Callable[[], Any]) -> Callable[[Function], Function]:
+    """Mark a Python function as the readable twin of an instruction sequence made by ``emit``."""
+
+    def mark(body: Function) -> Function:
+        return cast(Function, Native(body, emit))
+
+    return mark
+
+
+def cached(
+    body: Callable[..., Any], decorator: Callable[[bool], Callable[..., Any]]
+) -> Callable[..., Any]:
+    """Decorate a loop, with Numba's cache in our own folder where there is one.
+
+    The setting is put back at once: the user's own kernels are cached where they always were.
+    """
+    import numba
+
+    function = _with_compiled_globals(body)
+    folder = cache_folder()
+    if folder is None or not Path(function.__code__.co_filename).exists():
+        return cast(Callable[..., Any], decorator(False)(function))
+    before = numba.config.CACHE_DIR  # type: ignore[attr-defined]
+    try:
+        numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
+        return cast(Callable[..., Any], decorator(True)(function))
+    except OSError:  # no room to keep what was compiled
+        return cast(Callable[..., Any], decorator(False)(function))
+    finally:
+        numba.config.CACHE_DIR = before  # type: ignore[attr-defined]
+
+
+def source_digest() -> str:
+    """Digest of the package's sources and of the settings that change the machine code."""
+    import numba
+
+    digest = hashlib.sha256()
+    package = Path(__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode())
+        digest.update(path.read_bytes())
+    digest.update(f"{numba.__version__} {np.__version__} {sys.version}".encode())
+    bounds = numba.config.BOUNDSCHECK  # type: ignore[attr-defined]
+    digest.update(f"{bounds} {os.environ.get('TINYDILATE_TILE')}".encode())
+    return digest.hexdigest()[:16]
+
+
+def cache_home() -> Path:
+    """The folder that holds machine code: ``TINYDILATE_CACHE`` or the system's cache folder."""
+    chosen = os.environ.get("TINYDILATE_CACHE")
+    if chosen:
+        return Path(chosen).absolute()  # the program may change its working folder
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "tinydilate"
+
+
+_cache_folder: Path | None = None
+_cache_settled = False
+_KEPT_DIGESTS = 4
+_LOOPS_IN_A_LOOP = 16
+_DAY = 24 * 3600.0
+
+
+def cache_folder() -> Path | None:
+    """The folder for this version's machine code, or None where nothing can be written."""
+    global _cache_folder, _cache_settled
+    if not _cache_settled:
+        _cache_settled = True
+        try:
+            folder = cache_home() / f"numba-{source_digest()}"
+            folder.mkdir(parents=True, exist_ok=True)
+            os.utime(folder)
+            _prune(folder)
+            _cache_folder = folder if os.access(folder, os.W_OK) else None
+        except (OSError, RuntimeError):  # RuntimeError: the user has no home folder
+            _cache_folder = None
+    return _cache_folder
+
+
+def _prune(current: Path) -> None:
+    """Delete the machine code of all but the versions used last, or within a day.
+
+    A process that still runs may be using a version that was started within a day.
+    """
+    older = sorted(
+        (path for path in current.parent.glob("numba-*") if path != current),
+        key=lambda path: path.stat().st_mtime,
+        reverse=True,
+    )[_KEPT_DIGESTS - 1 :]
+    for path in older:
+        if path.stat().st_mtime < time.time() - _DAY:
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,441 @@
+"""Compiling and launching GPU kernels.
+
+``@cuda.jit`` marks the body of a GPU kernel, as ``numba.cuda.jit`` does, and ``body[blocks,
+threads](...)`` launches it. `cuda` here stands for ``numba.cuda``, which is not imported before
+the first launch. Rules of scalars marked with ``@jit`` are written once and compiled for both.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import operator
+import os
+from collections.abc import Callable, Sequence
+from functools import cache
+from types import FunctionType
+from typing import Any, cast, overload
+
+import numpy as np
+
+from tinydilate import compiling, device
+from tinydilate.compiling import Jitted, bound, jit
+from tinydilate.device import SIMULATED, Array, CudaArray, cover
+from tinydilate.errors import DeviceError, DtypeError, KernelError
+
+DEBUG = os.environ.get("TINYDILATE_CUDA_DEBUG") == "1"
+
+# Arrays in the signature of a kernel's body; `Array` stands for the dtype that the kernel runs in.
+Float32Array = Array
+Float64Array = Array
+Int32Array = Array
+Int64Array = Array
+ByteArray = Array
+
+_ARRAYS: dict[str, Any] = {
+    "Array": None,
+    "Float32Array": np.dtype(np.float32),
+    "Float64Array": np.dtype(np.float64),
+    "Int32Array": np.dtype(np.int32),
+    "Int64Array": np.dtype(np.int64),
+    "ByteArray": np.dtype(np.uint8),
+}
+_SCALARS: dict[str, Any] = {
+    "float": None,
+    "int": np.dtype(np.int32),
+    "bool": np.dtype(np.bool_),
+    "np.uint32": np.dtype(np.uint32),
+    "np.int64": np.dtype(np.int64),
+    "np.uint64": np.dtype(np.uint64),
+    "np.float32": np.dtype(np.float32),
+    "np.float64": np.dtype(np.float64),
+}
+
+CUDA_KERNELS: list[CudaKernel] = []  # every one, for scripts/compile_kernels.py
+
+
+class LaunchError(KernelError):
+    """A GPU kernel that could not be compiled or launched, or in the simulator failed."""
+
+    def __init__(self, name: str, shape: tuple[Any, ...], error: Exception) -> None:
+        super().__init__(
+            f"the GPU kernel {name} failed on {shape[0]} blocks of {shape[1]} threads: "
+            f"{type(error).__name__}: {error}"
+        )
+
+
+class CudaKernel:
+    """The body of a GPU kernel: compiled when first launched, once for each dtype; see `_Cuda.jit`.
+
+    ``body[blocks, threads](...)`` launches it, as in ``numba.cuda``. Its parameters' annotations
+    are its signature: an ``Array`` holds numbers of the dtype that the kernel runs in, and a
+    ``float`` is one; other arrays say what they hold (``Int64Array``); an ``int`` has 32 bits.
+    """
+
+    def __init__(self, body: Callable[..., Any], dtypes: Sequence[Any], **options: Any) -> None:
+        self.body = body
+        self.dtypes = tuple(np.dtype(dtype) for dtype in dtypes)
+        self.wide_loads = options.pop("wide_loads")
+        self.registers = options.pop("registers")
+        self.options = {name: value for name, value in options.items() if value}
+        self.name = f"{body.__module__.rpartition('.')[2]}.{body.__qualname__}"
+        self.name = self.name.replace(".<locals>", "")
+        self.__doc__, self.__name__ = body.__doc__, body.__name__
+        self._compiled: dict[np.dtype[Any], Any] = {}
+        self._launchers: dict[tuple[Any, Any, int], _Launcher] = {}
+        self.parameters = [self._parameter(item) for item in _annotations(body)]
+        CUDA_KERNELS.append(self)
+
+    def _parameter(self, item: tuple[str, str]) -> tuple[bool, Any]:
+        """(whether it is an array, its dtype or None for the kernel's)."""
+        name, annotation = item
+        if annotation in _ARRAYS:
+            return True, _ARRAYS[annotation]
+        if annotation in _SCALARS:
+            return False, _SCALARS[annotation]
+        raise KernelError(
+            f"expected {self.name} to annotate {name} with one of "
+            f"{', '.join([*_ARRAYS, *_SCALARS])}; got {annotation!r}. They are the "
+            "signature that it is compiled for, read as they are written: the module begins with "
+            "`from __future__ import annotations`."
+        )
+
+    def __getitem__(self, shape: tuple[Any, ...]) -> _Launcher:
+        """Blocks, threads a block (each an int or a tuple), bytes of dynamic shared memory."""
+        blocks, threads, *rest = shape
+        key = blocks, threads, rest[0] if rest else 0
+        launcher = self._launchers.get(key)
+        if launcher is None:
+            if len(self._launchers) > 256:  # a new shape in every call: keep none for ever
+                self._launchers.clear()
+            launcher = self._launchers[key] = _Launcher(self, *key)
+        return launcher
+
+    def compiled(self, dtype: np.dtype[Any]) -> Any:
+        """Numba's dispatcher for one dtype."""
+        with compiling.decorating:
+            if dtype not in self._compiled:
+                self._compiled[dtype] = self._compile(dtype)
+            return self._compiled[dtype]
+
+    def _compile(self, dtype: np.dtype[Any]) -> Any:
+        if dtype not in self.dtypes:
+            raise DtypeError(
+                f"{self.name} expected {' or '.join(d.name for d in self.dtypes)}; got {dtype}. "
+                "Convert the tensors with .to(np.float32)."
+            )
+        numba_cuda = device.numba_cuda()
+        if SIMULATED:
+            return numba_cuda.jit(_quiet(self.source()))
+        return numba_cuda.jit(self.signature(dtype), **self.options)(self.source())
+
+    def source(self) -> FunctionType:
+        """The body with its outer names bound for the GPU: what Numba is given."""
+        return bound(self.body, _for_kernels)
+
+    def signature(self, dtype: np.dtype[Any]) -> Any:
+        """The body's types as Numba writes them, for a kernel that runs in ``dtype``."""
+        from numba import from_dtype, void
+
+        types = []
+        for is_array, own in self.parameters:
+            scalar = from_dtype(own or dtype)
+            types.append(scalar[::1] if is_array else scalar)
+        return void(*types)
+
+    def __call__(self, *arguments: Any) -> Any:
+        raise KernelError(
+            f"expected {self.name}[blocks, threads](...); got a call without blocks and threads. "
+            f"Write {self.name}[cover(count)](...) for one thread an element."
+        )
+
+
+def _annotations(body: Callable[..., Any]) -> list[tuple[str, str]]:
+    parameters = inspect.signature(body).parameters
+    return [(name, str(each.annotation)) for name, each in parameters.items()]
+
+
+class _Launcher:
+    """A kernel with its blocks and threads."""
+
+    __slots__ = ("configured", "kernel", "runs", "shape")
+
+    def __init__(self, kernel: CudaKernel, blocks: Any, threads: Any, shared: int) -> None:
+        self.kernel = kernel
+        self.runs = blocks != 0 and not (isinstance(blocks, tuple) and 0 in blocks)
+        self.shape = blocks, threads, shared
+        self.configured: dict[np.dtype[Any], Any] = {}
+
+    def __call__(self, *arguments: Any) -> None:
+        """Launch, and do not wait; without blocks there is nothing to launch."""
+        parameters = self.kernel.parameters
+        if len(arguments) != len(parameters):
+            raise KernelError(
+                f"{self.kernel.name} expected {len(parameters)} arguments; got {len(arguments)}."
+            )
+        dtype, values = None, []
+        for (is_array, own), argument in zip(parameters, arguments, strict=True):
+            if not is_array:
+                values.append(argument)
+                continue
+            # A compiled kernel does not look at what it is given, so this is the place to look.
+            if type(argument) is not CudaArray or argument.dtype != (
+                own or dtype or argument.dtype
+            ):
+                raise self._refused(argument, own or dtype)
+            dtype = dtype if own else argument.dtype
+            values.append(argument.flat)
+        if not self.runs:
+            return
+        dtype = dtype or self.kernel.dtypes[0]
+        if SIMULATED:
+            self._simulate(dtype, values)
+            return
+        configured = self.configured.get(dtype)
+        if configured is None:
+            blocks, threads, shared = self.shape
+            configured = self.kernel.compiled(dtype)[blocks, threads, device.stream(), shared]
+            self.configured[dtype] = configured
+        try:
+            configured(*values)
+            if DEBUG:
+                device.stream().synchronize()
+        except Exception as error:
+            raise LaunchError(self.kernel.name, self.shape, error) from error
+
+    def _simulate(self, dtype: np.dtype[Any], values: list[Any]) -> None:
+        typed = [
+            value if is_array else (own or dtype).type(value)
+            for (is_array, own), value in zip(self.kernel.parameters, values, strict=True)
+        ]
+        blocks, threads, shared = self.shape
+        try:
+            self.kernel.compiled(dtype)[blocks, threads, 0, shared](*typed)
+        except Exception as error:
+            raise LaunchError(self.kernel.name, self.shape, error) from error
+
+    def _refused(self, argument: Any, dtype: Any) -> Exception:
+        expected = (
+            f"expected arrays of {dtype} on the GPU" if dtype else "expected arrays on the GPU"
+        )
+        if isinstance(argument, CudaArray):
+            return DtypeError(f"{self.kernel.name} {expected}; got one of {argument.dtype}.")
+        return DeviceError(f"{self.kernel.name} {expected}; got {type(argument).__name__}.")
+
+
+def _for_kernels(value: Any) -> Any:
+    """What a name outside a GPU kernel's body means inside it."""
+    if value is cuda:
+        return device.cuda_in_kernels()
+    if isinstance(value, Jitted | CudaFunction):
+        with compiling.decorating:
+            return _device_function(value.body)
+    return value
+
+
+@cache
+def _device_function(body: Callable[..., Any]) -> Callable[..., Any]:
+    """A function for the bodies of GPU kernels, which becomes part of each that calls it."""
+    function = bound(body, _for_kernels)
+    if SIMULATED:
+        return function
+    compiled = device.numba_cuda().jit(device=True, inline="always")(function)
+    return cast(Callable[..., Any], compiled)
+
+
+def _quiet(body: FunctionType) -> Callable[..., Any]:
+    """A body whose every thread takes inf, nan and numbers that wrap around for what they are."""
+
+    def thread(*arguments: Any) -> None:
+        with np.errstate(all="ignore"):
+            body(*arguments)
+
+    return thread
+
+
+class CudaFunction:
+    """A function that GPU kernels call, made by ``@cuda.jit(device=True)``."""
+
+    def __init__(self, body: Callable[..., Any]) -> None:
+        self.body = body
+        self.__doc__, self.__name__ = body.__doc__, body.__name__
+
+
+class _Cuda:
+    """Stands for ``numba.cuda``, which is imported when the first kernel is launched.
+
+    Inside the bodies of kernels, `cuda` is the real one (in the simulator, the simulator's).
+    """
+
+    @overload
+    def jit(self, body: Callable[..., Any]) -> CudaKernel: ...
+
+    @overload
+    def jit(self, body: None = None, **options: Any) -> Callable[[Callable[..., Any]], Any]: ...
+
+    def jit(
+        self,
+        body: Callable[..., Any] | None = None,
+        *,
+        device: bool = False,
+        dtypes: Sequence[Any] = (np.float32, np.float64),
+        launch_bounds: Any = None,
+        registers: int = 128,
+        fastmath: Any = False,
+        wide_loads: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Mark the body of a GPU kernel, or with ``device`` a function that such bodies call.
+
+        Parameters
+        ----------
+        body : function
+            Its annotations are its signature; see `CudaKernel`.
+        device : bool
+            Whether it is a function for kernels' bodies and not a kernel.
+        dtypes : sequence of dtypes
+            Those that it runs in.
+        launch_bounds : int or (int, int), optional
+            The most threads a block, and the fewest blocks that a multiprocessor should hold at a
+            time: the compiler allots registers for that.
+        registers : int
+            How many registers a thread may take; checked when the kernels are compiled for a test.
+        fastmath : bool
+            Leave to reorder sums and to assume that there is neither nan nor inf.
+        wide_loads : bool
+            Whether it must read shared memory by 128 bits at a time; checked as the registers are.
+        **options
+            Further options of ``numba.cuda.jit``.
+        """
+
+        def mark(body: Callable[..., Any]) -> Any:
+            if device:
+                return CudaFunction(body)
+            return CudaKernel(
+                body,
+                dtypes,
+                launch_bounds=launch_bounds,
+                registers=registers,
+                fastmath=fastmath,
+                wide_loads=wide_loads,
+                **options,
+            )
+
+        return mark if body is None else mark(body)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise KernelError(
+            f"expected cuda.{name} inside the body of a kernel; got it outside. Mark the function "
+            "with @cuda.jit, or with @cuda.jit(device=True) if kernels call it."
+        )
+
+
+cuda = _Cuda()
+
+
+@jit
+def place_of(n: Any, row: int, axes: int, table: Array) -> Any:
+    """Where element n of an array is read, by one row of strides.
+
+    ``table`` holds the array's sizes, and then rows of strides, each of ``axes`` numbers.
+    """
+    at = 0
+    for back in range(axes):  # the last axis runs fastest
+        axis = axes - 1 - back
+        size = table[axis]
+        at += n % size * table[(row + 1) * axes + axis]
+        n //= size
+    return at
+
+
+class CudaElementwise:
+    """A rule of one or two scalars as a function of arrays on the GPU: it broadcasts.
+
+    The rule is a function of ours, or a ufunc of NumPy, of which there the scalar part is meant.
+    """
+
+    def __init__(self, rule: Callable[..., Any]) -> None:
+        self.rule = rule
+        count = rule.nin if isinstance(rule, np.ufunc) else len(inspect.signature(rule).parameters)
+        inside = CudaFunction(rule) if isinstance(rule, FunctionType) else _scalar_form(rule)
+        self._alike = (_unary if count == 1 else _binary)(inside)
+        self._spread = _binary_spread(inside) if count == 2 else None
+
+    def __call__(self, *arrays: CudaArray) -> CudaArray:
+        first, last = arrays[0], arrays[-1]
+        if first.shape == last.shape:
+            out = device.empty(first.shape, first.dtype)
+            self._alike[cover(out.size)](*arrays, out)
+            return out
+        shape = np.broadcast_shapes(first.shape, last.shape)
+        out = device.empty(shape, first.dtype)
+        strides = [_broadcast_strides(array.shape, shape) for array in arrays]
+        axes = max(1, len(shape))
+        table = device.constants(*(shape or (1,)), *strides[0], *strides[1])
+        cast(Any, self._spread)[cover(out.size)](first, last, out, axes, table)
+        return out
+
+
+def _scalar_form(rule: Any) -> Any:
+    """What a ufunc does to one number, in the words that Numba knows on the GPU.
+
+    The simulator gets the ufunc itself: ``math.exp`` has no inf to answer with.
+    """
+    forms = {
+        np.add: operator.add,
+        np.subtract: operator.sub,
+        np.negative: operator.neg,
+        np.multiply: operator.mul,
+        np.divide: operator.truediv,
+        np.power: operator.pow,
+        np.exp: math.exp,
+        np.log: math.log,
+    }
+    return rule if SIMULATED else forms[rule]
+
+
+def _broadcast_strides(shape: tuple[int, ...], full: tuple[int, ...]) -> list[int]:
+    """Elements from one index to the next along each axis of ``full``; 0 repeats."""
+    strides, step = [0] * max(1, len(full)), 1
+    for back, size in enumerate(reversed(shape), 1):
+        strides[-back] = step if size != 1 else 0
+        step *= size
+    return strides
+
+
+def _unary(rule: Any) -> Any:
+    @cuda.jit
+    def alike(a: Array, out: Array) -> None:
+        n = np.uint32(cuda.grid(1))
+        if n < out.size:
+            out[n] = rule(a[n])
+
+    return _named_after(rule, alike)
+
+
+def _binary(rule: Any) -> Any:
+    @cuda.jit
+    def alike(a: Array, b: Array, out: Array) -> None:
+        n = np.uint32(cuda.grid(1))
+        if n < out.size:
+            out[n] = rule(a[n], b[n])
+
+    return _named_after(rule, alike)
+
+
+def _binary_spread(rule: Any) -> Any:
+    @cuda.jit
+    def spread(a: Array, b: Array, out: Array, axes: int, table: Int32Array) -> None:
+        n = np.uint32(cuda.grid(1))
+        if n < out.size:
+            at_a, at_b = place_of(n, 0, axes, table), place_of(n, 1, axes, table)
+            out[n] = rule(a[np.uint32(at_a)], b[np.uint32(at_b)])
+
+    return _named_after(rule, spread)
+
+
+def _named_after(rule: Any, kernel: CudaKernel) -> CudaKernel:
+    kernel.name = f"elementwise {rule.__name__} {kernel.__name__}"
+    return kernel
