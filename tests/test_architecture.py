@@ -35,7 +35,7 @@ PAGES = [
 # within itself. Modules that share a link do not know each other.
 CHAIN = [
     ["errors"],
-    ["window", "config", "buffers"],
+    ["window", "config", "buffers", "dlpack"],
     ["compiling"],
     ["handover"],
     ["threads"],
