@@ -11,10 +11,12 @@ A machine without a GPU is no patient: the report has one line then, which says 
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
@@ -381,3 +383,27 @@ def check_launch(printed: str) -> Finding:
         "Nobody has met this yet; report the line, and what this prints: "
         "TINYDILATE_CUDA_DEBUG=1 tinydilate doctor --json",
     )  # fmt: skip
+
+
+# ---- for reports -----------------------------------------------------------------------------
+
+
+def describe() -> dict[str, object]:
+    """What figures and test results of a GPU are worth nothing without: device and versions."""
+    facts = look()
+    packages = ("numpy", "numba", "numba-cuda", "cuda-bindings", "torch", "cupy-cuda13x")
+    return {
+        "device": "Numba's simulator" if facts.simulated else [card.name for card in facts.cards],
+        "compute_capability": [".".join(map(str, card.capability)) for card in facts.cards],
+        "driver": facts.driver,
+        "libraries": {
+            "nvvm": facts.nvvm,
+            "nvjitlink": facts.nvjitlink,
+            "nvrtc": facts.nvrtc,
+            "cudart": facts.cudart,
+        },
+        "packages": {name: _installed(name) for name in packages if _installed(name)},
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "date": time.strftime("%Y-%m-%d"),
+    }
