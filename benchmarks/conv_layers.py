@@ -34,7 +34,6 @@ from side_by_side import (
 import tinydilate as td
 from tinydilate.functional import convolution
 
-
 PASSES = ("forward", "grad_input", "grad_weight", "all")
 
 

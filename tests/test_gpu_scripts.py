@@ -6,6 +6,7 @@ import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tinydilate import gpu_checkup
@@ -152,3 +153,103 @@ def test_without_a_gpu_the_tests_say_so_and_stop():
         "Expected a GPU; no NVIDIA GPU or no driver; everything runs on the processor. Run this "
         "where there is one, or try the script in the simulator: NUMBA_ENABLE_CUDASIM=1\n"
     )
+
+
+# ---- benchmarks/gpu.py -----------------------------------------------------------------------
+
+bench = load("benchmarks", "gpu")
+ANYTHING = bench.Setting(None, 1, True, lambda part, name: True)
+
+
+def test_without_a_gpu_the_benchmark_says_so_and_stops():
+    done = without_a_gpu("benchmarks/gpu.py")
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == (
+        "Expected a GPU; no NVIDIA GPU or no driver; everything runs on the processor. Run this "
+        "where there is one, or try the program itself: NUMBA_ENABLE_CUDASIM=1 python "
+        "benchmarks/gpu.py --dry\n"
+    )
+
+
+def test_what_else_is_missing_is_said(monkeypatch):
+    card = gpu_checkup.Card("NVIDIA H100", (9, 0))
+    facts = gpu_checkup.Facts(smi=True, driver="580.65.06", cards=(card,))
+    monkeypatch.setattr(bench.device, "SIMULATED", False)
+    monkeypatch.setattr(gpu_checkup, "look", lambda: facts)
+    monkeypatch.setattr(bench.device, "cuda_problem", lambda: "numba-cuda is missing.")
+    assert bench.what_is_missing(False) == "Expected a GPU to compute on; numba-cuda is missing."
+    said = "numba-cuda is missing. Or set NUMBA_ENABLE_CUDASIM=1 for a dry run."
+    assert bench.what_is_missing(True) == said
+    monkeypatch.setattr(bench.device, "cuda_problem", lambda: None)
+    monkeypatch.setattr(bench, "find_spec", lambda name: None)
+    assert bench.what_is_missing(False).startswith("Expected PyTorch to compare with: ")
+    assert bench.what_is_missing(True) is None
+    monkeypatch.setattr(bench.device, "SIMULATED", True)
+    assert "Unset NUMBA_ENABLE_CUDASIM, or add --dry." in bench.what_is_missing(False)
+
+
+def test_a_row_that_fails_is_reported_and_ends_nothing(capsys):
+    def breaks():
+        raise ValueError("the results differ\nby much")
+
+    row = bench.attempt("conv1_1, forward", breaks)
+    assert row == {"name": "conv1_1, forward", "failed": "ValueError: the results differ"}
+    good = bench.attempt("conv1_2, forward", lambda: {"tinydilate_ms": 2.0, "tflops": 3.0})
+    text = bench.as_table("layers", [row, good])
+    assert text.splitlines()[2].split() == ["conv1_1,", "forward", "-", "-", "-"]
+    assert text.splitlines()[3].split() == ["conv1_2,", "forward", "3.00", "-", "-"]
+    assert text.splitlines()[4] == "conv1_1, forward: ValueError: the results differ"
+
+
+def test_the_mean_is_of_the_layers_over_a_gflop():
+    rows = [
+        {"gflop": 2.0, "torch_over_tinydilate": 0.5},
+        {"gflop": 9.0, "torch_over_tinydilate": 2.0},
+        {"gflop": 0.5, "torch_over_tinydilate": 9.0},
+        {"gflop": 9.0, "failed": "no such luck"},
+    ]
+    found = bench.over_a_gflop(rows)
+    assert found == {"geometric_mean": 1.0, "smallest_ratio": 0.5, "over_a_gflop": 2}
+    assert bench.over_a_gflop(rows[2:]) == {}
+
+
+def test_results_that_differ_stop_a_row():
+    class Torch:
+        @staticmethod
+        def as_tensor(array, device):
+            return array
+
+    setting = ANYTHING._replace(torch=Torch)
+    ones = np.ones((2, 3))
+    bench.check(setting, ones, ones + 1e-5)
+    with pytest.raises(ValueError, match=r"^the results differ by 5\.0e-01 of the largest number$"):
+        bench.check(setting, ones, 2 * ones)
+    with pytest.raises(ValueError, match="differ by nan"):
+        bench.check(setting, np.nan * ones, ones)
+
+
+@pytest.mark.gpu
+def test_a_dry_run_goes_through_all_parts(tmp_path, capsys):
+    path = tmp_path / "gpu.json"
+    assert bench.main(["--dry", "--json", str(path)]) == 0
+    figures = json.loads(path.read_text(encoding="utf-8"))
+    assert figures["dry"]
+    assert figures["gpu"]["date"]
+    for part in bench.PARTS:
+        rows = figures[part]["rows"]
+        assert [row.get("failed") for row in rows] == [None] * len(rows)
+        assert all(row["tinydilate_ms"] > 0 for row in rows)
+    assert "launches" in capsys.readouterr().out
+
+
+@pytest.mark.gpu
+def test_a_part_or_a_row_can_be_chosen(tmp_path, capsys):
+    path = tmp_path / "gpu.json"
+    assert bench.main(["--dry", "--only", "F.relu", "--json", str(path)]) == 0
+    figures = json.loads(path.read_text(encoding="utf-8"))
+    assert [row["name"] for part in bench.PARTS for row in figures[part]["rows"]] == ["F.relu"]
+    assert bench.main(["--dry", "--only", "launches", "--json", str(path)]) == 0
+    figures = json.loads(path.read_text(encoding="utf-8"))
+    assert "ops" not in figures
+    assert len(figures["launches"]["rows"]) == 3
+    capsys.readouterr()
