@@ -102,7 +102,7 @@ def has_wide_loads(cubin: bytes, program: str) -> bool:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
         text = subprocess.run([program, "-c", path], capture_output=True, text=True, check=True)
-    return "LDS.128" in text.stdout
+    return re.search(r"LDS(\.U)?\.128", text.stdout) is not None  # .U: sm_75
 
 
 def faults(kernel: CudaKernel, report: Report, program: str | None) -> list[str]:

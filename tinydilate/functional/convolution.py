@@ -32,15 +32,22 @@ from typing import Any
 
 import numpy as np
 
-from tinydilate import buffers, winograd
+from tinydilate import buffers, gpu_gemm, winograd
 from tinydilate.autograd import Op, Tensor, as_tensors, public
-from tinydilate.device import Array, MetaArray
+from tinydilate.device import Array, CudaArray, MetaArray, cover
 from tinydilate.errors import ShapeError
 from tinydilate.functional.arithmetic import sum_to_shape
+from tinydilate.functional.products import matmul_forward_readable, transposed
 from tinydilate.functional.rectifier import relu_backward
-from tinydilate.functional.unfolding import check_axes, fold_forward, unfold_forward
+from tinydilate.functional.unfolding import (
+    check_axes,
+    fold_forward,
+    fold_forward_cuda,
+    unfold_forward,
+    unfold_forward_cuda,
+)
 from tinydilate.gemm import forward_gather, gathered_outer, gathered_product, input_gradient
-from tinydilate.kernel import Kernel, jit, kernel, tap
+from tinydilate.kernel import Kernel, cuda, jit, kernel, tap
 from tinydilate.threads import share
 from tinydilate.window import Pair, Window
 from tinydilate.winograd import winograd_outer, winograd_product
@@ -151,6 +158,66 @@ def _conv2d(
                 out[n, f, i, j] = total
 
 
+# On the GPU, too, the readable way comes first: write the columns down and multiply matrices, as
+# the reference does. The columns are KH*KW times as large as the image, and go to memory and back.
+@conv2d_forward.variant("cuda:readable")
+def conv2d_forward_readable(
+    x: CudaArray,
+    w: CudaArray,
+    b: CudaArray | None,
+    window: Window,
+    groups: int = 1,
+    relu: bool = False,
+) -> CudaArray:
+    columns = unfold_forward_cuda(x, window)  # (N, C, KH, KW, OH, OW)
+    size, each = columns.shape[4:], w.shape[0] // groups
+    inner = w.shape[1] * window.taps  # K = C/G*KH*KW
+    columns = columns.reshape(x.shape[0], groups, inner, size[0] * size[1])
+    out = matmul_forward_readable(w.reshape(groups, each, inner), columns)  # (N, G, F/G, OH*OW)
+    out = out.reshape(x.shape[0], w.shape[0], *size)
+    if b is not None or relu:
+        _finish_cuda[cover(out.size)](
+            out, out if b is None else b, b is not None, relu, size[0] * size[1], w.shape[0]
+        )
+    return out
+
+
+@cuda.jit
+def _finish_cuda(
+    out: Array, bias: Array, biased: bool, relu: bool, plane: np.uint32, filters: np.uint32
+) -> None:
+    """Add the bias, and cut at zero."""
+    n = np.uint32(cuda.grid(1))
+    if n < out.size:
+        total = out[n] + bias[n // plane % filters] if biased else out[n]
+        out[n] = out.dtype.type(0) if relu and total < 0 else total
+
+
+@conv2d_forward.cuda
+def conv2d_forward_cuda(
+    x: CudaArray,
+    w: CudaArray,
+    b: CudaArray | None,
+    window: Window,
+    groups: int = 1,
+    relu: bool = False,
+    tile: str = "",
+) -> CudaArray:
+    if x.dtype != np.float32:
+        return conv2d_forward_readable(x, w, b, window, groups, relu)
+    gather = gpu_gemm.forward_gather(window, window.output_size(x.shape[2:]))
+    return gpu_gemm.gathered_product(x, w, b, gather, groups, relu, tile=tile)
+
+
+def _add_tiles(entry: Kernel, twin: Callable[..., CudaArray]) -> None:
+    """Let `use` force a size of tile: "cuda:tile128", "cuda:tile64", "cuda:tile32"."""
+    for tile in gpu_gemm.TILES:
+        entry.variant(f"cuda:{tile}")(partial(twin, tile=tile))
+
+
+_add_tiles(conv2d_forward, conv2d_forward_cuda)
+
+
 @conv2d_forward.meta
 def conv2d_forward_meta(
     x: MetaArray,
@@ -229,6 +296,36 @@ def _spread(
                                     result[n, channel, y, z] += w[f, c, u, v] * grad[n, f, i, j]
 
 
+@conv2d_grad_input.variant("cuda:readable")
+def conv2d_grad_input_readable(
+    grad: CudaArray, w: CudaArray, size: Pair, window: Window, groups: int = 1
+) -> CudaArray:
+    count, filters, out_h, out_w = grad.shape
+    weights = w.reshape(groups, filters // groups, w.shape[1] * window.taps)  # (G, F/G, K)
+    grads = grad.reshape(count, groups, filters // groups, out_h * out_w)
+    columns = matmul_forward_readable(transposed(weights), grads)  # (N, G, K, OH*OW)
+    columns = columns.reshape(count, groups * w.shape[1], *window.kernel, out_h, out_w)
+    return fold_forward_cuda(columns, size, window)
+
+
+@conv2d_grad_input.cuda
+def conv2d_grad_input_cuda(
+    grad: CudaArray,
+    w: CudaArray,
+    size: Pair,
+    window: Window,
+    groups: int = 1,
+    tile: str = "",
+) -> CudaArray:
+    if grad.dtype != np.float32:
+        return conv2d_grad_input_readable(grad, w, size, window, groups)
+    gather = gpu_gemm.adjoint_gather(window, size)
+    return gpu_gemm.gathered_product(grad, w, None, gather, groups, adjoint=True, tile=tile)
+
+
+_add_tiles(conv2d_grad_input, conv2d_grad_input_cuda)
+
+
 @conv2d_grad_input.meta
 def conv2d_grad_input_meta(
     grad: MetaArray, w: MetaArray, size: Pair, window: Window, groups: int = 1
@@ -302,6 +399,33 @@ def _correlate(
                                 if 0 <= z < width:
                                     total += grad[n, f, i, j] * x[n, channel, y, z]
                 result[f, c, u, v] = total
+
+
+@conv2d_grad_weight.variant("cuda:readable")
+def conv2d_grad_weight_readable(
+    x: CudaArray, grad: CudaArray, window: Window, groups: int = 1
+) -> CudaArray:
+    count, filters, out_h, out_w = grad.shape
+    columns = unfold_forward_cuda(x, window)  # (N, C, KH, KW, OH, OW)
+    inner = x.shape[1] // groups * window.taps  # K
+    columns = columns.reshape(count, groups, inner, out_h * out_w)
+    grads = grad.reshape(count, groups, filters // groups, out_h * out_w)
+    each = matmul_forward_readable(grads, transposed(columns))  # (N, G, F/G, K)
+    result: CudaArray = sum_to_shape(each, each.shape[1:])
+    return result.reshape(filters, x.shape[1] // groups, *window.kernel)
+
+
+@conv2d_grad_weight.cuda
+def conv2d_grad_weight_cuda(
+    x: CudaArray, grad: CudaArray, window: Window, groups: int = 1, tile: str = ""
+) -> CudaArray:
+    if x.dtype != np.float32:
+        return conv2d_grad_weight_readable(x, grad, window, groups)
+    gather = gpu_gemm.forward_gather(window, (grad.shape[2], grad.shape[3]))
+    return gpu_gemm.gathered_outer(x, grad, gather, groups, tile=tile)
+
+
+_add_tiles(conv2d_grad_weight, conv2d_grad_weight_cuda)
 
 
 @conv2d_grad_weight.meta

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from tinydilate import buffers, gemm
+from tinydilate import buffers, device, gemm, gpu_gemm
 from tinydilate.autograd import Op, Tensor, as_tensors, public
-from tinydilate.device import Array, MetaArray
+from tinydilate.device import SIMULATED, Array, CudaArray, MetaArray
 from tinydilate.errors import ShapeError
 from tinydilate.functional.arithmetic import broadcast_shape, unbroadcast
 from tinydilate.functional.shaping import View, copy_view, transpose
-from tinydilate.kernel import jit, kernel
+from tinydilate.kernel import Int32Array, cuda, jit, kernel, place_of
 from tinydilate.threads import share
 
 _LEAST = 500_000  # multiply-adds worth a thread
@@ -80,6 +80,75 @@ def _matmul(start: int, stop: int, a: Array, b: Array, out: Array) -> None:
                 out[m, n] += a[m, k] * b[k, n]
 
 
+@matmul_forward.variant("cuda:readable")
+def matmul_forward_readable(a: CudaArray, b: CudaArray) -> CudaArray:
+    (rows, inner), columns = a.shape[-2:], b.shape[-1]
+    out = device.empty(product_shape(a.shape, b.shape), a.dtype)
+    batch = out.shape[:-2] or (1,)
+    table = device.constants(*batch, *_matrix_steps(a, batch), *_matrix_steps(b, batch))
+    across, down = -(-columns // _SIDE), -(-rows // _SIDE)
+    blocks = math.prod(batch) * down * across
+    _matmul_cuda[blocks, (_SIDE, _SIDE)](a, b, out, rows, inner, columns, len(batch), table)
+    return out
+
+
+def _matrix_steps(array: CudaArray, batch: tuple[int, ...]) -> list[int]:
+    """Matrices of ``array`` from one index of each batch axis to the next; 0 where it repeats."""
+    sizes = (1,) * (len(batch) - (array.ndim - 2)) + array.shape[:-2]
+    return [0 if size == 1 else math.prod(sizes[axis + 1 :]) for axis, size in enumerate(sizes)]
+
+
+# The textbook's product in tiles. A thread that computed one number of the result by itself would
+# read a row of `a` and a column of `b` from the GPU's memory, two numbers for each multiply-add.
+# But the threads of a block have their rows and columns in common. So the block first copies a tile
+# of `a` and a tile of `b` into shared memory, each thread one number of both, and then every thread
+# reads from there. A number that was copied is used _SIDE times, so the traffic is 1/_SIDE of what
+# it was. gpu_gemm.py goes on from here.
+
+_SIDE = 4 if SIMULATED else 16  # of a square tile
+
+
+@cuda.jit(launch_bounds=_SIDE * _SIDE)
+def _matmul_cuda(
+    a: Array,
+    b: Array,
+    out: Array,
+    rows: np.uint32,
+    inner: np.uint32,
+    columns: np.uint32,
+    axes: int,
+    table: Int32Array,
+) -> None:
+    x, y = np.uint32(cuda.threadIdx.x), np.uint32(cuda.threadIdx.y)
+    block = np.uint32(cuda.blockIdx.x)
+    across, down = (columns + _SIDE - 1) // _SIDE, (rows + _SIDE - 1) // _SIDE
+    matrix = np.uint32(block // (across * down))  # of the batch
+    n = np.uint32(block % across * _SIDE + x)  # this thread's column and row of the result
+    m = np.uint32(block // across % down * _SIDE + y)
+    first_a = np.uint32(place_of(matrix, 0, axes, table)) * rows * inner
+    first_b = np.uint32(place_of(matrix, 1, axes, table)) * inner * columns
+    tile_a = cuda.shared.array((_SIDE, _SIDE), a.dtype)
+    tile_b = cuda.shared.array((_SIDE, _SIDE), a.dtype)
+    total = a.dtype.type(0)
+    for k in range(np.uint32(0), inner, np.uint32(_SIDE)):
+        in_a, in_b = m < rows and k + x < inner, k + y < inner and n < columns
+        tile_a[y, x] = a[first_a + m * inner + k + x] if in_a else a.dtype.type(0)
+        tile_b[y, x] = b[first_b + (k + y) * columns + n] if in_b else a.dtype.type(0)
+        cuda.syncthreads()  # both tiles are complete
+        for step in range(_SIDE):
+            total += tile_a[y, step] * tile_b[step, x]
+        cuda.syncthreads()  # nobody reads them any more
+    if m < rows and n < columns:
+        out[(matrix * rows + m) * columns + n] = total
+
+
+@matmul_forward.cuda
+def matmul_forward_cuda(a: CudaArray, b: CudaArray) -> CudaArray:
+    if a.dtype != np.float32 or a.shape[:-2] != b.shape[:-2] or 0 in (a.size, b.size):
+        return matmul_forward_readable(a, b)
+    return gpu_gemm.matmul(a, b)
+
+
 @matmul_forward.meta
 def matmul_forward_meta(a: MetaArray, b: MetaArray) -> MetaArray:
     return MetaArray(product_shape(a.shape, b.shape), a.dtype)
@@ -95,14 +164,14 @@ class MatMul(Op):
     def backward(self, grad: Any) -> Any:
         da = db = None
         if self.needs[0]:
-            da = unbroadcast(matmul_forward(grad, _transposed(self.b)), self.a.shape)
+            da = unbroadcast(matmul_forward(grad, transposed(self.b)), self.a.shape)
         if self.needs[1]:
-            db = unbroadcast(matmul_forward(_transposed(self.a), grad), self.b.shape)
+            db = unbroadcast(matmul_forward(transposed(self.a), grad), self.b.shape)
         return da, db
 
 
-def _transposed(x: Any) -> Any:
-    """(..., M, K) -> (..., K, M)."""
+def transposed(x: Any) -> Any:
+    """(..., M, K) -> (..., K, M), a copy."""
     batch = range(len(x.shape) - 2)
     return copy_view(x, View.whole(x.shape).permuted((*batch, len(x.shape) - 1, len(x.shape) - 2)))
 

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from tinydilate import buffers
+from tinydilate import buffers, device
 from tinydilate.autograd import Op, Tensor, as_tensors, public
-from tinydilate.device import Array, MetaArray
+from tinydilate.device import Array, CudaArray, MetaArray, cover
 from tinydilate.errors import ShapeError
-from tinydilate.kernel import jit, kernel, tap
+from tinydilate.kernel import Int32Array, cuda, jit, kernel, tap
 from tinydilate.threads import share
 from tinydilate.window import Pair, Window, pair
 
@@ -87,6 +87,44 @@ def _unfold(
                         columns[plane, u, v, i, j] = x[plane, y, z] if inside else 0
 
 
+@unfold_forward.cuda
+def unfold_forward_cuda(x: CudaArray, window: Window) -> CudaArray:
+    output = window.output_size(x.shape[2:])
+    columns = device.empty((*x.shape[:2], *window.kernel, *output), x.dtype)
+    _unfold_cuda[cover(columns.size)](x, columns, window_table(window, x.shape[2:], output))
+    return columns
+
+
+@cuda.jit
+def _unfold_cuda(x: Array, columns: Array, sizes: Int32Array) -> None:
+    """One thread, one number of the columns; neighbouring threads have neighbouring outputs."""
+    n = np.uint32(cuda.grid(1))
+    if n < columns.size:
+        height, width = np.uint32(sizes[0]), np.uint32(sizes[1])
+        out_h, out_w = np.uint32(sizes[2]), np.uint32(sizes[3])
+        kernel_h, kernel_w = np.uint32(sizes[4]), np.uint32(sizes[5])
+        i, j = n // out_w % out_h, n % out_w
+        u, v = n // (out_w * out_h * kernel_w) % kernel_h, n // (out_w * out_h) % kernel_w
+        plane = n // (out_w * out_h * kernel_w * kernel_h)
+        # int: where a tap lies before the image, its place is negative.
+        y = tap(int(i), int(u), sizes[6], sizes[8], sizes[10])
+        z = tap(int(j), int(v), sizes[7], sizes[9], sizes[11])
+        value = x.dtype.type(0)
+        if 0 <= y < int(height) and 0 <= z < int(width):
+            value = x[(plane * height + np.uint32(y)) * width + np.uint32(z)]
+        columns[n] = value
+
+
+def window_table(window: Window, size: Sequence[int], output: Sequence[int]) -> CudaArray:
+    """Image, output, taps, stride, padding before and dilation, (rows, columns) of each: 12 ints.
+
+    On the GPU they come as an array: one more argument of a launch, where they would be twelve.
+    """
+    return device.constants(
+        *size, *output, *window.kernel, *window.stride, *window.before, *window.dilation
+    )
+
+
 @unfold_forward.meta
 def unfold_forward_meta(x: MetaArray, window: Window) -> MetaArray:
     return MetaArray((*x.shape[:2], *window.kernel, *window.output_size(x.shape[2:])), x.dtype)
@@ -135,6 +173,41 @@ def _fold(
                         z = tap(j, v, stride[1], padding[1], dilation[1])
                         if 0 <= y < height and 0 <= z < width:
                             x[plane, y, z] += columns[plane, u, v, i, j]
+
+
+@fold_forward.cuda
+def fold_forward_cuda(columns: CudaArray, size: Pair, window: Window) -> CudaArray:
+    image = device.empty((*columns.shape[:2], *size), columns.dtype)
+    table = window_table(window, size, columns.shape[4:])
+    _fold_cuda[cover(image.size)](columns, image, table)
+    return image
+
+
+# If each number of a column were added by a thread of its own, two threads would meet at one pixel.
+# So it is turned around: a thread has a pixel, and looks for the outputs i whose tap u read it. The
+# tap rule y = i*stride - padding + u*dilation, solved for i, says where they are:
+# i = (y + padding - u*dilation) / stride, if that is a whole number.
+
+
+@cuda.jit
+def _fold_cuda(columns: Array, x: Array, sizes: Int32Array) -> None:
+    n = np.uint32(cuda.grid(1))
+    if n < x.size:
+        height, width = np.uint32(sizes[0]), np.uint32(sizes[1])
+        out_h, out_w, kernel_h, kernel_w = sizes[2], sizes[3], sizes[4], sizes[5]
+        y, z, plane = int(n // width % height), int(n % width), n // (width * height)
+        total = x.dtype.type(0)
+        for u in range(kernel_h):
+            i = y + sizes[8] - u * sizes[10]
+            if i >= 0 and i % sizes[6] == 0 and i // sizes[6] < out_h:
+                for v in range(kernel_w):
+                    j = z + sizes[9] - v * sizes[11]
+                    if j >= 0 and j % sizes[7] == 0 and j // sizes[7] < out_w:
+                        # (plane, u, v, i, j) of the columns
+                        at = (np.int64(plane) * kernel_h + u) * kernel_w + v
+                        at = (at * out_h + i // sizes[6]) * out_w + j // sizes[7]
+                        total += columns[np.uint32(at)]
+        x[n] = total
 
 
 @fold_forward.meta

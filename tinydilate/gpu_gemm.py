@@ -1,0 +1,634 @@
+"""The matrix product that convolution stands on, on the GPU: tiles within tiles.
+
+As gemm.py says, a convolution is the product of two matrices, weights and im2col columns, and the
+columns need never be written down:
+
+    out (F, P)  =  weights (F, K)  @  columns (K, P)          P = N*OH*OW pixels, K = taps*C
+
+What limits it is not arithmetic but getting the numbers to where it is done. An H100 multiplies and
+adds 33 * 10**12 times a second and reads 0.8 * 10**12 floats from its memory in that time, so
+each number that was read must be used 40 times at least. That is what tiles are for.
+
+* A **block** of 256 threads computes 128 x 128 numbers of the result. For one step in k it needs
+  128 weights and 128 pixels, 256 numbers, and does 128 * 128 multiply-adds with them: 64 for each
+  number read. The numbers lie in *shared memory*, which the threads of a block have in common; a
+  multiprocessor has some 100 to 228 KB of it.
+* A **thread** computes 8 x 8 of them. Shared memory is quick, but not so quick that each
+  multiply-add could fetch two numbers from it: reading 8 weights and 8 pixels, 16 numbers, for
+  64 multiply-adds it is 4 for each number. All 64 sums stay in *registers*, the 65,536 numbers that
+  a multiprocessor holds for its threads' own use.
+
+                      pixels p0 ... p0 + 127
+                     +----------------------+
+              k ...  |    8 x 128 columns   |      eight steps in k lie in shared memory:
+                     +----------------------+      128 weights and 128 pixels for each
+     +-------+       +----------------------+
+     |       |       |   ....      ....     |
+  f0 | 128   |       |   ....      ....     |      the thread at (ty, tx) has 8 rows and
+     |  x 8  |       |                      |      8 columns of the tile, four and four, half
+     |       |       |   ....      ....     |      a tile apart, so that neighbours read
+     +-------+       |   ....      ....     |      neighbouring numbers, four (128 bits) at once
+      weights        +----------------------+
+
+**Two buffers.** While the block multiplies eight steps, each thread already fetches its share of
+the next eight into registers: memory answers after some 500 cycles, which is about what the
+multiplications take. Then it writes them to the other of two buffers in shared memory. With two, no
+thread waits until the slowest has read the old numbers: one barrier a round is enough.
+
+**The order of k.** Taps come first, and the channels within a tap. So which pixel a thread reads,
+and whether it lies in the padding, is worked out when the tap changes, and then the thread walks
+through the channels by adding the size of a plane.
+
+**One kernel for forward and backward.** Output p reads through tap u the pixel
+
+    y = (p * step + origin + u * spacing) / divisor           if that is a whole number in the image
+
+Forward: step = stride, origin = -padding, spacing = dilation, divisor = 1. The gradient by the
+input is the same sum turned around, as in `fold`: step = 1, origin = +padding, spacing = -dilation,
+divisor = stride. Nothing is flipped, and no two threads add to one number.
+
+**The gradient of the weights** has a small result and a long sum: (F, K) numbers, P products each.
+There may be four tiles of the result, and 132 multiprocessors want work. So the sum over the pixels
+is cut into parts (*split-K*): each part has blocks of its own, which write their sums into a
+workspace, and a last kernel adds the parts, always in the same order: the same numbers give the
+same bits, which adding by atomics would not.
+
+float32 only. With other numbers convolution and products take the readable way of their pages.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinydilate import device
+from tinydilate.device import SIMULATED, CudaArray, card, cover
+from tinydilate.kernel import Float32Array, Int32Array, cuda
+from tinydilate.launching import CudaKernel
+from tinydilate.window import Pair, Window
+
+STEPS = 8  # in k, that lie in shared memory at a time
+
+
+class Gather(NamedTuple):
+    """The rule by which output p and tap u read an image: (p*step + origin + u*spacing) / divisor.
+
+    Each field is (rows, columns).
+    """
+
+    kernel: Pair
+    output: Pair
+    step: Pair
+    origin: Pair
+    spacing: Pair
+    divisor: Pair = (1, 1)
+
+    def taps(self) -> list[int]:
+        """How far each tap reads from the first, before the division: row, column, row, ..."""
+        return [
+            place
+            for u in range(self.kernel[0])
+            for v in range(self.kernel[1])
+            for place in (u * self.spacing[0], v * self.spacing[1])
+        ]
+
+
+def forward_gather(window: Window, output: Pair) -> Gather:
+    """The tap rule: what a convolution reads."""
+    top, left = window.before
+    return Gather(window.kernel, output, window.stride, (-top, -left), window.dilation)
+
+
+def adjoint_gather(window: Window, size: Pair) -> Gather:
+    """The tap rule solved for the output: which outputs an input pixel went into."""
+    rows, columns = window.dilation
+    return Gather(window.kernel, size, (1, 1), window.before, (-rows, -columns), window.stride)
+
+
+class Tile(NamedTuple):
+    """How the result is cut: numbers of a block, and of a thread, in rows (filters) and columns.
+
+    A thread's rows and columns come in pieces of ``vector``, which it reads from shared memory at
+    once. ``blocks`` of them should fit on a multiprocessor at a time. ``share`` of the instructions
+    in its innermost loop are multiply-adds: counted in the machine code for an H100.
+    """
+
+    rows: int
+    columns: int
+    thread_rows: int
+    thread_columns: int
+    vector: int
+    blocks: int
+    share: float
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.rows // self.thread_rows * (self.columns // self.thread_columns)
+
+
+# A layer of few filters would leave most rows of a large tile without work. In the simulator, where
+# each thread costs time, the tiles are small, and cut in the same ways.
+TILES = {
+    "tile128": Tile(128, 128, 8, 8, vector=4, blocks=2, share=0.83),
+    "tile64": Tile(64, 128, 8, 8, vector=4, blocks=4, share=0.80),
+    "tile32": Tile(32, 128, 4, 8, vector=4, blocks=4, share=0.67),
+}
+if SIMULATED:
+    TILES = {
+        "tile128": Tile(8, 4, 2, 2, vector=1, blocks=1, share=0.83),
+        "tile64": Tile(4, 8, 2, 2, vector=1, blocks=1, share=0.80),
+        "tile32": Tile(2, 8, 1, 2, vector=1, blocks=1, share=0.67),
+    }
+
+
+def fastest_tile(rows: int, columns: int, groups: int) -> str:
+    """The tile by which the busiest multiprocessor has done its part first."""
+    processors = card().multiprocessors
+
+    def cost(name: str) -> float:
+        tile = TILES[name]
+        blocks = groups * -(-rows // tile.rows) * -(-columns // tile.columns)
+        return -(-blocks // processors) * tile.rows * tile.columns / tile.share
+
+    return min(TILES, key=cost)
+
+
+# ---- a thread's multiply-adds ----------------------------------------------------------------
+
+
+def _multiplier(tile: Tile) -> Any:
+    """The innermost part: one step in k, for one thread.
+
+    A function of its own because the compiler unrolls its loops, 64 multiply-adds, but not those of
+    eight steps at once. Only when all are unrolled do ``a``, ``b`` and ``sums`` become registers.
+    """
+    rows, columns, vector = tile.thread_rows, tile.thread_columns, tile.vector
+    apart_a = tile.rows * vector // rows  # from one piece of a thread's rows to the next
+    apart_b = tile.columns * vector // columns
+
+    @cuda.jit(device=True)
+    def multiply_add(tile_a: Any, tile_b: Any, at_a: Any, at_b: Any, sums: Any) -> None:
+        a = cuda.local.array(rows, np.float32)
+        b = cuda.local.array(columns, np.float32)
+        for i in range(rows):
+            a[i] = tile_a[at_a + np.uint32(i // vector * apart_a + i % vector)]
+        for j in range(columns):
+            b[j] = tile_b[at_b + np.uint32(j // vector * apart_b + j % vector)]
+        for i in range(rows):
+            for j in range(columns):
+                sums[i * columns + j] += a[i] * b[j]
+
+    return multiply_add
+
+
+# ---- forward, and the gradient by the input --------------------------------------------------
+
+# What the kernel has to know of the layer, in the order in which the table holds it; two numbers
+# for each tap follow.
+_FIELDS = 18
+
+
+def _gather_kernel(name: str, tile: Tile) -> CudaKernel:
+    ROWS, COLUMNS = np.uint32(tile.rows), np.uint32(tile.columns)
+    THREADS, THREAD_ROWS, THREAD_COLUMNS = tile.threads, tile.thread_rows, tile.thread_columns
+    SUMS = THREAD_ROWS * THREAD_COLUMNS
+    VECTOR = tile.vector
+    ACROSS = np.uint32(tile.columns // tile.thread_columns)  # threads beside each other
+    APART_ROWS, APART_COLUMNS = tile.rows * VECTOR // THREAD_ROWS, int(ACROSS) * VECTOR
+    SIZE_A, SIZE_B = STEPS * ROWS, STEPS * COLUMNS  # of a buffer
+    BOTH_A, BOTH_B = int(2 * SIZE_A), int(2 * SIZE_B)
+    SHARE_A, SHARE_B = int(SIZE_A) // THREADS, int(SIZE_B) // THREADS  # that a thread fetches
+    multiply_add = _multiplier(tile)
+
+    @cuda.jit(device=True)
+    def locate(tap: Any, y0: Any, z0: Any, layer: Any) -> Any:
+        """Where a pixel's tap lies in its plane, or a number beyond every plane."""
+        y = np.int32(y0 + layer[np.uint32(18) + np.uint32(2) * tap])
+        z = np.int32(z0 + layer[np.uint32(19) + np.uint32(2) * tap])
+        if y < 0 or z < 0:
+            return np.uint32(0xFFFFFFFF)
+        over_y, over_z = np.uint32(layer[14]), np.uint32(layer[15])
+        row, column = np.uint32(np.uint32(y) // over_y), np.uint32(np.uint32(z) // over_z)
+        if np.uint32(row * over_y) != np.uint32(y) or np.uint32(column * over_z) != np.uint32(z):
+            return np.uint32(0xFFFFFFFF)
+        if row >= np.uint32(layer[6]) or column >= np.uint32(layer[7]):
+            return np.uint32(0xFFFFFFFF)
+        return np.uint32(row * np.uint32(layer[7]) + column)
+
+    @cuda.jit(launch_bounds=(THREADS, tile.blocks), dtypes=(np.float32,), wide_loads=VECTOR == 4)
+    def gathered(
+        images: Float32Array,
+        weights: Float32Array,
+        bias: Float32Array,
+        out: Float32Array,
+        layer: Int32Array,
+    ) -> None:
+        pixels, channels, filters = np.uint32(layer[0]), np.uint32(layer[1]), np.uint32(layer[2])
+        padded, steps = np.uint32(layer[3]), np.uint32(layer[4])
+        groups = np.uint32(layer[5])
+        plane = np.uint32(layer[6] * layer[7])
+        out_w, out_plane = np.uint32(layer[9]), np.uint32(layer[8] * layer[9])
+        thread = np.uint32(cuda.threadIdx.x)
+        # Blocks of one group beside each other; those of the same pixels next, for the cache.
+        block, down = np.uint32(cuda.blockIdx.x), padded // ROWS
+        f0 = np.uint32(block % down * ROWS)
+        block = np.uint32(block // down)
+        across = (pixels + COLUMNS - np.uint32(1)) // COLUMNS
+        p0 = np.uint32(block % across * COLUMNS)
+        group = np.uint32(block // across)
+
+        tile_a = cuda.shared.array(BOTH_A, np.float32, alignment=16)
+        tile_b = cuda.shared.array(BOTH_B, np.float32, alignment=16)
+        next_a = cuda.local.array(SHARE_A, np.float32)
+        next_b = cuda.local.array(SHARE_B, np.float32)
+        sums = cuda.local.array(SUMS, np.float32)
+        for n in range(SUMS):
+            sums[n] = np.float32(0)
+
+        # This thread's share of the weights: neighbouring filters in one step of k ...
+        to_a = np.uint32(thread * np.uint32(SHARE_A))
+        k_a, m_a = to_a // ROWS, to_a % ROWS
+        at_a = np.uint32((group * steps * np.uint32(STEPS) + k_a) * padded + f0 + m_a)
+        # ... and of the columns: one pixel, in neighbouring steps of k.
+        k_b = np.uint32(thread // COLUMNS * np.uint32(SHARE_B))
+        p_b = np.uint32(thread % COLUMNS)
+        to_b = np.uint32(k_b * COLUMNS + p_b)
+        p = np.uint32(p0 + p_b)
+        image = np.uint32(p // out_plane)
+        rest = np.uint32(p % out_plane)
+        y0 = np.int32(np.int32(rest // out_w) * layer[10] + layer[12])
+        z0 = np.int32(np.int32(rest % out_w) * layer[11] + layer[13])
+        if p >= pixels:
+            y0 = np.int32(-0x40000000)  # no tap is in the image
+        first = np.uint32((image * groups + group) * channels * plane)
+        tap, channel = np.uint32(0), k_b
+        place = locate(tap, y0, z0, layer)
+        at_b = np.uint32(first + channel * plane + place)
+
+        read_a, read_b = np.uint32(0), np.uint32(0)
+        from_a = np.uint32(thread // ACROSS * np.uint32(VECTOR))
+        from_b = np.uint32(thread % ACROSS * np.uint32(VECTOR))
+        step = np.uint32(0)
+        while step <= steps:
+            # Fetch what the next round multiplies ...
+            if step < steps:
+                for n in range(SHARE_A):
+                    next_a[n] = weights[at_a + np.uint32(n)]
+                at_a = np.uint32(at_a + np.uint32(STEPS) * padded)
+                for n in range(SHARE_B):
+                    value = np.float32(0)
+                    if place < plane and np.uint32(channel + np.uint32(n)) < channels:
+                        value = images[np.uint32(at_b + np.uint32(n) * plane)]
+                    next_b[n] = value
+                channel = np.uint32(channel + np.uint32(STEPS))
+                at_b = np.uint32(at_b + np.uint32(STEPS) * plane)
+                if np.uint32(channel - k_b) >= channels:
+                    tap, channel = np.uint32(tap + np.uint32(1)), k_b
+                    if np.uint32(step + np.uint32(1)) < steps:
+                        place = locate(tap, y0, z0, layer)
+                    at_b = np.uint32(first + channel * plane + place)
+            # ... multiply this round's, of which there are none at first ...
+            if step > 0:
+                a, b = np.uint32(read_a + from_a), np.uint32(read_b + from_b)
+                multiply_add(tile_a, tile_b, a, b, sums)
+                multiply_add(tile_a, tile_b, a + ROWS, b + COLUMNS, sums)
+                multiply_add(tile_a, tile_b, a + 2 * ROWS, b + 2 * COLUMNS, sums)
+                multiply_add(tile_a, tile_b, a + 3 * ROWS, b + 3 * COLUMNS, sums)
+                multiply_add(tile_a, tile_b, a + 4 * ROWS, b + 4 * COLUMNS, sums)
+                multiply_add(tile_a, tile_b, a + 5 * ROWS, b + 5 * COLUMNS, sums)
+                multiply_add(tile_a, tile_b, a + 6 * ROWS, b + 6 * COLUMNS, sums)
+                multiply_add(tile_a, tile_b, a + 7 * ROWS, b + 7 * COLUMNS, sums)
+                read_a, read_b = np.uint32(read_a ^ SIZE_A), np.uint32(read_b ^ SIZE_B)
+            # ... and put what was fetched where the next round reads.
+            for n in range(SHARE_A):
+                tile_a[read_a + to_a + np.uint32(n)] = next_a[n]
+            for n in range(SHARE_B):
+                tile_b[read_b + to_b + np.uint32(n) * COLUMNS] = next_b[n]
+            cuda.syncthreads()
+            step = np.uint32(step + np.uint32(1))
+
+        for j in range(THREAD_COLUMNS):
+            p = np.uint32(p0 + from_b + np.uint32(j // VECTOR * APART_COLUMNS + j % VECTOR))
+            if p < pixels:
+                image = np.uint32(p // out_plane)
+                rest = np.uint32(p % out_plane)
+                for i in range(THREAD_ROWS):
+                    row = f0 + from_a + np.uint32(i // VECTOR * APART_ROWS + i % VECTOR)
+                    if row < filters:
+                        total = sums[i * THREAD_COLUMNS + j]
+                        if layer[16] != 0:
+                            total += bias[group * filters + row]
+                        if layer[17] != 0 and total < 0:  # nan < 0 is false: nan passes
+                            total = np.float32(0)
+                        f = (image * groups + group) * filters + row
+                        out[f * out_plane + rest] = total
+
+    made: CudaKernel = gathered
+    made.name = f"gpu_gemm.gathered {name}"
+    return made
+
+
+_GATHERED = {name: _gather_kernel(name, tile) for name, tile in TILES.items()}
+
+
+def gathered_product(
+    images: CudaArray,
+    weights: CudaArray,
+    bias: CudaArray | None,
+    gather: Gather,
+    groups: int = 1,
+    relu: bool = False,
+    adjoint: bool = False,
+    tile: str = "",
+) -> CudaArray:
+    """(N, G*C, H, W) -> (N, G*F, OH, OW): weights times what is gathered from the images.
+
+    The weights are those of the convolution, (G*F, C, KH, KW), and for its ``adjoint``
+    (G*C, F, KH, KW). The tile is chosen by size, unless one is named.
+    """
+    count, channels = images.shape[0], images.shape[1] // groups
+    filters = weights.shape[1] if adjoint else weights.shape[0] // groups
+    out = device.empty((count, groups * filters, *gather.output), images.dtype)
+    if not out.size:
+        return out
+    pixels = count * math.prod(gather.output)
+    name = tile or fastest_tile(filters, pixels, groups)
+    cut = TILES[name]
+    packed = _packed(weights, groups, filters, channels, cut, adjoint)  # (G, taps*C', F')
+    padded = packed.shape[2]
+    layer = device.constants(
+        *(pixels, channels, filters, padded, packed.shape[1] // STEPS, groups),
+        *images.shape[2:],
+        *gather.output,
+        *gather.step,
+        *gather.origin,
+        *gather.divisor,
+        *(int(bias is not None), int(relu)),
+        *gather.taps(),
+    )
+    blocks = groups * (padded // cut.rows) * -(-pixels // cut.columns)
+    other = packed if bias is None else bias  # read only if the layer says that there is one
+    _GATHERED[name][blocks, cut.threads](images, packed, other, out, layer)
+    return out
+
+
+def _packed(
+    weights: CudaArray, groups: int, filters: int, channels: int, tile: Tile, adjoint: bool
+) -> CudaArray:
+    """Weights in the order in which the blocks read them, with zeros to fill the last tiles.
+
+    (G, taps*C', F'): C' channels in full steps, F' filters in full tiles.
+    """
+    taps = weights.shape[2] * weights.shape[3]
+    deep = -(-channels // STEPS) * STEPS
+    wide = -(-filters // tile.rows) * tile.rows
+    packed = device.empty((groups, taps * deep, wide), weights.dtype)
+    # From one filter's weights to the next one's, and from one channel's to the next one's.
+    steps = (taps, filters * taps) if adjoint else (channels * taps, taps)
+    _pack[cover(packed.size)](weights, packed, filters, channels, taps, deep, wide, *steps)
+    return packed
+
+
+@cuda.jit(dtypes=(np.float32,))
+def _pack(
+    weights: Float32Array,
+    packed: Float32Array,
+    filters: np.uint32,
+    channels: np.uint32,
+    taps: np.uint32,
+    deep: np.uint32,
+    wide: np.uint32,
+    filter_step: np.uint32,
+    channel_step: np.uint32,
+) -> None:
+    n = np.uint32(cuda.grid(1))
+    if n < packed.size:
+        f, c, tap = n % wide, n // wide % deep, n // wide // deep % taps
+        group = n // wide // deep // taps
+        value = np.float32(0)
+        if f < filters and c < channels:
+            first = group * filters * channels * taps
+            value = weights[first + f * filter_step + c * channel_step + tap]
+        packed[n] = value
+
+
+def matmul(a: CudaArray, b: CudaArray) -> CudaArray:
+    """(..., M, K), (..., K, N) -> (..., M, N), the batches alike: 1x1 convolutions of one row.
+
+    Each matrix of the batch is a group: M filters, K channels, N pixels.
+    """
+    (rows, inner), columns = a.shape[-2:], b.shape[-1]
+    batch = math.prod(a.shape[:-2])
+    gather = Gather((1, 1), (1, columns), (1, 1), (0, 0), (1, 1))
+    images = b.reshape(1, batch * inner, 1, columns)
+    out = gathered_product(images, a.reshape(batch * rows, inner, 1, 1), None, gather, batch)
+    return out.reshape(*a.shape[:-1], columns)
+
+
+# ---- the gradient of the weights -------------------------------------------------------------
+
+
+def _outer_kernel(name: str, tile: Tile) -> CudaKernel:
+    ROWS, COLUMNS = np.uint32(tile.rows), np.uint32(tile.columns)
+    THREADS, THREAD_ROWS, THREAD_COLUMNS = tile.threads, tile.thread_rows, tile.thread_columns
+    SUMS = THREAD_ROWS * THREAD_COLUMNS
+    VECTOR = tile.vector
+    ACROSS = np.uint32(tile.columns // tile.thread_columns)
+    APART_ROWS, APART_COLUMNS = tile.rows * VECTOR // THREAD_ROWS, int(ACROSS) * VECTOR
+    # Rows of a buffer lie 4 numbers further apart than they are long: eight threads write to the
+    # same column of eight rows, which then are in different banks of shared memory.
+    PITCH_A, PITCH_B = np.uint32(tile.rows + 4), np.uint32(tile.columns + 4)
+    SIZE_A, SIZE_B = STEPS * PITCH_A, STEPS * PITCH_B
+    BOTH_A, BOTH_B, PLACES = int(2 * SIZE_A), int(2 * SIZE_B), 4 * tile.columns
+    SHARE_A, SHARE_B = STEPS * tile.rows // THREADS, STEPS * tile.columns // THREADS
+    APART = THREADS // STEPS  # rows, and columns, from one that a thread fetches to the next
+    multiply_add = _multiplier(tile)
+
+    @cuda.jit(launch_bounds=(THREADS, tile.blocks), dtypes=(np.float32,), wide_loads=VECTOR == 4)
+    def outer(
+        images: Float32Array, grads: Float32Array, parts: Float32Array, layer: Int32Array
+    ) -> None:
+        pixels, channels, filters = np.uint32(layer[0]), np.uint32(layer[1]), np.uint32(layer[2])
+        taps, each, groups = np.uint32(layer[3]), np.uint32(layer[4]), np.uint32(layer[5])
+        height, width = layer[6], layer[7]
+        plane = np.uint32(height * width)
+        out_w, out_plane = np.uint32(layer[9]), np.uint32(layer[8] * layer[9])
+        columns = np.uint32(channels * taps)
+        thread, block = np.uint32(cuda.threadIdx.x), np.uint32(cuda.blockIdx.x)
+        down = (filters + ROWS - np.uint32(1)) // ROWS
+        across = (columns + COLUMNS - np.uint32(1)) // COLUMNS
+        f0 = np.uint32(block % down * ROWS)
+        block = np.uint32(block // down)
+        column0 = np.uint32(block % across * COLUMNS)
+        block = np.uint32(block // across)
+        group, part = np.uint32(block % groups), np.uint32(block // groups)
+
+        tile_a = cuda.shared.array(BOTH_A, np.float32, alignment=16)
+        tile_b = cuda.shared.array(BOTH_B, np.float32, alignment=16)
+        places = cuda.shared.array(PLACES, np.int32, alignment=16)
+        next_a = cuda.local.array(SHARE_A, np.float32)
+        next_b = cuda.local.array(SHARE_B, np.float32)
+        sums = cuda.local.array(SUMS, np.float32)
+        for n in range(SUMS):
+            sums[n] = np.float32(0)
+
+        # Each column is a channel and a tap. How far it reads from an output's first pixel: rows,
+        # columns, and both with the channel in numbers.
+        for n in range(thread, COLUMNS, THREADS):
+            column = np.uint32(column0 + np.uint32(n))
+            tap, at = np.uint32(column % taps), np.uint32(np.uint32(n) * np.uint32(4))
+            down_by = layer[np.uint32(14) + np.uint32(2) * tap]
+            right_by = layer[np.uint32(15) + np.uint32(2) * tap]
+            if column >= columns:
+                down_by = np.int32(-0x40000000)  # never in the image
+            places[at] = down_by
+            places[at + np.uint32(1)] = right_by
+            offset = np.int32(column // taps) * height * width + down_by * width + right_by
+            places[at + np.uint32(2)] = np.int32(offset)
+            places[at + np.uint32(3)] = np.int32(0)
+        cuda.syncthreads()
+
+        # A thread fetches from one pixel in eight: from some rows of gradients and some columns.
+        k, line = np.uint32(thread % np.uint32(STEPS)), np.uint32(thread // np.uint32(STEPS))
+        p = np.uint32(part * each + k)
+        last = min(pixels, np.uint32((part + np.uint32(1)) * each))
+        j, y0, z0 = out_w, np.int32(0), np.int32(0)
+        at_a, at_b = np.uint32(0), np.int32(0)
+        to_a, to_b = np.uint32(k * PITCH_A + line), np.uint32(k * PITCH_B + line)
+        read_a, read_b = np.uint32(0), np.uint32(0)
+        from_a = np.uint32(thread // ACROSS * np.uint32(VECTOR))
+        from_b = np.uint32(thread % ACROSS * np.uint32(VECTOR))
+        begun = False
+        while True:
+            # Fetch what the next round multiplies ...
+            more = np.uint32(p - k) < last
+            if more:
+                if j >= out_w:  # the first pixel, or one beyond the end of its row
+                    image = np.uint32(p // out_plane)
+                    rest = np.uint32(p % out_plane)
+                    j = np.uint32(rest % out_w)
+                    y0 = np.int32(np.int32(rest // out_w) * layer[10] + layer[12])
+                    at_a = np.uint32(
+                        ((image * groups + group) * filters + f0 + line) * out_plane + rest
+                    )
+                    at_b = np.int32(
+                        np.int32((image * groups + group) * channels * plane) + y0 * width
+                    )
+                z0 = np.int32(np.int32(j) * layer[11] + layer[13])
+                for n in range(SHARE_A):
+                    value = np.float32(0)
+                    row = np.uint32(np.uint32(n * APART) + f0 + line)
+                    if p < last and row < filters:
+                        value = grads[np.uint32(at_a + np.uint32(n * APART) * out_plane)]
+                    next_a[n] = value
+                for n in range(SHARE_B):
+                    at = np.uint32((line + np.uint32(n * APART)) * np.uint32(4))
+                    y = np.int32(y0 + places[at])
+                    z = np.int32(z0 + places[at + np.uint32(1)])
+                    value = np.float32(0)
+                    if p < last and 0 <= y < height and 0 <= z < width:
+                        value = images[np.uint32(np.int32(at_b + z0 + places[at + np.uint32(2)]))]
+                    next_b[n] = value
+                p, j = np.uint32(p + np.uint32(STEPS)), np.uint32(j + np.uint32(STEPS))
+                at_a = np.uint32(at_a + np.uint32(STEPS))
+            # ... multiply this round's, of which there are none at first ...
+            if begun:
+                a, b = np.uint32(read_a + from_a), np.uint32(read_b + from_b)
+                multiply_add(tile_a, tile_b, a, b, sums)
+                multiply_add(tile_a, tile_b, a + PITCH_A, b + PITCH_B, sums)
+                multiply_add(tile_a, tile_b, a + 2 * PITCH_A, b + 2 * PITCH_B, sums)
+                multiply_add(tile_a, tile_b, a + 3 * PITCH_A, b + 3 * PITCH_B, sums)
+                multiply_add(tile_a, tile_b, a + 4 * PITCH_A, b + 4 * PITCH_B, sums)
+                multiply_add(tile_a, tile_b, a + 5 * PITCH_A, b + 5 * PITCH_B, sums)
+                multiply_add(tile_a, tile_b, a + 6 * PITCH_A, b + 6 * PITCH_B, sums)
+                multiply_add(tile_a, tile_b, a + 7 * PITCH_A, b + 7 * PITCH_B, sums)
+                read_a, read_b = np.uint32(read_a ^ SIZE_A), np.uint32(read_b ^ SIZE_B)
+                if not more:
+                    break
+            # ... and put what was fetched where the next round reads.
+            for n in range(SHARE_A):
+                tile_a[read_a + to_a + np.uint32(n * APART)] = next_a[n]
+            for n in range(SHARE_B):
+                tile_b[read_b + to_b + np.uint32(n * APART)] = next_b[n]
+            cuda.syncthreads()
+            begun = True
+
+        for m in range(THREAD_ROWS):
+            row = f0 + from_a + np.uint32(m // VECTOR * APART_ROWS + m % VECTOR)
+            if row < filters:
+                first = ((part * groups + group) * filters + row) * columns + column0 + from_b
+                for n in range(THREAD_COLUMNS):
+                    beside = np.uint32(n // VECTOR * APART_COLUMNS + n % VECTOR)
+                    if column0 + from_b + beside < columns:
+                        parts[first + beside] = sums[m * THREAD_COLUMNS + n]
+
+    made: CudaKernel = outer
+    made.name = f"gpu_gemm.outer {name}"
+    return made
+
+
+_OUTER = {name: _outer_kernel(name, tile) for name, tile in TILES.items()}
+
+
+def gathered_outer(
+    images: CudaArray,
+    grads: CudaArray,
+    gather: Gather,
+    groups: int = 1,
+    tile: str = "",
+    parts: int = 0,
+) -> CudaArray:
+    """(N, G*C, H, W), (N, G*F, OH, OW) -> (G*F, C, KH, KW): gradients times columns.
+
+    The tile, and into how many parts the sum over the pixels is cut, are chosen by size, unless
+    they are given.
+    """
+    count, channels = images.shape[0], images.shape[1] // groups
+    filters, taps = grads.shape[1] // groups, math.prod(gather.kernel)
+    pixels = count * math.prod(gather.output)
+    shape = groups * filters, channels, *gather.kernel
+    if not pixels:
+        return device.zeros(shape, images.dtype)
+    result = device.empty(shape, images.dtype)
+    name = tile or fastest_tile(filters, channels * taps, groups)
+    cut = TILES[name]
+    down, across = -(-filters // cut.rows), -(-channels * taps // cut.columns)
+    parts = parts or _parts(groups * down * across, pixels, cut)
+    each = -(-pixels // parts // STEPS) * STEPS  # pixels of a part
+    parts = -(-pixels // each)  # those that have any
+    sums = result if parts == 1 else device.empty((parts, result.size), images.dtype)
+    layer = device.constants(
+        *(pixels, channels, filters, taps, each, groups),
+        *images.shape[2:],
+        *gather.output,
+        *gather.step,
+        *gather.origin,
+        *gather.taps(),
+    )
+    blocks = parts * groups * down * across
+    _OUTER[name][blocks, cut.threads](images, grads, sums, layer)
+    if parts > 1:
+        _add_parts[cover(result.size)](sums, result, parts)
+    return result
+
+
+def _parts(blocks: int, pixels: int, tile: Tile) -> int:
+    """How many parts give each multiprocessor twice as many blocks as it holds at a time.
+
+    No part has fewer than 32 rounds of eight pixels: it also has to write its sums.
+    """
+    wanted = 2 * card().multiprocessors * tile.blocks // blocks
+    return max(1, min(wanted, pixels // (32 * STEPS)))
+
+
+@cuda.jit(dtypes=(np.float32,))
+def _add_parts(sums: Float32Array, result: Float32Array, parts: np.uint32) -> None:
+    n = np.uint32(cuda.grid(1))
+    if n < result.size:
+        total = np.float32(0)
+        for part in range(parts):
+            total += sums[np.uint32(part) * result.size + n]
+        result[n] = total
