@@ -141,6 +141,7 @@ def test_the_report_is_written(monkeypatch, tmp_path, capsys):
 
 def without_a_gpu(path, *arguments):
     code = "import runpy, sys; from tinydilate import gpu_checkup as g; g.look = lambda: g.Facts()"
+    code += f"; sys.path.insert(0, {str((ROOT / path).parent)!r})"
     code += "; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     command = [sys.executable, "-c", code, str(ROOT / path), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
