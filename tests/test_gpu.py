@@ -92,7 +92,7 @@ def test_the_same_numbers_give_the_same_bits(case, data):
 
 # ---- training --------------------------------------------------------------------------------
 
-SIDE = 8 if device.SIMULATED else 64
+BATCH, SIDE = (1, 4) if device.SIMULATED else (2, 64)
 HAS_WHAT_TRAINING_NEEDS = {"conv2d", "max_pool2d", "interpolate", "cross_entropy", "relu"} <= {
     case.function for case in WHOLE
 }
@@ -104,8 +104,8 @@ needs_training = pytest.mark.skipif(
 def training(place):
     """A step of a network with every kind of layer but dropout; returns the loss's tensor."""
     random = np.random.default_rng(0)
-    images = random.normal(size=(2, 1, SIDE, SIDE)).astype(np.float32)
-    labels = random.integers(0, 3, size=(2, SIDE, SIDE))
+    images = random.normal(size=(BATCH, 1, SIDE, SIDE)).astype(np.float32)
+    labels = random.integers(0, 3, size=(BATCH, SIDE, SIDE))
     network = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1, relu=True, rng=0),
         nn.MaxPool2d(2),
@@ -127,7 +127,7 @@ def training(place):
 
 @needs_training
 def test_losses_are_those_of_the_cpu_step_by_step():
-    count = 2 if device.SIMULATED else 50
+    count = 1 if device.SIMULATED else 50
     here, there = training("cpu"), training("cuda")
     losses = np.array([[here().item(), there().item()] for _ in range(count)])
     tolerance = 1e-4 if device.SIMULATED else 1e-2  # rounding grows from step to step
@@ -147,7 +147,7 @@ def test_training_twice_gives_the_same_bits():
 
 @needs_training
 def test_ten_thousand_steps_take_the_memory_of_a_few():
-    warm, count = (1, 1) if device.SIMULATED else (50, 10_000)
+    warm, count = (2, 1) if device.SIMULATED else (50, 10_000)
     step = training("cuda")
     for _ in range(warm):
         step()

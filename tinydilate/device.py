@@ -292,7 +292,10 @@ def card() -> Card:
     return Card(name, (major, minor), int(device.MULTIPROCESSOR_COUNT), memory)
 
 
-def cover(count: int, threads: int = 8 if SIMULATED else 256) -> tuple[int, int]:
+_THREADS = 8 if SIMULATED else 256
+
+
+def cover(count: int, threads: int = _THREADS) -> tuple[int, int]:
     """(blocks, threads a block) that give each of ``count`` elements a thread, and a few more.
 
     In the simulator a block has few threads: each costs 0.2 milliseconds there, and several blocks
