@@ -25,6 +25,7 @@ from tinydilate import compiling, threads
 from tinydilate.compiling import Jitted, Native, around
 from tinydilate.handover import together, together_in_rooms
 from tinydilate.kernel import Elementwise
+from tinydilate.launching import CUDA_KERNELS
 
 PACKAGE = Path(tinydilate.__file__).parent
 
@@ -84,6 +85,7 @@ def planted(mutant: Mutant, really: bool = True) -> Iterator[None]:
     ]
     originals = [(function, function.__code__) for function in functions]
     compiled = [(thing, thing._compiled) for thing in (*loops, *rules)]
+    compiled += [(kernel, kernel._compiled) for kernel in CUDA_KERNELS]
     shared = [(loop, loop._within) for loop in loops]
     forget_what_was_worked_out()
     try:
@@ -95,6 +97,8 @@ def planted(mutant: Mutant, really: bool = True) -> Iterator[None]:
             loop._within = {
                 frame: around(frame, loop.body) for frame in (together, together_in_rooms)
             }
+        for kernel in CUDA_KERNELS:
+            kernel._compiled = {}  # the simulator makes them anew, of the functions above
         for rule in rules:
             rule._compiled = {
                 np.dtype(dtype): np.vectorize(rule.rule, otypes=[dtype])
@@ -766,5 +770,125 @@ INSTRUCTION_MUTANTS = [
         "total = self.builder.fsub(total, value)",
         "total = self.builder.fadd(total, value)",
         "test_the_sandwich_is_its_twin_and_a_product_of_matrices",
+    ),
+]
+
+# In the bodies of GPU kernels, which the simulator runs. Each is killed by a check of
+# test_gpu_gemm, named alone.
+GEMM = "gpu_gemm.py"
+GPU_MUTANTS = [
+    Mutant(
+        "no barrier between writing a tile and reading it",
+        GEMM,
+        "            cuda.syncthreads()\n            step =",
+        "            step =",
+        "check_tails",
+    ),
+    Mutant(
+        "no barrier in the sums over pixels",
+        GEMM,
+        "            cuda.syncthreads()\n            begun =",
+        "            begun =",
+        "check_parts",
+    ),
+    Mutant(
+        "no barrier after the columns' places",
+        GEMM,
+        "        cuda.syncthreads()\n\n        # A thread fetches",
+        "        # A thread fetches",
+        "check_parts",
+    ),
+    Mutant(
+        "the tile that is read is overwritten: one buffer for two",
+        GEMM,
+        "a + 7 * ROWS, b + 7 * COLUMNS, sums)\n"
+        "                read_a, read_b = np.uint32(read_a ^ SIZE_A), np.uint32(read_b ^ SIZE_B)",
+        "a + 7 * ROWS, b + 7 * COLUMNS, sums)\n"
+        "                read_a, read_b = np.uint32(read_a & SIZE_A), np.uint32(read_b & SIZE_B)",
+        "check_tails",
+    ),
+    Mutant(
+        "filters written that do not exist",
+        GEMM,
+        "if row < filters:\n                        total",
+        "if row < padded:\n                        total",
+        "check_tails",
+    ),
+    Mutant(
+        "pixels written that do not exist",
+        GEMM,
+        "if p < pixels:\n                image",
+        "if p < pixels + COLUMNS:\n                image",
+        "check_tails",
+    ),
+    Mutant(
+        "columns of the weights' gradient written that do not exist",
+        GEMM,
+        "if column0 + from_b + beside < columns:",
+        "if from_b + beside < COLUMNS:",
+        "check_tails",
+    ),
+    Mutant(
+        "channels read that do not exist",
+        GEMM,
+        "if place < plane and np.uint32(channel + np.uint32(n)) < channels:",
+        "if place < plane:",
+        "check_tails",
+    ),
+    Mutant(
+        "the GPU forgets the dilation",
+        GEMM,
+        "for place in (u * self.spacing[0], v * self.spacing[1])",
+        "for place in (u, v)",
+        "check_window",
+    ),
+    Mutant(
+        "a stride's other pixels get a gradient",
+        GEMM,
+        "if np.uint32(row * over_y) != np.uint32(y) or",
+        "if",
+        "check_window",
+    ),
+    Mutant(
+        "each part sums to the end of the pixels",
+        GEMM,
+        "last = min(pixels, np.uint32((part + np.uint32(1)) * each))",
+        "last = pixels",
+        "check_parts",
+    ),
+    Mutant(
+        "the last part is not added",
+        GEMM,
+        "for part in range(parts):",
+        "for part in range(parts - 1):",
+        "check_parts",
+    ),
+    Mutant(
+        "the row of the next pixel is not looked up anew",
+        GEMM,
+        "if j >= out_w:",
+        "if j == out_w:",
+        "check_parts",
+    ),
+    Mutant(
+        "tiles multiplied before they are complete",
+        "functional/products.py",
+        "        cuda.syncthreads()  # both tiles are complete\n",
+        "",
+        "check_products",
+    ),
+    Mutant(
+        "a product written beyond its rows",
+        "functional/products.py",
+        "    if m < rows and n < columns:",
+        "    if n < columns:",
+        "check_products",
+    ),
+    Mutant(
+        "fold takes every pixel for one that an output read",
+        "functional/unfolding.py",
+        "if i >= 0 and i % sizes[6] == 0 and",
+        "if i >= 0 and",
+        "check_columns",
     ),
 ]

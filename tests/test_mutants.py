@@ -8,7 +8,7 @@ import test_ops
 import test_simd
 from cases import CASES
 from hypothesis import Phase, given, settings
-from mutants import INSTRUCTION_MUTANTS, MUTANTS, planted, planted_in_instructions
+from mutants import GPU_MUTANTS, INSTRUCTION_MUTANTS, MUTANTS, planted, planted_in_instructions
 
 import tinydilate.functional as F
 from tinydilate import buffers, gemm, get_num_threads, kernel, set_num_threads, tensor, winograd
@@ -186,5 +186,5 @@ def test_planting_leaves_no_trace():
 
 
 def test_no_two_mutants_bear_one_name():
-    names = [mutant.name for mutant in MUTANTS + INSTRUCTION_MUTANTS]
+    names = [mutant.name for mutant in MUTANTS + INSTRUCTION_MUTANTS + GPU_MUTANTS]
     assert len(set(names)) == len(names) >= 25

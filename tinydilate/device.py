@@ -712,7 +712,8 @@ class _Simulated:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.block: tuple[Any, ...] = ()
+        self.launch: Any = None  # kept, so that no later launch can be taken for it
+        self.block: tuple[int, ...] = ()
         self.allocated: dict[tuple[Any, int], Array] = {}
         self.shared = _Allocator(self._shared)
         self.local = _Allocator(_full_of_nan)
@@ -727,9 +728,9 @@ class _Simulated:
         caller = sys._getframe(2)  # _shared, array, the kernel
         place = caller.f_code, caller.f_lineno
         with self.lock:
-            block = (id(_simulated_context()), *_simulated_context().blockIdx)
-            if block != self.block:
-                self.block, self.allocated = block, {}
+            launch, block = _simulated_context(), tuple(_simulated_context().blockIdx)
+            if launch is not self.launch or block != self.block:
+                self.launch, self.block, self.allocated = launch, block, {}
             if place not in self.allocated:
                 self.allocated[place] = _full_of_nan(shape, dtype)
             return self.allocated[place]

@@ -511,12 +511,9 @@ def _outer_kernel(name: str, tile: Tile) -> CudaKernel:
                     rest = np.uint32(p % out_plane)
                     j = np.uint32(rest % out_w)
                     y0 = np.int32(np.int32(rest // out_w) * layer[10] + layer[12])
-                    at_a = np.uint32(
-                        ((image * groups + group) * filters + f0 + line) * out_plane + rest
-                    )
-                    at_b = np.int32(
-                        np.int32((image * groups + group) * channels * plane) + y0 * width
-                    )
+                    block = np.uint32(image * np.uint32(layer[5]) + group)  # of channels
+                    at_a = np.uint32((block * filters + f0 + line) * out_plane + rest)
+                    at_b = np.int32(np.int32(block * np.uint32(layer[1]) * plane) + y0 * width)
                 z0 = np.int32(np.int32(j) * layer[11] + layer[13])
                 for n in range(SHARE_A):
                     value = np.float32(0)
