@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 REST := lint types slow bounds simulator doctest docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check steps $(REST) compile-cuda oracle format clean
+.PHONY: help demo test check steps $(REST) compile-cuda test-gpu bench-gpu oracle format clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,10 @@ simulator: $(VENV)/ready-dev  ## the CUDA kernels in Numba's simulator
 compile-cuda: $(VENV)-cuda/ready  ## the CUDA kernels compiled for sm_75, 80 and 90, without a GPU (a large download)
 	$(VENV)-cuda/bin/python scripts/compile_kernels.py
 
+# GPU_PYTHON names a Python that has numba-cuda, pytest and hypothesis; nothing is installed then.
+test-gpu: $(if $(GPU_PYTHON),,$(VENV)-cuda/ready)  ## on a GPU: everything that only a GPU can show, under eight minutes
+	$(or $(GPU_PYTHON),$(VENV)-cuda/bin/python) scripts/test_gpu.py --json test_gpu.json
+
 doctest: $(VENV)/ready-dev  ## the examples in the docstrings
 	$(BIN)/python -m pytest --doctest-modules --ignore tinydilate/__main__.py tinydilate
 
@@ -56,6 +60,9 @@ docs: $(VENV)/ready-dev  ## the documentation, tutorials executed: docs/_build/h
 
 oracle: $(VENV)/ready-oracle  ## compare with PyTorch and ONNX (a large download)
 	$(BIN)/python -m pytest -m oracle
+
+bench-gpu: $(if $(GPU_PYTHON),,$(VENV)-cuda/ready)  ## on a GPU with PyTorch: speed beside it, under six minutes
+	$(or $(GPU_PYTHON),$(VENV)-cuda/bin/python) benchmarks/gpu.py --json gpu.json
 
 format: $(VENV)/ready-dev  ## let ruff rewrite what it can
 	$(BIN)/ruff format .
@@ -91,7 +98,9 @@ $(VENV)/ready-oracle: pyproject.toml | $(VENV)/ready-venv
 	@touch $@ $(VENV)/ready-test $(VENV)/ready-run
 
 # Numba's CUDA target has an environment of its own: with it, the simulator would be another.
+# For drivers older than R580: make test-gpu CUDA=cuda12
+CUDA ?= cuda13
 $(VENV)-cuda/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-cuda
-	$(VENV)-cuda/bin/python -m pip install --quiet --editable ".[cuda13]" nvidia-cuda-nvdisasm
+	$(VENV)-cuda/bin/python -m pip install --quiet --editable ".[test,$(CUDA)]" nvidia-cuda-nvdisasm
 	@touch $@

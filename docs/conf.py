@@ -55,7 +55,14 @@ html_logo = "_static/logo.svg"
 html_favicon = "_static/logo.svg"
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
-SINGLE_PAGES = ("index", "glossary", "paper_to_code", "different_from_pytorch", "measurements")
+SINGLE_PAGES = (
+    "index",
+    "glossary",
+    "paper_to_code",
+    "different_from_pytorch",
+    "gpu",
+    "measurements",
+)
 html_sidebars = {name: [] for name in SINGLE_PAGES}
 html_show_sourcelink = False
 html_copy_source = False

@@ -35,7 +35,7 @@ PAGES = [
 # within itself. Modules that share a link do not know each other.
 CHAIN = [
     ["errors"],
-    ["window", "config", "buffers"],
+    ["window", "config", "buffers", "dlpack"],
     ["compiling"],
     ["handover"],
     ["threads"],
@@ -52,7 +52,7 @@ CHAIN = [
     ["nn"],
     ["models"],
     ["optim", "data", "metrics", "io"],
-    ["see", "warmup"],
+    ["see", "warmup", "gpu_checkup"],
     ["predict"],
     ["train"],
     ["doctor"],

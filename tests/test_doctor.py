@@ -88,25 +88,6 @@ def test_a_forked_child_that_fails(monkeypatch):
         assert "spawn" in finding.next_step
 
 
-@pytest.mark.parametrize(
-    ("driver", "answer", "package", "mark", "found"),
-    [
-        (None, "", False, "ok", "no NVIDIA GPU"),
-        ("nvidia-smi", None, False, "note", "finds no GPU"),
-        ("nvidia-smi", "H200, 580", False, "note", "numba-cuda is missing"),
-    ],
-)
-def test_cuda(monkeypatch, driver, answer, package, mark, found):
-    done = types.SimpleNamespace(returncode=0 if answer else 9, stdout=answer or "")
-    monkeypatch.setattr(doctor.shutil, "which", lambda _: driver)
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
-    monkeypatch.setattr(doctor, "find_spec", lambda _: package or None)
-    monkeypatch.delenv("NUMBA_ENABLE_CUDASIM", raising=False)
-    finding = doctor._cuda("CUDA")
-    assert finding.mark == mark
-    assert found in finding.found
-
-
 def test_a_missing_package(monkeypatch):
     real = doctor.importlib.metadata.version
 

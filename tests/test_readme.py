@@ -21,7 +21,7 @@ def test_the_example_prints_what_stands_below_it():
     assert output.getvalue() == printed
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"\bmake (\w+)", README))))
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"\bmake ([\w-]+)", README))))
 def test_the_makefile_has(command):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^{command}:.*##", makefile, re.MULTILINE)

@@ -28,6 +28,15 @@ IMAGE = re.compile(r'<img src="([^"]+)" width="\d+" alt="([^"]+)">')
 each_tutorial = pytest.mark.parametrize("path", TUTORIALS, ids=[path.stem for path in TUTORIALS])
 
 
+def to_play(path):
+    """A page with kernels for the GPU runs on one, or in the simulator: `make simulator`."""
+    on_gpu = "cuda.jit" in path.read_text(encoding="utf-8")
+    return pytest.param(path, id=path.stem, marks=[pytest.mark.gpu] * on_gpu)
+
+
+each_played_tutorial = pytest.mark.parametrize("path", [to_play(p) for p in TUTORIALS])
+
+
 class Cell(NamedTuple):
     """A code cell: the line of the file at which its code begins, its options, its code."""
 
@@ -76,14 +85,14 @@ def played(tmp_path_factory):
 
 def test_there_are_tutorials_and_the_index_lists_them():
     assert [path.stem[0] for path in TUTORIALS] == [str(n + 1) for n in range(len(TUTORIALS))]
-    assert len(TUTORIALS) >= 4
+    assert len(TUTORIALS) >= 5
     index = (FOLDER / "index.md").read_text(encoding="utf-8")
     listed = re.findall(r"^(\d_\w+)$", index, re.MULTILINE)
     assert listed == [path.stem for path in TUTORIALS]
     assert re.findall(r"\]\((\d_\w+)\.md\)", index) == listed
 
 
-@each_tutorial
+@each_played_tutorial
 def test_it_runs_and_draws_the_pictures_that_it_shows(path, played, capsys):
     shown = IMAGE.findall(path.read_text(encoding="utf-8"))
     assert {name for name, _ in shown} == played(path)["pictures"]
@@ -111,7 +120,7 @@ def test_each_prediction_is_followed_by_a_folded_answer_that_checks_it(path):
         assert re.search(r"^ *(assert|print)\b", answer.code, re.MULTILINE)
 
 
-@each_tutorial
+@each_played_tutorial
 def test_each_exercise_is_of_the_size_that_it_says(path, played, capsys):
     text = path.read_text(encoding="utf-8")
     exercises = list(EXERCISE.finditer(text))
@@ -181,6 +190,12 @@ def blocks_for_phases(ordinary, row, dilation):
     return np.concatenate([ordinary(part) for part in np.array_split(row, dilation)])
 
 
+def in_one_piece(me, threads, rows, columns):
+    pixels = list(np.ndindex(rows, columns))
+    each = -(-len(pixels) // threads)
+    return pixels[me * each : (me + 1) * each]
+
+
 NO_ANSWER = (AssertionError, AttributeError, IndexError, TypeError, ValueError)
 
 # Wrong answers that students, and this field's libraries, have really given.
@@ -230,10 +245,25 @@ WRONG = {
         blocks_for_phases,
         lambda ordinary, row, d: np.concatenate([ordinary(row[p::d]) for p in range(d)]),
     ],
+    "check_fair_share": [
+        in_one_piece,  # each thread a stripe: fair, and not coalesced
+        lambda me, threads, rows, columns: [divmod(me, columns)],  # as if there were enough
+        lambda me, threads, rows, columns: [
+            (n % rows, n // rows)
+            for n in range(me, rows * columns, threads)  # down the columns
+        ],
+        lambda me, threads, rows, columns: list(np.ndindex(rows, columns)) if me == 0 else [],
+    ],
+    "check_output_of": [
+        lambda block, thread, threads, d: block * threads + thread,
+        lambda block, thread, threads, d: block * threads + thread * d,
+        lambda block, thread, threads, d: block % d + thread * d,  # the first part again and again
+        lambda block, thread, threads, d: (block * threads + thread) * d,
+    ],
 }
 
 
-@each_tutorial
+@each_played_tutorial
 def test_what_is_wrong_does_not_pass(path, played, capsys):
     names = played(path)
     checks = {name: value for name, value in names.items() if name.startswith("check_")}

@@ -178,6 +178,24 @@ class Tensor:
         """What ``np.asarray(tensor)`` gives; see `numpy`."""
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Where the numbers are, in the DLPack protocol's numbers."""
+        return cast(tuple[int, int], self._outside_the_graph().__dlpack_device__())
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """The numbers for ``torch.from_dlpack(tensor)`` and its like, which share the memory."""
+        return self._outside_the_graph().__dlpack__(**options)
+
+    def _outside_the_graph(self) -> Any:
+        if self.requires_grad:
+            raise BufferError(
+                "expected a tensor outside the graph; got one that requires grad, whose numbers "
+                "could change unseen. Hand over .detach()."
+            )
+        if self.device == "meta":
+            raise BufferError("expected a tensor with numbers; got one on meta.")
+        return self.data
+
     @property
     def T(self) -> Tensor:
         """The tensor with its axes in the opposite order."""

@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tinydilate import buffers
+from tinydilate import buffers, dlpack
 from tinydilate.errors import DeviceError, DtypeError, ShapeError
 
 DEVICES = ("cpu", "cuda", "meta")
@@ -172,6 +172,30 @@ class CudaArray:
             "version": 3,
         }
 
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """The kind of device by DLPack's numbers, and which one of them."""
+        return (dlpack.CPU if SIMULATED else dlpack.GPU), 0
+
+    def __dlpack__(
+        self,
+        *,
+        stream: Any = None,
+        max_version: Any = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """The numbers for ``torch.from_dlpack`` and its like, without a copy; see dlpack.py."""
+        if dl_device is not None and tuple(dl_device) != self.__dlpack_device__():
+            raise BufferError(
+                f"expected to hand the numbers over where they are, on cuda; got device "
+                f'{dl_device}. Move them with .to("cpu") first.'
+            )
+        if stream not in (None, -1, 1):  # whoever works on the default stream waits for ours
+            synchronize()
+        source = self.copy() if copy else self
+        place = _address(source.flat) if self.size else 0
+        return dlpack.capsule(place, self.shape, self.dtype, self.__dlpack_device__()[0], source)
+
     def __repr__(self) -> str:
         return f"CudaArray(shape={self.shape}, dtype={self.dtype})"
 
@@ -268,7 +292,10 @@ def card() -> Card:
     return Card(name, (major, minor), int(device.MULTIPROCESSOR_COUNT), memory)
 
 
-def cover(count: int, threads: int = 8 if SIMULATED else 256) -> tuple[int, int]:
+_THREADS = 8 if SIMULATED else 256
+
+
+def cover(count: int, threads: int = _THREADS) -> tuple[int, int]:
     """(blocks, threads a block) that give each of ``count`` elements a thread, and a few more.
 
     In the simulator a block has few threads: each costs 0.2 milliseconds there, and several blocks

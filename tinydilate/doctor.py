@@ -10,32 +10,25 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 import tinydilate
 from tinydilate import functional as F
+from tinydilate import gpu_checkup
 from tinydilate.compiling import cache_folder, cache_home
+from tinydilate.gpu_checkup import Finding
 from tinydilate.threads import available_cores, get_num_threads, set_num_threads
-
-
-class Finding(NamedTuple):
-    """One line of the report."""
-
-    mark: str  # "ok"; "note": works, but could do more; "fail"
-    what: str
-    found: str
-    next_step: str = ""
 
 
 def examine() -> list[Finding]:
     """Run every check; a check that breaks is a finding itself."""
-    findings = []
+    findings: list[Finding] = []
     for what, check in CHECKS.items():
         try:
-            findings.append(check(what))
+            found = check(what)
+            findings += found if isinstance(found, list) else [found]
         except Exception as error:  # a doctor does not fall ill of the patient
             findings.append(
                 Finding(
@@ -216,33 +209,12 @@ def _disk(what: str) -> Finding:
     return Finding("ok", what, f"{free:.0f} GiB free in the working folder")
 
 
-def _cuda(what: str) -> Finding:
-    """Look for a GPU without importing anything of CUDA into this process."""
-    driver = shutil.which("nvidia-smi")
-    name = ""
-    if driver:
-        query = [driver, "--query-gpu=name,driver_version", "--format=csv,noheader"]
-        done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
-        name = done.stdout.strip().replace("\n", "; ") if done.returncode == 0 else ""
-    package = find_spec("numba_cuda") is not None
-    if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
-        return Finding("ok", what, "simulated (NUMBA_ENABLE_CUDASIM=1)")
-    if not driver:
-        return Finding("ok", what, "no NVIDIA GPU; everything runs on the processor")
-    if not name:
-        return Finding(
-            "note", what, "nvidia-smi is there but finds no GPU",
-            "Run nvidia-smi to see why; a driver may need loading or a restart.",
-        )  # fmt: skip
-    if not package:
-        return Finding(
-            "note", what, f"{name}; the package numba-cuda is missing",
-            f'Install it: {sys.executable} -m pip install "tinydilate[cuda12]" (or cuda13).',
-        )  # fmt: skip
-    return Finding("ok", what, f"{name}, numba-cuda {importlib.metadata.version('numba-cuda')}")
+def _gpu(what: str) -> list[Finding]:
+    """As many lines as there are steps, up to the first that needs something done."""
+    return gpu_checkup.examine()
 
 
-CHECKS: dict[str, Callable[[str], Finding]] = {
+CHECKS: dict[str, Callable[[str], Finding | list[Finding]]] = {
     "versions": _versions,
     "machine": _machine,
     "threads": _threads,
@@ -252,5 +224,5 @@ CHECKS: dict[str, Callable[[str], Finding]] = {
     "a forked child": _fork,
     "kernel cache": _cache,
     "disk": _disk,
-    "CUDA": _cuda,
+    "GPU": _gpu,
 }

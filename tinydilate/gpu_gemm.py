@@ -18,6 +18,8 @@ each number that was read must be used 40 times at least. That is what tiles are
   64 multiply-adds it is 4 for each number. All 64 sums stay in *registers*, the 65,536 numbers that
   a multiprocessor holds for its threads' own use.
 
+The tile of a block, and what it needs of both matrices for eight steps:
+
                       pixels p0 ... p0 + 127
                      +----------------------+
               k ...  |    8 x 128 columns   |      eight steps in k lie in shared memory:

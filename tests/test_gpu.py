@@ -1,0 +1,165 @@
+"""Whole computations on the GPU: every op from end to end, its slope, its bits, its memory.
+
+`make test-gpu` runs this and all else that is marked so on a GPU; the simulator runs it on fewer
+and smaller examples. That each twin alone agrees with its reference is `test_ops.py`.
+"""
+
+import gc
+
+import numpy as np
+import pytest
+from cases import CASES, Call, Case
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_ops import TOLERANCE, close, run
+
+import tinydilate
+import tinydilate.functional as F
+from tinydilate import device, gradcheck, kernel, nn, optim, tensor
+
+pytestmark = pytest.mark.gpu
+
+# The op has its twins, forwards and backwards.
+WHOLE = [
+    case
+    for case in CASES
+    if all("cuda" in kernel.KERNELS[name].implementations for name in case.kernels)
+]
+each_case = pytest.mark.parametrize("case", WHOLE, ids=[case.name for case in WHOLE])
+examples = settings(max_examples=1 if device.SIMULATED else 5)
+dtypes = st.sampled_from([np.float32, np.float64])
+
+
+def on_the_gpu(case: Case, call: Call, dtype) -> list[np.ndarray]:
+    """Result and gradients of the public function, all computed there."""
+    arrays = [array.astype(dtype) for array in call.arrays]
+    leaves = [tensor(array, case.differentiable, device="cuda") for array in arrays]
+    out = case.run(getattr(F, case.function), leaves, call)
+    assert out.device == "cuda"
+    if out.requires_grad:
+        gradient = np.random.default_rng(0).normal(size=out.shape).astype(dtype)
+        out.backward(tensor(gradient, device="cuda"))
+    gradients = [leaf.grad.numpy() for leaf in leaves if leaf.grad is not None]
+    return [out.detach().numpy(), *gradients]
+
+
+@each_case
+@examples
+@given(data=st.data(), dtype=dtypes)
+def test_results_and_gradients_are_those_of_the_cpu(case, data, dtype):
+    call = data.draw(case.calls)
+    tinydilate.manual_seed(0)
+    found = on_the_gpu(case, call, dtype)
+    tinydilate.manual_seed(0)
+    arrays = [array.astype(dtype) for array in call.arrays]
+    leaves, out = run(case, arrays, call, case.differentiable)
+    if out.requires_grad:
+        out.backward(np.random.default_rng(0).normal(size=out.shape).astype(dtype))
+    expected = [out.data, *(leaf.grad.data for leaf in leaves if leaf.grad is not None)]
+    assert len(found) == len(expected)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.dtype == theirs.dtype
+        close(mine, theirs, dtype)
+
+
+@each_case
+@examples
+@given(data=st.data())
+def test_the_gradient_is_the_slope(case, data):
+    """In float64, along a random direction."""
+    if not case.differentiable:
+        pytest.skip("no gradient")
+    call = data.draw(case.calls)
+
+    def function(*tensors):
+        there = [x.to("cuda") for x in tensors]
+        return case.run(getattr(F, case.function), there, call).to("cpu")
+
+    gradcheck(function, *call.arrays, directions=1)
+
+
+@each_case
+@examples
+@given(data=st.data())
+def test_the_same_numbers_give_the_same_bits(case, data):
+    call = data.draw(case.calls)
+    results = []
+    for _ in range(2):
+        tinydilate.manual_seed(0)
+        results.append([array.tobytes() for array in on_the_gpu(case, call, np.float32)])
+    assert results[0] == results[1]
+
+
+# ---- training --------------------------------------------------------------------------------
+
+BATCH, SIDE = (1, 4) if device.SIMULATED else (2, 64)
+HAS_WHAT_TRAINING_NEEDS = {"conv2d", "max_pool2d", "interpolate", "cross_entropy", "relu"} <= {
+    case.function for case in WHOLE
+}
+needs_training = pytest.mark.skipif(
+    not HAS_WHAT_TRAINING_NEEDS, reason="some op of a training step has no cuda twin yet"
+)
+
+
+def training(place):
+    """A step of a network with every kind of layer but dropout; returns the loss's tensor."""
+    random = np.random.default_rng(0)
+    images = random.normal(size=(BATCH, 1, SIDE, SIDE)).astype(np.float32)
+    labels = random.integers(0, 3, size=(BATCH, SIDE, SIDE))
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1, relu=True, rng=0),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 3, 3, padding=2, dilation=2, rng=1),
+    ).to(place)
+    optimizer = optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    x, targets = tensor(images, device=place), tensor(labels, device=place)
+
+    def step():
+        optimizer.zero_grad()
+        scores = F.interpolate(network(x), scale_factor=2, mode="bilinear")
+        loss = F.cross_entropy(scores, targets)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+@needs_training
+def test_losses_are_those_of_the_cpu_step_by_step():
+    count = 1 if device.SIMULATED else 50
+    here, there = training("cpu"), training("cuda")
+    losses = np.array([[here().item(), there().item()] for _ in range(count)])
+    tolerance = 1e-4 if device.SIMULATED else 1e-2  # rounding grows from step to step
+    np.testing.assert_allclose(losses[:, 1], losses[:, 0], rtol=tolerance)
+    assert abs(losses[0, 0] - losses[0, 1]) < 10 * TOLERANCE[np.dtype(np.float32)]
+
+
+@needs_training
+def test_training_twice_gives_the_same_bits():
+    count = 1 if device.SIMULATED else 100
+    losses = []
+    for _ in range(2):
+        step = training("cuda")
+        losses.append([step().item() for _ in range(count)])
+    assert losses[0] == losses[1]
+
+
+@needs_training
+def test_ten_thousand_steps_take_the_memory_of_a_few():
+    warm, count = (2, 1) if device.SIMULATED else (50, 10_000)
+    step = training("cuda")
+    for _ in range(warm):
+        step()
+    gc.collect()
+    before = device.cuda_statistics()
+    for number in range(count):
+        loss = step()
+        if number % 100 == 0:
+            assert np.isfinite(loss.item())
+    del loss
+    gc.collect()
+    after = device.cuda_statistics()
+    assert after.in_use == before.in_use, "what a step took came back with its end"
+    assert after.peak == before.peak
+    assert after.made == before.made, "nothing was asked of the driver any more"

@@ -1,0 +1,256 @@
+"""The programs that are run on a GPU, tried without one: what they report, and when they stop."""
+
+import json
+import subprocess
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinydilate import gpu_checkup
+
+ROOT = Path(__file__).parents[1]
+
+
+def load(folder, name):
+    spec = spec_from_file_location(f"{folder}_{name}", ROOT / folder / f"{name}.py")
+    module = module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / folder))
+        patch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+    return module
+
+
+script = load("scripts", "test_gpu")
+SETTING = script.Setting(tiny=False, ends=float("inf"), select="")
+
+JUNIT = """<testsuites><testsuite tests="3" failures="1" errors="0" skipped="1">
+<testcase classname="test_ops" name="a"/>
+<testcase classname="test_ops" name="b"><failure message="differs"/></testcase>
+<testcase classname="test_ops" name="c"><skipped/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_the_report_of_pytest_is_read(tmp_path):
+    path = tmp_path / "report.xml"
+    assert script.read_junit(path) == ({}, [])
+    path.write_text(JUNIT, encoding="utf-8")
+    counts = {"tests": 3, "failures": 1, "errors": 0, "skipped": 1}
+    assert script.read_junit(path) == (counts, ["test_ops::b"])
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "tiny", "code"),
+    [
+        ({"doctor": "passed", "demo": "passed"}, False, 0),
+        ({"doctor": "passed", "sanitizer": "left out"}, False, 0),
+        ({"tests": "left out", "demo": "passed"}, False, 2),
+        ({"tests": "left out", "demo": "failed"}, False, 1),
+        ({"tests": "passed", "demo": "left out"}, False, 2),
+        ({"tests": "passed", "demo": "left out"}, True, 0),
+    ],
+)
+def test_the_exit_code(verdicts, tiny, code):
+    rows = [{"step": step, "verdict": verdict} for step, verdict in verdicts.items()]
+    assert script.code_of(rows, tiny) == code
+
+
+@pytest.mark.parametrize(
+    ("figures", "verdict"),
+    [
+        ({"front": 0.476, "joint": 0.824}, "passed"),
+        ({"front": 0.476, "joint": 0.70}, "failed"),
+        ({"front": 0.1, "joint": 0.824}, "failed"),
+        ({"joint": float("nan"), "front": 0.5}, "failed"),
+        ({}, "failed"),
+    ],
+)
+def test_the_demo_has_to_reach_the_figures_of_the_cpu(figures, verdict):
+    outcome = script.judge_demo(figures)
+    assert outcome.verdict == verdict
+    assert "joint" in outcome.detail
+
+
+def test_the_figures_are_those_of_the_measurements():
+    text = (ROOT / "docs" / "measurements.md").read_text(encoding="utf-8")
+    row = next(line for line in text.splitlines() if line.startswith("| 0 |"))
+    front, _, joint, _ = (float(cell.strip(" *")) for cell in row.split("|")[2:6])
+    assert front - 0.1 < script.DEMO["front"] < front
+    assert joint - 0.1 < script.DEMO["joint"] < joint
+
+
+def test_a_step_that_breaks_hides_none_after_it(monkeypatch, capsys):
+    def breaks(setting):
+        raise OSError("no such luck")
+
+    steps = {"one": breaks, "two": lambda setting: script.Outcome("passed", "fine")}
+    monkeypatch.setattr(script, "STEPS", steps)
+    rows = script.run_steps(SETTING, ["one", "two"])
+    assert [row["verdict"] for row in rows] == ["failed", "passed"]
+    assert rows[0]["detail"] == "OSError: no such luck"
+    late = script.run_steps(SETTING._replace(ends=0), ["two"])
+    assert late[0]["verdict"] == "left out"
+    assert "the time was up" in capsys.readouterr().out
+
+
+def test_missing_packages_are_named(monkeypatch):
+    monkeypatch.setattr(script, "find_spec", lambda name: None)
+    outcome = script.tests(SETTING)
+    assert outcome.verdict == "left out"
+    assert outcome.detail == "missing: pytest hypothesis; pip install pytest hypothesis"
+
+
+def test_a_program_that_takes_too_long():
+    command = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"]
+    assert script.call(command, 2.0) == (124, "begun\n")
+
+
+def test_each_sanitizer_is_asked(monkeypatch):
+    asked = []
+
+    def call(command, seconds):
+        asked.append(command[2])
+        return (9, "Invalid __global__ write") if command[2] == "racecheck" else (0, "")
+
+    monkeypatch.setattr(script.shutil, "which", lambda _: None)
+    assert script.sanitizer(SETTING).verdict == "left out"
+    monkeypatch.setattr(script.shutil, "which", lambda _: "/usr/bin/compute-sanitizer")
+    monkeypatch.setattr(script, "call", call)
+    outcome = script.sanitizer(SETTING)
+    assert asked == list(script.SANITIZERS)
+    assert outcome.verdict == "failed"
+    assert "racecheck: exit code 9: Invalid __global__ write" in outcome.detail
+
+
+def test_the_report_is_written(monkeypatch, tmp_path, capsys):
+    steps = {"doctor": lambda setting: script.Outcome("passed", "fine")}
+    monkeypatch.setattr(script, "STEPS", steps)
+    monkeypatch.setattr(gpu_checkup, "look", lambda: gpu_checkup.Facts(simulated=True, numpy="2.4"))
+    path = tmp_path / "report.json"
+    assert script.main(["--json", str(path)]) == 0
+    report = json.loads(path.read_text(encoding="utf-8"))
+    assert report["passed"]
+    assert report["complete"]
+    assert report["steps"][0]["step"] == "doctor"
+    assert {"device", "driver", "date", "packages", "libraries"} <= report["machine"].keys()
+    assert "all passed" in capsys.readouterr().out
+
+
+def without_a_gpu(path, *arguments):
+    code = "import runpy, sys; from tinydilate import gpu_checkup as g; g.look = lambda: g.Facts()"
+    code += f"; sys.path.insert(0, {str((ROOT / path).parent)!r})"
+    code += "; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", code, str(ROOT / path), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_without_a_gpu_the_tests_say_so_and_stop():
+    done = without_a_gpu("scripts/test_gpu.py")
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == (
+        "Expected a GPU; no NVIDIA GPU or no driver; everything runs on the processor. Run this "
+        "where there is one, or try the script in the simulator: NUMBA_ENABLE_CUDASIM=1\n"
+    )
+
+
+# ---- benchmarks/gpu.py -----------------------------------------------------------------------
+
+bench = load("benchmarks", "gpu")
+ANYTHING = bench.Setting(None, 1, True, lambda part, name: True)
+
+
+def test_without_a_gpu_the_benchmark_says_so_and_stops():
+    done = without_a_gpu("benchmarks/gpu.py")
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == (
+        "Expected a GPU; no NVIDIA GPU or no driver; everything runs on the processor. Run this "
+        "where there is one, or try the program itself: NUMBA_ENABLE_CUDASIM=1 python "
+        "benchmarks/gpu.py --dry\n"
+    )
+
+
+def test_what_else_is_missing_is_said(monkeypatch):
+    card = gpu_checkup.Card("NVIDIA H100", (9, 0))
+    facts = gpu_checkup.Facts(smi=True, driver="580.65.06", cards=(card,))
+    monkeypatch.setattr(bench.device, "SIMULATED", False)
+    monkeypatch.setattr(gpu_checkup, "look", lambda: facts)
+    monkeypatch.setattr(bench.device, "cuda_problem", lambda: "numba-cuda is missing.")
+    assert bench.what_is_missing(False) == "Expected a GPU to compute on; numba-cuda is missing."
+    said = "numba-cuda is missing. Or set NUMBA_ENABLE_CUDASIM=1 for a dry run."
+    assert bench.what_is_missing(True) == said
+    monkeypatch.setattr(bench.device, "cuda_problem", lambda: None)
+    monkeypatch.setattr(bench, "find_spec", lambda name: None)
+    assert bench.what_is_missing(False).startswith("Expected PyTorch to compare with: ")
+    assert bench.what_is_missing(True) is None
+    monkeypatch.setattr(bench.device, "SIMULATED", True)
+    assert "Unset NUMBA_ENABLE_CUDASIM, or add --dry." in bench.what_is_missing(False)
+
+
+def test_a_row_that_fails_is_reported_and_ends_nothing(capsys):
+    def breaks():
+        raise ValueError("the results differ\nby much")
+
+    row = bench.attempt("conv1_1, forward", breaks)
+    assert row == {"name": "conv1_1, forward", "failed": "ValueError: the results differ"}
+    good = bench.attempt("conv1_2, forward", lambda: {"tinydilate_ms": 2.0, "tflops": 3.0})
+    text = bench.as_table("layers", [row, good])
+    assert text.splitlines()[2].split() == ["conv1_1,", "forward", "-", "-", "-"]
+    assert text.splitlines()[3].split() == ["conv1_2,", "forward", "3.00", "-", "-"]
+    assert text.splitlines()[4] == "conv1_1, forward: ValueError: the results differ"
+
+
+def test_the_mean_is_of_the_layers_over_a_gflop():
+    rows = [
+        {"gflop": 2.0, "torch_over_tinydilate": 0.5},
+        {"gflop": 9.0, "torch_over_tinydilate": 2.0},
+        {"gflop": 0.5, "torch_over_tinydilate": 9.0},
+        {"gflop": 9.0, "failed": "no such luck"},
+    ]
+    found = bench.over_a_gflop(rows)
+    assert found == {"geometric_mean": 1.0, "smallest_ratio": 0.5, "over_a_gflop": 2}
+    assert bench.over_a_gflop(rows[2:]) == {}
+
+
+def test_results_that_differ_stop_a_row():
+    class Torch:
+        @staticmethod
+        def as_tensor(array, device):
+            return array
+
+    setting = ANYTHING._replace(torch=Torch)
+    ones = np.ones((2, 3))
+    bench.check(setting, ones, ones + 1e-5)
+    with pytest.raises(ValueError, match=r"^the results differ by 5\.0e-01 of the largest number$"):
+        bench.check(setting, ones, 2 * ones)
+    with pytest.raises(ValueError, match="differ by nan"):
+        bench.check(setting, np.nan * ones, ones)
+
+
+@pytest.mark.gpu
+def test_a_dry_run_goes_through_all_parts(tmp_path, capsys):
+    path = tmp_path / "gpu.json"
+    assert bench.main(["--dry", "--json", str(path)]) == 0
+    figures = json.loads(path.read_text(encoding="utf-8"))
+    assert figures["dry"]
+    assert figures["gpu"]["date"]
+    for part in bench.PARTS:
+        rows = figures[part]["rows"]
+        assert [row.get("failed") for row in rows] == [None] * len(rows)
+        assert all(row["tinydilate_ms"] > 0 for row in rows)
+    assert "launches" in capsys.readouterr().out
+
+
+@pytest.mark.gpu
+def test_a_part_or_a_row_can_be_chosen(tmp_path, capsys):
+    path = tmp_path / "gpu.json"
+    assert bench.main(["--dry", "--only", "F.relu", "--json", str(path)]) == 0
+    figures = json.loads(path.read_text(encoding="utf-8"))
+    assert [row["name"] for part in bench.PARTS for row in figures[part]["rows"]] == ["F.relu"]
+    assert bench.main(["--dry", "--only", "launches", "--json", str(path)]) == 0
+    figures = json.loads(path.read_text(encoding="utf-8"))
+    assert "ops" not in figures
+    assert len(figures["launches"]["rows"]) == 3
+    capsys.readouterr()

@@ -1,0 +1,409 @@
+"""What keeps this machine from computing on its GPU, and the one command that helps.
+
+First come the facts, which are looked up without loading anything of CUDA: what `nvidia-smi` says
+and which packages are installed. Each step then judges them, in the order in which the trouble
+would show: the driver, the card, numba-cuda, NVIDIA's compiler libraries, NumPy. Where nothing is
+in the way, a process of its own compiles a kernel of one element and launches it.
+
+A machine without a GPU is no patient: the report has one line then, which says so.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from typing import NamedTuple
+
+
+class Finding(NamedTuple):
+    """One line of the doctor's report."""
+
+    mark: str  # "ok"; "note": works, but could do more; "fail"
+    what: str
+    found: str
+    next_step: str = ""
+
+
+class Card(NamedTuple):
+    """One GPU, as nvidia-smi names it."""
+
+    name: str
+    capability: tuple[int, int]
+
+
+class Facts(NamedTuple):
+    """What the steps judge; an empty string stands for what is missing."""
+
+    simulated: bool = False
+    smi: bool = False  # whether there is an nvidia-smi
+    smi_says: str = ""  # its complaint, if it has one
+    driver: str = ""  # "580.65.06"
+    cards: tuple[Card, ...] = ()
+    numba_cuda: str = ""
+    numpy: str = ""
+    nvvm: str = ""  # makes LLVM's code into the GPU's
+    nvjitlink: str = ""  # links it
+    nvrtc: str = ""
+    cudart: str = ""
+
+    @property
+    def toolkit(self) -> int:
+        """Major version of NVIDIA's libraries here, or 0."""
+        found = self.nvjitlink or self.nvvm or self.nvrtc or self.cudart
+        return int(found.partition(".")[0]) if found else 0
+
+    @property
+    def extra(self) -> str:
+        """The extra of tinydilate that fits the driver."""
+        return "cuda13" if branch_of(self.driver) >= NEEDS[13] else "cuda12"
+
+
+NEEDS = {13: 580, 12: 525}  # the first branch of drivers that runs each CUDA
+OLDEST = (7, 5)  # compute capability of the oldest card that kernels are compiled for
+PIP = f"{sys.executable} -m pip install"
+
+
+def branch_of(driver: str) -> int:
+    """``"580.65.06"`` -> 580."""
+    found = re.match(r"\d+", driver)
+    return int(found[0]) if found else 0
+
+
+# ---- the facts -------------------------------------------------------------------------------
+
+
+def look() -> Facts:
+    """The facts of this machine."""
+    smi = shutil.which("nvidia-smi")
+    driver, cards, says = _ask(smi) if smi else ("", (), "")
+    return Facts(
+        simulated=os.environ.get("NUMBA_ENABLE_CUDASIM") == "1",
+        smi=smi is not None,
+        smi_says=says,
+        driver=driver,
+        cards=cards,
+        numba_cuda=_installed("numba-cuda"),
+        numpy=_installed("numpy"),
+        nvvm=_installed("nvidia-nvvm", "nvidia-cuda-nvcc-cu12"),
+        nvjitlink=_installed("nvidia-nvjitlink", "nvidia-nvjitlink-cu12"),
+        nvrtc=_installed("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"),
+        cudart=_installed("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12"),
+    )
+
+
+def _ask(smi: str) -> tuple[str, tuple[Card, ...], str]:
+    query = "--query-gpu=driver_version,compute_cap,name"
+    command = [smi, query, "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return "", (), f"{type(error).__name__}"
+    driver, cards = read_answer(done.stdout) if done.returncode == 0 else ("", ())
+    said = (done.stdout + done.stderr).strip().splitlines()
+    return driver, cards, "" if cards else (said or ["no answer"])[0]
+
+
+def read_answer(text: str) -> tuple[str, tuple[Card, ...]]:
+    """Driver and cards out of nvidia-smi's lines ``580.65.06, 9.0, NVIDIA H100``."""
+    rows = [[part.strip() for part in line.split(",", 2)] for line in text.splitlines()]
+    known = [row for row in rows if len(row) == 3 and re.fullmatch(r"\d+\.\d+", row[1])]
+    cards = []
+    for _, capability, name in known:
+        major, minor = capability.split(".")
+        cards.append(Card(name, (int(major), int(minor))))
+    return known[0][0] if known else "", tuple(cards)
+
+
+def _installed(*names: str) -> str:
+    """Version of the first of these packages that is there."""
+    for name in names:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return ""
+
+
+# ---- the steps -------------------------------------------------------------------------------
+
+
+def examine() -> list[Finding]:
+    """Every step, and the kernel of one element if nothing stands in its way."""
+    facts = look()
+    findings = judge(facts)
+    if facts.cards and not facts.simulated and not findings[-1].next_step:
+        findings.append(check_launch(try_a_kernel()))
+    return findings
+
+
+def judge(facts: Facts) -> list[Finding]:
+    """What the facts come to: line by line, until one needs something done."""
+    if facts.simulated:
+        return [check_simulator(facts)]
+    if not facts.cards:
+        return [check_presence(facts)]
+    findings = []
+    for step in (check_card, check_driver, check_numba_cuda, check_libraries, check_numpy):
+        findings.append(step(facts))
+        if findings[-1].next_step:  # what comes after would only suffer from the same
+            break
+    return findings
+
+
+def check_simulator(facts: Facts) -> Finding:
+    """The simulator takes the GPU's place, whether there is one or not."""
+    if not facts.cards:
+        return Finding("ok", "GPU", "simulated (NUMBA_ENABLE_CUDASIM=1)")
+    return Finding(
+        "note", "GPU", f"simulated (NUMBA_ENABLE_CUDASIM=1), while {facts.cards[0].name} is idle",
+        "The simulator runs every kernel in Python; take the GPU again: "
+        "unset NUMBA_ENABLE_CUDASIM",
+    )  # fmt: skip
+
+
+def check_presence(facts: Facts) -> Finding:
+    """No GPU is fine; a driver that finds none is worth a note."""
+    if not facts.smi:
+        return Finding("ok", "GPU", "no NVIDIA GPU or no driver; everything runs on the processor")
+    return Finding(
+        "note", "GPU", f"nvidia-smi finds none ({facts.smi_says})",
+        "The driver may have to be loaded, or the machine restarted; see what it says: nvidia-smi",
+    )  # fmt: skip
+
+
+def check_card(facts: Facts) -> Finding:
+    """Kernels are compiled for compute capability 7.5 and later."""
+    card = facts.cards[0]
+    found = f"{card.name}, compute capability {card.capability[0]}.{card.capability[1]}"
+    if len(facts.cards) > 1:
+        found += f", the first of {len(facts.cards)}"
+    if card.capability >= OLDEST:
+        return Finding("ok", "GPU: card", found)
+    newer = [n for n, other in enumerate(facts.cards) if other.capability >= OLDEST]
+    if newer:
+        return Finding(
+            "note", "GPU: card", found,
+            "Kernels need 7.5 (Turing, 2018) or later, which another card here has: "
+            f"export CUDA_VISIBLE_DEVICES={newer[0]}",
+        )  # fmt: skip
+    return Finding(
+        "note", "GPU: card", found,
+        "Kernels need 7.5 (Turing, 2018) or later, so everything runs on the processor; hide the "
+        "card from programs that ask: export CUDA_VISIBLE_DEVICES=-1",
+    )  # fmt: skip
+
+
+def check_driver(facts: Facts) -> Finding:
+    """Old drivers run no CUDA that numba-cuda compiles for."""
+    if branch_of(facts.driver) >= NEEDS[12]:
+        return Finding("ok", "GPU: driver", facts.driver)
+    return Finding(
+        "note", "GPU: driver", f"{facts.driver}, older than R{NEEDS[12]}",
+        "CUDA 12 needs a newer driver; on Ubuntu this lists those that fit, elsewhere see "
+        "nvidia.com/drivers: ubuntu-drivers list",
+    )  # fmt: skip
+
+
+def check_numba_cuda(facts: Facts) -> Finding:
+    """Without the package numba-cuda, Numba falls back to a target that it no longer keeps up."""
+    if facts.numba_cuda:
+        return Finding("ok", "GPU: numba-cuda", facts.numba_cuda)
+    return Finding(
+        "note", "GPU: numba-cuda", "missing",
+        "Kernels are compiled by the package numba-cuda; install it with NVIDIA's libraries: "
+        f'{PIP} "tinydilate[{facts.extra}]"',
+    )  # fmt: skip
+
+
+def check_libraries(facts: Facts) -> Finding:
+    """Compiler and linker of one release, not too new for the driver.
+
+    PyTorch's wheels ask for a release of their own, and pip then replaces some and not others.
+    """
+    parts = {
+        "nvvm": facts.nvvm,
+        "nvjitlink": facts.nvjitlink,
+        "nvrtc": facts.nvrtc,
+        "cudart": facts.cudart,
+    }
+    if not any(parts.values()):
+        return Finding("ok", "GPU: libraries", "the system's; no wheels of NVIDIA's are installed")
+    what, found = "GPU: libraries", ", ".join(f"{n} {v or 'missing'}" for n, v in parts.items())
+    if not all(parts.values()):
+        return Finding(
+            "fail", what, found,
+            "numba-cuda needs all four, of one release: "
+            f'{PIP} "tinydilate[{facts.extra}]"',
+        )  # fmt: skip
+    needed = NEEDS.get(facts.toolkit, NEEDS[13])
+    if branch_of(facts.driver) < needed:
+        return Finding(
+            "fail", what, f"{found}; driver {facts.driver}",
+            f"CUDA {facts.toolkit} needs a driver of R{needed} or later; with this one take "
+            f'CUDA 12, in a fresh environment: {PIP} "tinydilate[cuda12]"',
+        )  # fmt: skip
+    linker, compiler = release(facts.nvjitlink), release(facts.nvvm)
+    if linker[0] != compiler[0] or linker < compiler:
+        return Finding(
+            "fail", what, found,
+            "The linker (nvjitlink) cannot read what a newer compiler (nvvm) makes; bring all to "
+            f"one release: {one_release(linker)}",
+        )  # fmt: skip
+    return Finding("ok", what, found)
+
+
+def one_release(wanted: tuple[int, int]) -> str:
+    """The command that brings all of NVIDIA's libraries to one release."""
+    compiler = "nvcc" if wanted[0] == 12 else "nvvm"  # where CUDA keeps it
+    parts = f"cudart,{compiler},nvrtc,nvjitlink,cccl"
+    return f'{PIP} "cuda-toolkit[{parts}]=={wanted[0]}.{wanted[1]}.*"'
+
+
+def release(text: str) -> tuple[int, int]:
+    """``"13.0.88"`` -> (13, 0)."""
+    major, minor = [*text.split("."), "0"][:2]
+    return int(major), int(minor)
+
+
+def check_numpy(facts: Facts) -> Finding:
+    """NumPy 2.5 dropped a name that numba-cuda asks for; `device.numba_cuda` lends it."""
+    if release(facts.numpy) < (2, 5):
+        return Finding("ok", "GPU: NumPy", facts.numpy)
+    return Finding("ok", "GPU: NumPy", f"{facts.numpy}, lent the row_stack that numba-cuda expects")
+
+
+# ---- a kernel of one element -----------------------------------------------------------------
+
+_TRIAL = """
+from tinydilate import device, tensor
+from tinydilate import functional as F
+cuda = device.numba_cuda()
+print("implementation", getattr(cuda, "implementation", "simulated"))
+print("result", F.relu(tensor([3.0]).to("cuda")).item())
+"""
+
+
+def try_a_kernel() -> str:
+    """What a process that compiles and launches a kernel prints, its last complaint included."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", _TRIAL],
+            capture_output=True, text=True, timeout=180, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return "exit no answer within three minutes"
+    if done.returncode == 0:
+        return done.stdout
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    # Symptoms are looked for in all of it; the last line is what is shown.
+    return f"{done.stdout}\nexit {done.returncode}\n" + "\n".join(lines[-40:])
+
+
+class Symptom(NamedTuple):
+    """Words that an error bears, and what they mean."""
+
+    words: str
+    sentence: str
+    command: str
+
+
+SYMPTOMS = (
+    Symptom(
+        r"row_stack|module 'numpy' has no attribute",
+        "numba-cuda asks NumPy for a name that NumPy 2.5 dropped; take the one before",
+        f'{PIP} "numpy<2.5"',
+    ),
+    Symptom(
+        r"OUTDATED_LIBRARY",
+        "The linker is older than the compiler, as when another package brought its own; bring "
+        "all to one release",
+        one_release((13, 0)),
+    ),
+    Symptom(
+        r"UNSUPPORTED_PTX_VERSION|Unsupported \.version|INSUFFICIENT_DRIVER",
+        "NVIDIA's libraries are newer than the driver; take those of CUDA 12, in a fresh "
+        "environment",
+        f'{PIP} "tinydilate[cuda12]"',
+    ),
+    Symptom(
+        r"DynamicLibNotFoundError|NvvmSupportError|libNVVM|libnvvm|libcudart|libnvrtc",
+        "A library of NVIDIA's cannot be found; install them all",
+        f'{PIP} "tinydilate[cuda13]"',
+    ),
+    Symptom(
+        r"package numba-cuda is missing",
+        "Numba's built-in target answers in place of numba-cuda; install it where Python looks",
+        f'{PIP} --force-reinstall --no-deps "numba-cuda>=0.30.4,<0.31"',
+    ),
+    Symptom(
+        r"CCSupportError|UnsupportedComputeCapability|NO_BINARY_FOR_GPU",
+        "The card is older than NVIDIA's libraries still compile for; take those of CUDA 12, in a "
+        "fresh environment",
+        f'{PIP} "tinydilate[cuda12]"',
+    ),
+    Symptom(
+        r"OUT_OF_MEMORY|no room for them",
+        "Other programs hold the GPU's memory; see which",
+        "nvidia-smi",
+    ),
+    Symptom(
+        r"driver library cannot be found|CUDA_ERROR_NO_DEVICE|found no GPU or no driver",
+        "The driver is installed, but this process may not use it, as in a container without its "
+        "GPU; see what it says",
+        "nvidia-smi",
+    ),
+)
+
+
+def check_launch(printed: str) -> Finding:
+    """Judge what the trial printed."""
+    what = "GPU: a kernel"
+    if re.search(r"^implementation Built-in", printed, re.MULTILINE):
+        printed += "\nthe package numba-cuda is missing"
+    elif re.search(r"^result 3\.0$", printed, re.MULTILINE):
+        return Finding("ok", what, "one element, compiled and launched, came back right")
+    elif found := re.search(r"^result (.*)$", printed, re.MULTILINE):
+        return Finding(
+            "fail", what, f"computed {found[1]} for 3.0",
+            "The GPU computes wrongly; compare with the simulator: NUMBA_ENABLE_CUDASIM=1 "
+            "tinydilate doctor",
+        )  # fmt: skip
+    last = printed.strip().splitlines()[-1] if printed.strip() else "nothing was printed"
+    for symptom in SYMPTOMS:
+        if re.search(symptom.words, printed):
+            return Finding("fail", what, last, f"{symptom.sentence}: {symptom.command}")
+    return Finding(
+        "fail", what, last,
+        "Nobody has met this yet; report the line, and what this prints: "
+        "TINYDILATE_CUDA_DEBUG=1 tinydilate doctor --json",
+    )  # fmt: skip
+
+
+# ---- for reports -----------------------------------------------------------------------------
+
+
+def describe() -> dict[str, object]:
+    """What figures and test results of a GPU are worth nothing without: device and versions."""
+    facts = look()
+    packages = ("numpy", "numba", "numba-cuda", "cuda-bindings", "torch", "cupy-cuda13x")
+    return {
+        "device": "Numba's simulator" if facts.simulated else [card.name for card in facts.cards],
+        "compute_capability": [".".join(map(str, card.capability)) for card in facts.cards],
+        "driver": facts.driver,
+        "libraries": {
+            "nvvm": facts.nvvm,
+            "nvjitlink": facts.nvjitlink,
+            "nvrtc": facts.nvrtc,
+            "cudart": facts.cudart,
+        },
+        "packages": {name: _installed(name) for name in packages if _installed(name)},
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "date": time.strftime("%Y-%m-%d"),
+    }
