@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from tinydilate.compiling import body, jit, native
 
@@ -322,14 +322,24 @@ def _bridge(
 ) -> Any:
     """Write a bridge to a loop, and the loop itself beside it."""
     from llvmlite import ir
-    from numba.core.compiler import Flags
+    from numba.core import compiler as numba_compiler
 
-    # Compiled here and nowhere else: Numba's own call would make machine code of the loop twice, on
-    # its own and as a part of its caller.
-    making = body.dispatcher._compiler
-    flags = Flags()  # type: ignore[no-untyped-call]
+    # The loop is compiled into the frame's own library: as a library of its own, which is how Numba
+    # calls a function, it would be optimised twice, alone and as a part of the frame.
+    making, compiler = body.dispatcher._compiler, cast(Any, numba_compiler)
+    flags = compiler.Flags()
     making.targetdescr.options.parse_as_flags(flags, making.targetoptions)
-    loop = context.compile_subroutine(builder, making.py_func, called, flags=flags)
+    flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+    loop = compiler.compile_internal(
+        context.typing_context,
+        context,
+        context.active_code_library,
+        making.py_func,
+        called.args,
+        called.return_type,
+        flags,
+        {},
+    )
     module = builder.module
     bridge = ir.Function(module, _bridge_kind(context), module.get_unique_name("bridge"))
     bridge.linkage = "internal"
