@@ -5,9 +5,9 @@ columns need never be written down:
 
     out (F, P)  =  weights (F, K)  @  columns (K, P)          P = N*OH*OW pixels, K = taps*C
 
-What limits it is not arithmetic but getting the numbers to where it is done. An H100 multiplies and
-adds 33 * 10**12 times a second and reads 0.8 * 10**12 floats from its memory in that time, so
-each number that was read must be used 40 times at least. That is what tiles are for.
+What limits it is not arithmetic but getting the numbers to where it is done. By its data sheet an
+H100 multiplies and adds 33 * 10**12 times a second and reads 0.8 * 10**12 floats from its memory in
+that time, so each number that was read must be used 40 times at least. That is what tiles are for.
 
 * A **block** of 256 threads computes 128 x 128 numbers of the result. For one step in k it needs
   128 weights and 128 pixels, 256 numbers, and does 128 * 128 multiply-adds with them: 64 for each
