@@ -321,9 +321,9 @@ def run_with_tile(name, program=PRODUCTS):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TILE_SHAPES)
+@pytest.mark.parametrize("name", [name for name in TILE_SHAPES if name != TILE.name])
 def test_every_tile_computes_right_wherever_it_runs(name):
-    """A tile made for another processor is slower here, but as right."""
+    """A tile made for another processor is slower here, but as right. Ours has all other tests."""
     run = run_with_tile(name)
     assert run.stdout.strip() == name, run.stderr
 
