@@ -263,12 +263,15 @@ def _cut_out(start: int, stop: int, grad: Array, rows: Run, columns: Run, result
     for job in range(start, stop):
         plane, y = job // height, job % height
         target, nothing = result[plane, y], result.dtype.type(0)
-        inside = 0 <= y - rows.shown < rows.length
+        if not 0 <= y - rows.shown < rows.length:
+            target[:] = nothing
+            continue
         target[:begin] = nothing
         target[end:] = nothing
-        source = grad[plane, y - rows.shown + rows.showing if inside else 0, columns.showing :]
-        for z in range(end - begin):
-            target[begin + z] = source[z] if inside else nothing
+        inside, source = target[begin:end], grad[plane, y - rows.shown + rows.showing]
+        source = source[columns.showing : columns.showing + columns.length]
+        for z in range(len(inside)):
+            inside[z] = source[z]
 
 
 @jit
