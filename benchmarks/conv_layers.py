@@ -128,22 +128,26 @@ def compare(options: argparse.Namespace) -> None:
             cells.append(f"{flop / mine / 1e9:.0f} {share_of_peak:4.0%} {ratio:5.2f}")
         print("  ".join(cell.ljust(20) for cell in cells), flush=True)
         rows.append(cells)
-    ratios = [row["torch_over_tinydilate"] for row in figures]
-    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        write_json(options.json, together(options, peak, figures), finished=False)
+    found = together(options, peak, figures)
     print("\nGFLOP/s, share of the peak, PyTorch's time / ours")
     print(table(["layer", *PASSES], rows))
-    print(f"\n{len(ratios)} rows, ratio at least {min(ratios):.2f}, geometric mean {mean:.2f}")
-    write_json(
-        options.json,
-        {
-            "threads": options.threads,
-            "winograd": not options.direct,
-            "peak_gflops": peak,
-            "geometric_mean": mean,
-            "smallest_ratio": min(ratios),
-            "rows": figures,
-        },
-    )
+    smallest, mean = found["smallest_ratio"], found["geometric_mean"]
+    print(f"\n{len(figures)} rows, ratio at least {smallest:.2f}, geometric mean {mean:.2f}")
+    write_json(options.json, found)
+
+
+def together(options: argparse.Namespace, peak: float, figures: list[dict[str, Any]]) -> Any:
+    """The rows so far, and what they have in common."""
+    ratios = [row["torch_over_tinydilate"] for row in figures]
+    return {
+        "threads": options.threads,
+        "winograd": not options.direct,
+        "peak_gflops": peak,
+        "geometric_mean": math.exp(sum(map(math.log, ratios)) / len(ratios)),
+        "smallest_ratio": min(ratios),
+        "rows": figures,
+    }
 
 
 if __name__ == "__main__":

@@ -32,18 +32,30 @@ def parser(description: str) -> argparse.ArgumentParser:
     return made
 
 
+PATIENCE = 5.0  # seconds of one call beyond which a comparison makes do with few
+
+
 def alternate(
     sides: dict[str, Callable[[], Any]], repeats: int, calls: int = 5, pause: float = 0.05
 ) -> dict[str, list[float]]:
-    """Seconds a call for each side: ``repeats`` blocks of ``calls`` calls, sides taking turns."""
+    """Seconds a call for each side: ``repeats`` blocks of ``calls`` calls, sides taking turns.
+
+    Where one call of a side takes longer than ``PATIENCE``, there are two blocks of one call, and
+    no call before each: nobody waits half an hour for a figure that is clear after a minute.
+    """
+    long = False
     for run in sides.values():  # compile, fill caches, allocate
-        for _ in range(2):
-            run()
+        run()
+        begin = time.perf_counter()
+        run()
+        long |= time.perf_counter() - begin > PATIENCE
+    repeats, calls = (2, 1) if long else (repeats, calls)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, run in sides.items():
             time.sleep(pause)
-            run()  # wakes this side's threads
+            if not long:
+                run()  # wakes this side's threads
             begin = time.perf_counter()
             for _ in range(calls):
                 run()
@@ -141,12 +153,17 @@ def table(header: list[str], rows: list[list[Any]]) -> str:
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
-def write_json(path: Path | None, figures: dict[str, Any]) -> None:
-    """Write the figures with the machine that they were taken on."""
+def write_json(path: Path | None, figures: dict[str, Any], finished: bool = True) -> None:
+    """Write the figures with the machine that they were taken on.
+
+    A long program writes after each row, ``finished=False``: what was measured is kept if it ends.
+    """
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps({"machine": machine(), **figures}, indent=2) + "\n")
+    head = {"machine": machine()} if finished else {"machine": machine(), "finished": False}
+    temporary.write_text(json.dumps({**head, **figures}, indent=2) + "\n")
     temporary.replace(path)
-    print(f"\nwritten: {path}")
+    if finished:
+        print(f"\nwritten: {path}")

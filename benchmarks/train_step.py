@@ -198,6 +198,7 @@ def main() -> None:
         "published, 500x500 crop": crop,
     }
     rows, all_figures = [], {}
+    common = {"batch": options.batch, "threads": options.threads}
     for name, make in problems.items():
         if options.only not in name:
             continue
@@ -210,13 +211,14 @@ def main() -> None:
         ratios = [f"{figures[key]:.2f}" if key in figures else "-" for key in keys]
         rows.append([name, *times, *ratios])
         all_figures[name] = figures
+        write_json(options.json, {**common, **all_figures}, finished=False)
     header = ["training step", "ours ms", "PyTorch ms", "compiled ms", "PyTorch / ours"]
     print(f"batch {options.batch}, {options.threads} threads, medians of {options.repeats} blocks")
     print(table([*header, "compiled / ours"], rows))
     for name, figures in all_figures.items():
         if "compiled_failed" in figures:
             print(f"torch.compile failed for {name}: {figures['compiled_failed']}")
-    write_json(options.json, {"batch": options.batch, "threads": options.threads, **all_figures})
+    write_json(options.json, {**common, **all_figures})
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ from tinydilate.launching import (
     ravel,
     unravel,
 )
-from tinydilate.threads import share
+from tinydilate.threads import WORTH_A_THREAD, share, worth_a_thread
 
 __all__ = [
     "KERNELS",
@@ -75,8 +75,6 @@ __all__ = [
     "watching",
 ]
 
-_LEAST = 16_384  # elements worth a thread
-
 
 class Elementwise:
     """A rule of scalars as a NumPy ufunc, compiled when it is first called: it broadcasts.
@@ -97,11 +95,11 @@ class Elementwise:
 
     def __call__(self, *arrays: Any) -> Any:
         first, last = arrays[0], arrays[-1]
-        if self.loop is None or first.size < _LEAST or first.shape != last.shape:
+        if self.loop is None or first.size < WORTH_A_THREAD or first.shape != last.shape:
             return (self._compiled.get(first.dtype) or self._ufunc(first.dtype))(*arrays)
         out = buffers.empty_like(first)
         lines = [array.reshape(-1) for array in (*arrays, out)]
-        share(self.loop, first.size, *lines, least=_LEAST)
+        share(self.loop, first.size, *lines, least=worth_a_thread())
         return out
 
     def _ufunc(self, dtype: np.dtype[Any]) -> Callable[..., Any]:

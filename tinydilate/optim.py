@@ -28,9 +28,7 @@ from tinydilate.autograd import Tensor
 from tinydilate.device import Array, CudaArray, MetaArray, cover, move, write
 from tinydilate.errors import ConfigError, DataError
 from tinydilate.kernel import cuda, jit, kernel
-from tinydilate.threads import share
-
-_LEAST = 16_384  # elements worth a thread
+from tinydilate.threads import share, worth_a_thread
 
 # ---- one step of each rule, in place ---------------------------------------------------------
 
@@ -53,7 +51,9 @@ def sgd_step_cpu(
     """See `sgd_step`."""
     number = w.dtype.type  # so that float32 is not computed in float64
     arrays = w.reshape(-1), grad.reshape(-1), velocity.reshape(-1)
-    share(_sgd, w.size, *arrays, number(lr), number(momentum), number(decay), least=_LEAST)
+    share(
+        _sgd, w.size, *arrays, number(lr), number(momentum), number(decay), least=worth_a_thread()
+    )
     return w
 
 
@@ -145,7 +145,7 @@ def adam_step_cpu(
     """See `adam_step`."""
     arrays = w.reshape(-1), grad.reshape(-1), mean.reshape(-1), square.reshape(-1)
     numbers = _adam_numbers(step, lr, betas, eps, decay)
-    share(_adam, w.size, *arrays, *map(w.dtype.type, numbers), least=_LEAST)
+    share(_adam, w.size, *arrays, *map(w.dtype.type, numbers), least=worth_a_thread())
     return w
 
 

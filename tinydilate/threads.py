@@ -96,6 +96,14 @@ def share(
         loop.call_within(together, crew.board, parts, count, *arguments)
 
 
+WORTH_A_THREAD = 16_384  # simple steps, such as reading a number and writing one
+
+
+def worth_a_thread(steps: int = 1) -> int:
+    """How many jobs of so many simple steps each are worth a thread: `share`'s least."""
+    return max(1, WORTH_A_THREAD // max(1, steps))
+
+
 def least_jobs(work: int, count: int, worth: int) -> int:
     """How many of ``count`` jobs, ``work`` together, come to ``worth``: `share`'s least."""
     return max(1, worth * count // max(1, work))

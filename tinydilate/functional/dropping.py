@@ -30,9 +30,7 @@ from tinydilate.autograd import Op, Tensor, as_tensors, public
 from tinydilate.device import Array, CudaArray, MetaArray, cover
 from tinydilate.errors import ConfigError
 from tinydilate.kernel import cuda, jit, kernel
-from tinydilate.threads import share
-
-_LEAST = 16_384  # elements worth a thread
+from tinydilate.threads import share, worth_a_thread
 
 # ---- chance by counting ----------------------------------------------------------------------
 
@@ -152,7 +150,7 @@ def dropout_forward_cpu(x: Array, p: float, seed: int, call: int) -> Array:
     out = buffers.empty_like(x)
     options = stream(seed, call), threshold(p), x.dtype.type(_scale(p))
     with np.errstate(over="ignore"):  # run as Python, the hash's scalars would warn of wrapping
-        share(_drop, x.size, x.reshape(-1), *options, out.reshape(-1), least=_LEAST)
+        share(_drop, x.size, x.reshape(-1), *options, out.reshape(-1), least=worth_a_thread())
     return out
 
 

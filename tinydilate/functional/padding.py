@@ -35,10 +35,8 @@ from tinydilate.autograd import Op, Tensor, as_tensors, public
 from tinydilate.device import Array, CudaArray, MetaArray, cover
 from tinydilate.errors import ShapeError
 from tinydilate.kernel import Int32Array, Int64Array, cuda, jit, kernel, ravel, unravel
-from tinydilate.threads import share
+from tinydilate.threads import share, worth_a_thread
 from tinydilate.window import Pair
-
-_LEAST = 16_384  # elements worth a thread
 
 # ---- the index maps --------------------------------------------------------------------------
 
@@ -118,7 +116,7 @@ def pad_forward(x: Array, maps: IndexMaps, value: float) -> Array:
 @pad_forward.cpu
 def pad_forward_cpu(x: Array, maps: IndexMaps, value: float) -> Array:
     out = buffers.empty((len(x), len(maps.rows), len(maps.columns)), x.dtype)
-    jobs, least = out.shape[0] * out.shape[1], _LEAST // max(1, out.shape[2])
+    jobs, least = out.shape[0] * out.shape[1], worth_a_thread(out.shape[2])
     share(_pad, jobs, x, maps.rows, maps.columns, x.dtype.type(value), out, least=least)
     return out
 
@@ -247,11 +245,11 @@ def pad_backward_cpu(grad: Array, maps: IndexMaps, size: Pair) -> Array:
     result = buffers.empty((len(grad), *size), grad.dtype)
     rows, columns = only_run(maps.rows), only_run(maps.columns)
     if rows is not None and columns is not None:  # as where zeros were added: it is a cut-out
-        least = _LEAST // max(1, size[1])
+        least = worth_a_thread(size[1])
         share(_cut_out, len(grad) * size[0], grad, rows, columns, result, least=least)
         return result
     # Threads share planes, so no two of them add to one position.
-    least = _LEAST // max(1, len(maps.rows) * len(maps.columns))
+    least = worth_a_thread(len(maps.rows) * len(maps.columns))
     share(_pad_backward, len(grad), grad, maps.rows, maps.columns, result, least=least)
     return result
 

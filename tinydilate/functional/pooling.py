@@ -42,10 +42,9 @@ from tinydilate.kernel import (
     tapped_by,
     unravel,
 )
-from tinydilate.threads import share
+from tinydilate.threads import share, worth_a_thread
 from tinydilate.window import Pair, Window, is_plain, pair
 
-_LEAST = 16_384  # elements worth a thread
 _HALVING = Window((2, 2), (2, 2))  # the pooling that all networks here use
 
 
@@ -113,7 +112,7 @@ def _run_max_pool(body: Any, x: Array, window: Window, *options: Pair) -> tuple[
     values, indices = buffers.empty(shape, x.dtype), buffers.empty(shape, np.int64)
     count, size = shape[0] * shape[1], shape[2:]
     arrays = x.reshape(count, *x.shape[2:]), values.reshape(count, *size)
-    least = _LEAST // max(1, shape[3] * window.taps)
+    least = worth_a_thread(shape[3] * window.taps)
     share(body, count * size[0], *arrays, indices.reshape(count, *size), *options, least=least)
     return values, indices
 
@@ -303,7 +302,7 @@ def max_pool2d_backward_cpu(grad: Array, indices: Array, size: Pair, window: Win
     grads, winners = grad.reshape(planes, outs), indices.reshape(planes, outs)
     # Threads share planes, so no two of them add to one pixel.
     arrays = grads, winners, result.reshape(planes, pixels)
-    share(_give_to_winners, planes, *arrays, least=_LEAST // max(1, pixels))
+    share(_give_to_winners, planes, *arrays, least=worth_a_thread(pixels))
     return result
 
 
@@ -416,7 +415,7 @@ def avg_pool2d_forward_cpu(
     arrays = x.reshape(count, *x.shape[2:]), out.reshape(count, *size)
     counts = divisors(window, x.shape[2:], include_pad, divisor).astype(x.dtype)
     options = window.kernel, window.stride, window.before
-    least = _LEAST // max(1, shape[3] * window.taps)
+    least = worth_a_thread(shape[3] * window.taps)
     share(_avg_pool, count * size[0], *arrays, counts, *options, least=least)
     return out
 
@@ -536,7 +535,7 @@ def avg_pool2d_backward_cpu(
     counts = divisors(window, size, include_pad, divisor).astype(grad.dtype)
     options = window.kernel, window.stride, window.before
     # Threads share planes, so no two of them add to one pixel.
-    least = _LEAST // max(1, grad.shape[2] * grad.shape[3] * window.taps)
+    least = worth_a_thread(grad.shape[2] * grad.shape[3] * window.taps)
     share(_avg_pool_backward, count, *arrays, counts, *options, least=least)
     return result
 

@@ -16,9 +16,7 @@ from tinydilate import buffers, device
 from tinydilate.autograd import Op, Tensor, public
 from tinydilate.device import Array, CudaArray, MetaArray, cover
 from tinydilate.kernel import cuda, jit, kernel
-from tinydilate.threads import share
-
-_LEAST = 16_384  # elements worth a thread
+from tinydilate.threads import WORTH_A_THREAD, share, worth_a_thread
 
 # ---- forward ---------------------------------------------------------------------------------
 
@@ -31,10 +29,10 @@ def relu_forward(x: Array) -> Array:
 
 @relu_forward.cpu
 def relu_forward_cpu(x: Array) -> Array:
-    if x.size < _LEAST:  # NumPy's own loop is called sooner
+    if x.size < WORTH_A_THREAD:  # NumPy's own loop is called sooner
         return np.asarray(np.maximum(x, x.dtype.type(0)))
     out = buffers.empty_like(x)
-    share(_relu, x.size, x.reshape(-1), out.reshape(-1), least=_LEAST)
+    share(_relu, x.size, x.reshape(-1), out.reshape(-1), least=worth_a_thread())
     return out
 
 
@@ -78,7 +76,7 @@ def relu_backward(grad: Array, out: Array) -> Array:
 def relu_backward_cpu(grad: Array, out: Array) -> Array:
     result = buffers.empty_like(grad)
     arrays = grad.reshape(-1), out.reshape(-1), result.reshape(-1)
-    share(_relu_backward, grad.size, *arrays, least=_LEAST)
+    share(_relu_backward, grad.size, *arrays, least=worth_a_thread())
     return result
 
 

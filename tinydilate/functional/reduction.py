@@ -23,9 +23,8 @@ from tinydilate.errors import ShapeError
 from tinydilate.functional.arithmetic import sum_to_shape
 from tinydilate.functional.shaping import View, check_dim, copy_view, integers, permute, reshape
 from tinydilate.kernel import Int64Array, cuda, jit, kernel
-from tinydilate.threads import share
+from tinydilate.threads import share, worth_a_thread
 
-_LEAST = 16_384  # elements worth a thread
 Dims = int | Sequence[int] | None
 
 
@@ -67,12 +66,8 @@ def max_forward(rows: Array) -> Array:
 @max_forward.cpu
 def max_forward_cpu(rows: Array) -> Array:
     out = buffers.empty((len(rows),), rows.dtype)
-    share(_max, len(rows), rows, out, least=_rows_worth_a_thread(rows))
+    share(_max, len(rows), rows, out, least=worth_a_thread(rows.shape[1]))
     return out
-
-
-def _rows_worth_a_thread(rows: Array) -> int:
-    return 1 + _LEAST // (1 + int(rows.shape[1]))
 
 
 @jit
@@ -147,7 +142,7 @@ def max_backward(grad: Array, rows: Array, out: Array) -> Array:
 @max_backward.cpu
 def max_backward_cpu(grad: Array, rows: Array, out: Array) -> Array:
     result = buffers.empty_like(rows)
-    share(_max_backward, len(rows), grad, rows, out, result, least=_rows_worth_a_thread(rows))
+    share(_max_backward, len(rows), grad, rows, out, result, least=worth_a_thread(rows.shape[1]))
     return result
 
 
@@ -212,7 +207,7 @@ def argmax_forward(rows: Array) -> Array:
 @argmax_forward.cpu
 def argmax_forward_cpu(rows: Array) -> Array:
     out = buffers.empty((len(rows),), np.int64)
-    share(_argmax, len(rows), rows, out, least=_rows_worth_a_thread(rows))
+    share(_argmax, len(rows), rows, out, least=worth_a_thread(rows.shape[1]))
     return out
 
 

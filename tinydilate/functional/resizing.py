@@ -39,10 +39,8 @@ from tinydilate.errors import ShapeError
 from tinydilate.functional.padding import IndexMaps, pad_backward, pad_forward, showing
 from tinydilate.functional.unfolding import check_axes
 from tinydilate.kernel import Int32Array, Int64Array, cuda, jit, kernel, ravel, unravel
-from tinydilate.threads import share
+from tinydilate.threads import share, worth_a_thread
 from tinydilate.window import Pair, pair
-
-_LEAST = 16_384  # elements worth a thread
 
 # ---- where output pixels stand ---------------------------------------------------------------
 
@@ -117,7 +115,7 @@ def bilinear_forward(x: Array, rows: Neighbours, columns: Neighbours) -> Array:
 @bilinear_forward.cpu
 def bilinear_forward_cpu(x: Array, rows: Neighbours, columns: Neighbours) -> Array:
     out = buffers.empty((len(x), len(rows.lower), len(columns.lower)), x.dtype)
-    least = _LEAST // max(1, out.shape[1] * out.shape[2])
+    least = worth_a_thread(out.shape[1] * out.shape[2])
     share(_bilinear, len(x), x, *rows, *columns, out, least=least)
     return out
 
@@ -217,7 +215,7 @@ def bilinear_backward(grad: Array, rows: Neighbours, columns: Neighbours, size: 
 def bilinear_backward_cpu(grad: Array, rows: Neighbours, columns: Neighbours, size: Pair) -> Array:
     result = buffers.zeros((len(grad), *size), grad.dtype)
     # Threads share planes, so no two of them add to one pixel.
-    least = _LEAST // max(1, grad.shape[1] * grad.shape[2])
+    least = worth_a_thread(grad.shape[1] * grad.shape[2])
     share(_bilinear_backward, len(grad), grad, *rows, *columns, result, least=least)
     return result
 

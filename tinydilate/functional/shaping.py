@@ -30,9 +30,7 @@ from tinydilate.autograd import Op, Tensor, as_tensors, public
 from tinydilate.device import Array, CudaArray, MetaArray, cover
 from tinydilate.errors import PositionError, ShapeError
 from tinydilate.kernel import Int32Array, cuda, jit, kernel, place_of
-from tinydilate.threads import share
-
-_LEAST = 16_384  # elements worth a thread
+from tinydilate.threads import share, worth_a_thread
 
 
 class View(NamedTuple):
@@ -109,7 +107,7 @@ def copy_view_cpu(x: Array, view: View) -> Array:
     out = buffers.empty(view.shape, x.dtype)
     if out.size:
         starts, length, stride = rows_of(view)
-        least = max(1, _LEAST // length)
+        least = worth_a_thread(length)
         share(_copy_rows, len(starts), x.reshape(-1), out.reshape(-1), starts, stride, least=least)
     return out
 
@@ -240,7 +238,7 @@ def cat_forward_cpu(arrays: list[Array], dim: int) -> Array:
     at = 0
     for array in arrays:
         part = array.reshape(len(rows), math.prod(array.shape[dim:]))
-        least = max(1, _LEAST // max(1, part.shape[1]))
+        least = worth_a_thread(part.shape[1])
         share(_copy_columns, len(rows), part, rows, at, least=least)
         at += part.shape[1]
     return out
