@@ -246,9 +246,9 @@ MUTANTS = [
     Mutant(
         "dilation applied twice",
         CONV,
-        "share(_conv2d, jobs, x, w, bias, out, window.stride, window.before, window.dilation, groups)",
-        "share(_conv2d, jobs, x, w, bias, out, window.stride, window.before,"
-        " (window.dilation[0] ** 2, window.dilation[1] ** 2), groups)",
+        "options = window.stride, window.before, window.dilation, groups\n    if out.size",
+        "options = window.stride, window.before,"
+        " (window.dilation[0] ** 2, window.dilation[1] ** 2), groups\n    if out.size",
         "cpu:loops conv2d",
     ),
     Mutant(

@@ -122,10 +122,13 @@ def conv2d_forward_loops(
 ) -> Array:
     out = buffers.empty((len(x), len(w), *window.output_size(x.shape[2:])), x.dtype)
     bias = np.zeros(len(w), x.dtype) if b is None else b
-    jobs = out.shape[0] * out.shape[1]
-    # share gives each thread a part of the jobs; window.before is the padding before the first row
-    # and the first column.
-    share(_conv2d, jobs, x, w, bias, out, window.stride, window.before, window.dilation, groups)
+    jobs, arrays = len(x) * len(w), (x, w, bias, out)
+    # window.before is the padding before the first row and the first column.
+    options = window.stride, window.before, window.dilation, groups
+    if out.size * w.size < _A_FEW * len(w):  # multiply-adds
+        _conv2d(0, jobs, *arrays, *options)
+    else:  # each thread gets a part of the jobs
+        share(_conv2d, jobs, *arrays, *options)
     return np.where(out < 0, 0, out) if relu else out
 
 

@@ -231,13 +231,10 @@ class Run(NamedTuple):
 
 def only_run(map: Array) -> Run | None:
     """The run of a map that has one and shows nothing outside it; None for any other map."""
-    seen = np.flatnonzero(map >= 0)
-    if not len(seen):
+    begin, end = _longest_run(map)
+    if begin == end or np.count_nonzero(map >= 0) != end - begin:
         return None
-    first, last = int(seen[0]), int(seen[-1])
-    if last - first + 1 != len(seen) or (np.diff(map[first : last + 1]) != 1).any():
-        return None
-    return Run(first, int(map[first]), len(seen))
+    return Run(begin, int(map[begin]), end - begin)
 
 
 @pad_backward.cpu
