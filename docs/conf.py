@@ -22,6 +22,7 @@ extensions = [
     "sphinx.ext.linkcode",
     "sphinx.ext.mathjax",
     "pages",
+    "measured",
 ]
 exclude_patterns = ["_build"]
 

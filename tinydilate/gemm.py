@@ -52,6 +52,7 @@ from tinydilate.window import Pair, Window
 # first-level cache while it passes over the panel's four tiles. With 256 steps a tile does 256 * 24
 # multiply-adds of vectors between loading its 24 sums and storing them again: 1 in 128.
 STEPS, PIXELS = 256, 192
+WIDE = 256  # pixels of a block whose columns are folded
 # The gradient of the weights sums over pixels: so many at a time.
 PIXEL_STEPS = 256
 PACKED_BYTES = 16 << 20  # weights are packed so many at a time: fc6 has 400 MB of them
@@ -657,6 +658,7 @@ def _folded(
     first_channel: int,
     gather: Gather,
     jobs: Pair,
+    width: int,
     tile: tuple[int, int, int],
 ) -> None:
     """Jobs [start, stop) of `folded_product`: some channels of one image."""
@@ -669,10 +671,10 @@ def _folded(
     pixels = gradient.shape[3]
     most = (block_channels * taps + rows - 1) // rows * rows
     tiles = room[: most * STEPS]
-    panel = room[most * STEPS :][: (PIXELS + columns) * STEPS]
-    product = room[most * STEPS + (PIXELS + columns) * STEPS :]
+    panel = room[most * STEPS :][: (width + columns) * STEPS]
+    product = room[most * STEPS + (width + columns) * STEPS :]
     nothing = np.zeros(rows, gradient.dtype)
-    runs = np.empty((2 * PIXELS, 4), np.int64)
+    runs = np.empty((2 * width, 4), np.int64)
     itself = Gather((1, 1), (1, pixels), (1, 1), (0, 0), (1, 1))
     for job in range(start, stop):
         n, c0 = job // blocks, job % blocks * block_channels
@@ -684,31 +686,28 @@ def _folded(
                 line = result[n, c, y]
                 for z in range(len(line)):
                     line[z] = 0
-        for p0 in range(0, pixels, PIXELS):
-            p1 = min(p0 + PIXELS, pixels)
+        for p0 in range(0, pixels, width):
+            p1 = min(p0 + width, pixels)
             for f in range(f0, f1, STEPS):
                 steps = min(f1 - f, STEPS)
-                for k in range(0, here, rows):
+                # One filter after the other, as its weights lie in memory, each cut into tiles.
+                for step in range(steps):
+                    at = (f + step) * inner + c0 * taps
                     for m in range(0, rows, lanes):
-                        at = f * inner + c0 * taps + k + m
-                        run = min(lanes, rows - m)
-                        copy_runs(
-                            tiles,
-                            (k * STEPS + m, rows),
-                            weights,
-                            (at, inner),
-                            run,
-                            (0, max(0, min(run, here - k - m))),
-                            steps,
-                            False,
-                        )
+                        run, to = min(lanes, rows - m), (step * rows + m, rows * STEPS)
+                        whole = here // rows
+                        copy_runs(tiles, to, weights, (at + m, rows), run, (0, run), whole, True)
+                        rest = max(0, min(run, here - whole * rows - m))
+                        if whole * rows < here:
+                            to, come = (whole * rows * STEPS + to[0], 0), (at + whole * rows + m, 0)
+                            copy_runs(tiles, to, weights, come, run, (0, rest), 1, True)
                 found = _find_runs(runs, (p0, p1), pixels, columns, columns * STEPS)
                 _gather_panel(panel, columns, runs[:found], gradient, (n, f, f + steps), itself)
                 for q in range(0, p1 - p0, columns):
                     for k in range(0, here, rows):
                         outer_tile(
                             product,
-                            (k * PIXELS + q, PIXELS),
+                            (k * width + q, width),
                             (here - k, p1 - p0 - q),
                             tiles,
                             (k * STEPS, 1, rows),
@@ -721,7 +720,7 @@ def _folded(
                             False,
                         )
             found = _find_runs(runs, (p0, p1), gather.output[1], columns, columns)
-            _fold_panel(product, PIXELS, runs[:found], result, where, gather)
+            _fold_panel(product, width, runs[:found], result, where, gather)
 
 
 def folded_product(
@@ -752,6 +751,8 @@ def folded_product(
     each = filters // groups
     most = -(-block_channels * taps // tile.rows) * tile.rows
     columns = tile.columns(dtype)
+    # The weights are packed again for each block of pixels: fc6's 16x16 outputs fit into one.
+    width = _even_blocks(out_h * out_w, WIDE)
     for group in range(groups):
         share(
             _folded,
@@ -763,9 +764,10 @@ def folded_product(
             group * channels,
             gather,
             (blocks, block_channels),
+            width,
             (tile.rows, columns, tile.lanes(dtype)),
             least=_least(out_h * out_w * count * each * channels * taps, count * blocks),
-            room=most * (STEPS + PIXELS + columns) + (PIXELS + columns) * STEPS,
+            room=most * (STEPS + width + columns) + (width + columns) * STEPS,
             dtype=dtype,
         )
     return result

@@ -104,10 +104,12 @@ def _halves(x: Any, window: Window) -> bool:
 @max_pool2d_forward.variant("cpu:loops")
 def max_pool2d_forward_loops(x: Array, window: Window) -> tuple[Array, Array]:
     options = window.kernel, window.stride, window.before, window.dilation
-    return _run_max_pool(_max_pool, x, window, *options)
+    # Positions in 32 bits fill a vector as numbers do; an image that has more pixels takes longer.
+    small = x.shape[2] * x.shape[3] < 2**31
+    return _run_max_pool(_max_pool, x, window, *options, np.int32(-1) if small else np.int64(-1))
 
 
-def _run_max_pool(body: Any, x: Array, window: Window, *options: Pair) -> tuple[Array, Array]:
+def _run_max_pool(body: Any, x: Array, window: Window, *options: Any) -> tuple[Array, Array]:
     shape = output_shape(x, window)
     values, indices = buffers.empty(shape, x.dtype), buffers.empty(shape, np.int64)
     count, size = shape[0] * shape[1], shape[2:]
@@ -128,51 +130,88 @@ def _max_pool(
     stride: Pair,
     padding: Pair,
     dilation: Pair,
+    nowhere: Any,
 ) -> None:
-    """Job plane*OH + i is one output row.
+    """Job plane*OH + i is one output row, found in three passes along rows of neighbours.
 
-    First the largest number of each column, among the rows that the window's taps read: neighbours
-    are compared with neighbours, which vectors can do. Then the columns of each window.
+    First the largest number of each column, among the rows that the window's taps read; then, from
+    those, the largest of a window at every column; then the windows that the stride keeps. Vectors
+    do the first two, though the second finds more windows than are kept.
+
+    Each step reads one row of numbers and writes another: a number that stays where it is would be
+    written under a mask, which takes ten cycles on processors without AVX-512.
     """
     height, width = x.shape[1:]
-    tops, places = np.empty(width, x.dtype), np.empty(width, np.int64)  # of each column
+    lead, span = padding[1], (kernel[1] - 1) * dilation[1]
+    windows = (values.shape[2] - 1) * stride[1] + 1  # one at each column; column p is z + lead
+    least = x.dtype.type(-np.inf)
+    tops, tops_at = np.full((2, windows + span), least), np.full((2, windows + span), nowhere)
+    best, best_at = np.full((2, windows), least), np.full((2, windows), nowhere)
+    first, last = min(lead, windows + span), min(lead + width, windows + span)  # inside the image
     for job in range(start, stop):
         plane, i = divmod(job, values.shape[1])
-        best, where = values[plane, i], indices[plane, i]
-        for j in range(len(best)):
-            best[j], where[j] = -np.inf, -1
         rows = 0
         for u in range(kernel[0]):
             y = tap(i, u, stride[0], padding[0], dilation[0])
             if 0 <= y < height:
-                _raise_tops(x[plane, y], y * width, tops, places, rows == 0)
+                old, new = (rows + 1) % 2, rows % 2
+                _raise_tops(
+                    x[plane, y, first - lead : last - lead],
+                    y * width + first - lead,
+                    (tops[old, first:last], tops_at[old, first:last]),
+                    (tops[new, first:last], tops_at[new, first:last]),
+                    rows == 0,
+                )
                 rows += 1
+        found = (rows + 1) % 2
         for v in range(kernel[1] if rows else 0):
-            begin = tap(0, v, stride[1], padding[1], dilation[1])
-            first, last = _inside(begin, stride[1], len(best), width)
-            for j in range(first, last):
-                z = begin + j * stride[1]
-                wins = _wins(tops[z], places[z], best[j], where[j])
-                best[j] = tops[z] if wins else best[j]
-                where[j] = places[z] if wins else where[j]
+            shift, old, new = v * dilation[1], (v + 1) % 2, v % 2
+            _raise_windows(
+                (tops[found, shift:], tops_at[found, shift:]),
+                (best[old], best_at[old]),
+                (best[new], best_at[new]),
+                v == 0,
+            )
+        kept = (kernel[1] + 1) % 2
+        value, where = values[plane, i], indices[plane, i]
+        for j in range(len(value)):
+            value[j] = best[kept, j * stride[1]] if rows else -np.inf
+            where[j] = best_at[kept, j * stride[1]] if rows else -1
 
 
 @jit
-def _raise_tops(row: Array, at: int, tops: Array, places: Array, first: bool) -> None:
+def _raise_tops(
+    row: Array, at: int, old: tuple[Array, Array], new: tuple[Array, Array], first: bool
+) -> None:
     """Take the numbers of a row that beat those of the rows above; it begins at position ``at``."""
+    (tops, tops_at), (raised, raised_at) = old, new
     for z in range(len(row)):
-        value, top = row[z], tops[z]
+        value, top, top_at = row[z], tops[z], tops_at[z]
         wins = first | _beats(value, top)
-        tops[z] = value if wins else top
-        places[z] = at + z if wins else places[z]
+        raised[z] = value if wins else top
+        raised_at[z] = at + z if wins else top_at
 
 
 @jit
-def _wins(value: Any, at: int, before: Any, where: int) -> bool:
-    """Whether a number beats the one before it: of equal numbers the first, of nans the last."""
-    if value != value:
-        return before == before or at > where
-    return where < 0 or value > before or (value == before and at < where)
+def _raise_windows(
+    column: tuple[Array, Array],
+    old: tuple[Array, Array],
+    new: tuple[Array, Array],
+    first: bool,
+) -> None:
+    """Take the columns' largest numbers that beat those of the columns to their left.
+
+    Of equal numbers the one that is read first stays: the one whose position comes first. Of nans
+    the last is kept, as where numbers are compared one by one.
+    """
+    (tops, tops_at), (best, best_at), (raised, raised_at) = column, old, new
+    for p in range(len(raised)):
+        value, at, before, where = tops[p], tops_at[p], best[p], best_at[p]
+        is_nan, was_nan = value != value, before != before
+        ahead = (where < 0) | (value > before) | ((value == before) & (at < where))
+        wins = first | ((at >= 0) & (ahead | (is_nan & (~was_nan | (at > where)))))
+        raised[p] = value if wins else before
+        raised_at[p] = at if wins else where
 
 
 @jit

@@ -1,0 +1,185 @@
+"""Tables of measurements, written from benchmarks/results when the documentation is built.
+
+The directive ``measured`` takes the name of a table below. A figure stands in one place only, the
+file that a benchmark wrote, so no page can quote what was not measured. The role ``measured``
+quotes one figure: its file, its path in the file, and how to write it, as in
+``{measured}`conv_layers geometric_mean .2f` ``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from pages import table
+from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
+from sphinx.util.docutils import SphinxDirective, SphinxRole
+
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+Rows = list[list[Any]]
+
+
+@cache
+def results(name: str) -> Any:
+    """What a benchmark wrote, by the file's name without its ending."""
+    path = RESULTS / f"{name}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        there = ", ".join(sorted(p.stem for p in RESULTS.glob("*.json")))
+        raise ExtensionError(
+            f"expected {path.name} in benchmarks/results; it holds {there}. Run the benchmark with "
+            f"--json benchmarks/results/{path.name}."
+        ) from None
+
+
+# ---- the tables ------------------------------------------------------------------------------
+
+
+def layers(name: str) -> Rows:
+    """GFLOP/s, share of the peak and ratio of each layer's passes, a row for each layer."""
+    rows: dict[str, list[Any]] = {}
+    for row in results(name)["rows"]:
+        figures = f"{row['tinydilate_gflops']:.0f}, {row['share_of_peak']:.0%}, "
+        rows.setdefault(row["layer"]["name"], [row["layer"]["name"]]).append(
+            figures + f"{row['torch_over_tinydilate']:.2f}"
+        )
+    return [["layer", "forward", "by the input", "by the weights", "all three"], *rows.values()]
+
+
+def steps(name: str) -> Rows:
+    """Seconds of a training step on both sides, and their ratios."""
+    head = ["step", "tinydilate", "PyTorch, eager", "PyTorch, compiled"]
+    rows: Rows = [[*head, "eager / tinydilate", "compiled / tinydilate"]]
+    for what, figures in results(name).items():
+        if isinstance(figures, dict) and "tinydilate_ms" in figures:
+            sides = [figures.get(f"{side}_ms") for side in ("tinydilate", "torch", "compiled")]
+            keys = [f"{side}_over_tinydilate" for side in ("torch", "compiled")]
+            ratios = ["–" if key not in figures else f"{figures[key]:.2f}" for key in keys]
+            rows.append([what, *map(milliseconds, sides), *ratios])
+    return rows
+
+
+def milliseconds(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value / 1e3:.2f} s" if value >= 1e3 else f"{value:.0f} ms"
+
+
+def ops(name: str) -> Rows:
+    """Ops beside a copy and beside PyTorch."""
+    rows: Rows = [["op", "shape", "ms", "GB/s", "of a copy", "PyTorch / tinydilate"]]
+    for row in results(name)["ops"]:
+        shape, of_copy = "x".join(map(str, row["shape"])), row["share_of_copy"]
+        rate, ratio = row["tinydilate_gb_per_s"], row["torch_over_tinydilate"]
+        time = f"{row['tinydilate_ms']:.2f}"
+        rows.append([row["op"], shape, time, f"{rate:.0f}", f"{of_copy:.0%}", f"{ratio:.2f}"])
+    return rows
+
+
+def calls(name: str) -> Rows:
+    """Microseconds of one call, without and with a graph."""
+    head = ["one call on 1x1x8x8", "tinydilate, µs", "PyTorch, µs", "ratio"]
+    found: dict[str, list[Any]] = {}
+    for row in results(name)["calls"]:
+        cells = found.setdefault(row["op"], [row["op"]])
+        cells += [f"{row[f'{side}_us']:.1f}" for side in ("tinydilate", "torch")]
+        cells.append(f"{row['tinydilate_over_torch']:.1f}")
+    return [[*head, *(f"with a graph: {text}" for text in head[1:])], *found.values()]
+
+
+def peaks(name: str) -> Rows:
+    """Peaks of resident memory, in MiB."""
+    what = {
+        "forward": "published VOC network (141 M weights), forward, 900x900",
+        "step": "published front end + Basic context, one training step, 500x500",
+        "steps": "the same, three steps",
+    }
+    rows: Rows = [["", "tinydilate, MiB", "PyTorch, MiB", "PyTorch / tinydilate"]]
+    for key, text in what.items():
+        ours, theirs = (results(name)[key][f"{s}_bytes"] for s in ("tinydilate", "torch"))
+        rows.append(
+            [text, f"{ours / 2**20:,.0f}", f"{theirs / 2**20:,.0f}", f"{theirs / ours:.2f}"]
+        )
+    return rows
+
+
+def starts(name: str) -> Rows:
+    """Seconds of fresh processes."""
+    rows = [[what, f"{value:.2f}"] for what, value in results(name)["seconds"].items()]
+    return [["start", "seconds"], *rows]
+
+
+def roundings(name: str) -> Rows:
+    """Errors beside float64: root mean square and largest."""
+    rows: Rows = [["layer", "way", "forward", "by the input", "by the weights"]]
+    for row in results(name)["rows"]:
+        layer = f"{row['channels']} channels, dilation {row['dilation']}"
+        errors = [f"{mean:.1e}, {most:.1e}" for mean, most in row["errors"].values()]
+        rows.append([layer, row["way"], *errors])
+    return rows
+
+
+def seeds(name: str) -> Rows:
+    """Mean IoU of the demo's networks, seed by seed."""
+    keys = ("front end", "front end alone", "with context", "context, dilation 1")
+    found = results(name)
+    counts = found["steps"]
+    names = [
+        f"front end, {counts['front end']} steps",
+        f"front end, {counts['front end alone']} steps",
+        f"front end + context, {counts['with context']} steps",
+        "the same with every dilation 1",
+    ]
+    rows = [[str(run["seed"]), *(f"{run[key]:.3f}" for key in keys)] for run in found["runs"]]
+    return [["seed", *names], *rows, ["mean", *(f"{found['mean'][key]:.3f}" for key in keys)]]
+
+
+TABLES: dict[str, Callable[[str], Rows]] = {
+    "conv_layers": layers,
+    "conv_layers_direct": layers,
+    "train_step": steps,
+    "ops": ops,
+    "calls": lambda _: calls("ops"),
+    "memory": peaks,
+    "startup": starts,
+    "rounding": roundings,
+    "demo_seeds": seeds,
+}
+
+
+# ---- what pages write ------------------------------------------------------------------------
+
+
+class Measured(SphinxDirective):
+    """A table by its name."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        name = self.arguments[0]
+        if name not in TABLES:
+            raise ExtensionError(f"expected one of the tables {', '.join(TABLES)}; got {name!r}.")
+        return [table(TABLES[name](name), "measured")]
+
+
+class Figure(SphinxRole):
+    """One figure: ``file path.in.it format``."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        name, path, how = self.text.split(" ")
+        value = results(name)
+        for key in path.split("."):
+            value = value[key]
+        return [nodes.Text(format(value, how))], []
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_directive("measured", Measured)
+    app.add_role("measured", Figure())
+    return {"parallel_read_safe": True}
