@@ -81,6 +81,9 @@ def main() -> None:
     arguments = parser(__doc__.splitlines()[0])
     arguments.add_argument("--only", default="", help="layers whose name contains this")
     arguments.add_argument(
+        "--passes", nargs="+", default=PASSES, choices=PASSES, metavar="PASS", help="only these"
+    )
+    arguments.add_argument(
         "--direct", action="store_true", help="multiply directly: no Winograd transforms"
     )
     options = arguments.parse_args()
@@ -101,7 +104,7 @@ def compare(options: argparse.Namespace) -> None:
         arrays = arrays_for(layer)
         ours, theirs = our_passes(layer, arrays), their_passes(layer, arrays)
         cells = [layer.name]
-        for name in PASSES:
+        for name in options.passes:
             if name != "all" and (error := agree(ours[name](), theirs[name]())) > 1e-3:
                 raise SystemExit(f"{layer.name}, {name}: the results differ by {error:.1e}")
             flop = layer.flop * (3 if name == "all" else 1)
@@ -131,7 +134,7 @@ def compare(options: argparse.Namespace) -> None:
         write_json(options.json, together(options, peak, figures), finished=False)
     found = together(options, peak, figures)
     print("\nGFLOP/s, share of the peak, PyTorch's time / ours")
-    print(table(["layer", *PASSES], rows))
+    print(table(["layer", *options.passes], rows))
     smallest, mean = found["smallest_ratio"], found["geometric_mean"]
     print(f"\n{len(figures)} rows, ratio at least {smallest:.2f}, geometric mean {mean:.2f}")
     write_json(options.json, found)
