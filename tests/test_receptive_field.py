@@ -1,6 +1,7 @@
 """Receptive fields over graphs: the known ones, drawn ones against measurements, and errors."""
 
 import json
+import re
 import time
 import tracemalloc
 from fractions import Fraction
@@ -241,6 +242,18 @@ def test_what_has_no_field_says_why(function, reason):
         last.fields  # noqa: B018
 
 
+def test_a_pattern_that_does_not_repeat():
+    def corners(x):
+        for more in (1, 2, 3):
+            size = tuple(2 * n - more for n in x.shape[2:])
+            x = F.interpolate(x, size, mode="bilinear", align_corners=True)[..., 1:, 1:]
+        return x
+
+    last = analyse(corners, (1, 1, 41, 41)).output
+    text = r"repeats only after [0-9,]+ of them, and at most 4,096 are followed; resize by simple"
+    assert re.search(text, last.reason)
+
+
 def test_layers_behind_what_has_no_field():
     net = nn.Sequential(conv(3), nn.Flatten(), nn.Linear(16, 2, rng=0))
     analysis = analyse(net, (1, 1, 6, 6))
@@ -314,6 +327,9 @@ def check_measured(net, size, method, outputs):
     except FieldError as error:  # a window that does not fit
         assert "an image of shape" in str(error)  # noqa: PT017
         return
+    if last.reason is not None:
+        assert "pattern repeats only after" in last.reason
+        return
     rows, columns = last.size
     for i, j in outputs:
         place = i % rows, j % columns
@@ -368,6 +384,8 @@ def test_periods_repeat(net):
     try:
         last = analyse(net, size).output
     except FieldError:
+        return
+    if last.reason is not None:
         return
     whole = last.whole_outputs()
     for axis in (0, 1):
