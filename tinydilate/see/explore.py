@@ -32,15 +32,15 @@ GRIDDING: tuple[tuple[tuple[int, ...], str], ...] = (
     ),
     (
         (2, 4, 8),
-        "Doubling without a first layer of dilation 1. All steps are even, so three pixels in four "
-        "are never read.",
+        "Doubling without a first layer of dilation 1. All steps are even: almost three pixels in "
+        "four are never read.",
     ),
     (
         (1, 2, 9),
-        "The jump from 2 to 9 is too wide: three dilated layers see at most 7 pixels before it, "
-        "and 9 apart they leave gaps.",
+        "The jump from 2 to 9 is too wide: the first two layers see 7 pixels, and 9 apart such "
+        "pieces leave gaps.",
     ),
-    ((1, 2, 5), "The repair that Wang et al. propose: the same three layers, no holes."),
+    ((1, 2, 5), "The repair that Wang et al. propose: three layers again, and no holes."),
     ((1, 2, 4), "The paper's way: begin at 1 and double. No holes either."),
 )
 
