@@ -28,7 +28,7 @@ GRIDDING: tuple[tuple[tuple[int, ...], str], ...] = (
     (
         (2, 2, 2),
         "One dilation again and again: every path moves by an even number of pixels. The field "
-        "falls apart into a chessboard, and the hybrid-dilation rule does not notice.",
+        "falls apart into a grid of single pixels, and the hybrid-dilation rule does not notice.",
     ),
     (
         (2, 4, 8),
