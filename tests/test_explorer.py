@@ -486,7 +486,7 @@ def test_large_stacks_are_answered_without_being_drawn(visit):
 
 
 @browser
-@pytest.mark.parametrize("width", [320, 390, 768, 1280])
+@pytest.mark.parametrize("width", [320, 390, 768, 900, 1280])
 def test_no_width_scrolls_sideways(visit, width):
     phone = width < 700
     page = visit("", viewport={"width": width, "height": 640}, is_mobile=phone, has_touch=phone)
