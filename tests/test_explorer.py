@@ -188,10 +188,10 @@ def plain(*dilations, kernel=3):
 
 
 def go(page, link):
-    """Follow a link within the page; the page answers in a later turn."""
+    """Follow a link within the page and wait for its turn, unless the page is there already."""
     page.evaluate(
-        "link => new Promise(done => { addEventListener('hashchange', () => setTimeout(done), "
-        "{ once: true }); location.hash = link; })",
+        "link => location.hash === link || new Promise(done => { addEventListener('hashchange', "
+        "() => setTimeout(done), { once: true }); location.hash = link; })",
         link,
     )
 
@@ -475,6 +475,15 @@ def test_bad_links_get_a_sentence_and_the_first_example(visit):
     go(page, "#stack=zzz")  # a bad link within the page keeps the stack that is there
     assert "layer 1 is “zzz”" in error_of(page)
     assert value(page, "extent") == 7
+
+
+@browser
+def test_a_link_followed_just_after_a_change_is_not_lost(visit):
+    """The page writes its own link a moment after a change, and must not overwrite a newer one."""
+    page = visit(link_of(plain(1, 2)))
+    moves = "history.replaceState(null, '', toLink(state.stack))"  # as the late write does
+    page.evaluate(f"link => {{ location.hash = link; {moves}; }}", link_of(plain(1, 2, 4)))
+    page.locator("#n-extent[data-value='15']").wait_for(timeout=5000)
 
 
 @browser
