@@ -51,6 +51,7 @@ CHAIN = [
     [""],  # tinydilate itself: the public names
     ["nn"],
     ["models"],
+    ["receptive_field"],
     ["optim", "data", "metrics", "io"],
     ["see", "warmup", "gpu_checkup"],
     ["predict"],

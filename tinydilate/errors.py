@@ -43,6 +43,10 @@ class GradcheckError(TinydilateError, AssertionError):
     """A gradient that is not the slope of its function, or a point where there is no slope."""
 
 
+class FieldError(TinydilateError, ValueError):
+    """A receptive field that has no one answer, or that the analysis cannot tell."""
+
+
 class KernelError(TinydilateError, RuntimeError):
     """A kernel that is missing on a device, or that Numba could not compile."""
 

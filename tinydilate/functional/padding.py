@@ -362,19 +362,23 @@ def pad_backward_meta(grad: MetaArray, maps: IndexMaps, size: Pair) -> MetaArray
 class Pad(Op):
     """The input read through one index map for each of its last axes."""
 
-    def __init__(self, maps: Sequence[Array], value: float = 0.0) -> None:
-        self.maps, self.value = tuple(maps), value
+    def __init__(self, borders: Sequence[Pair], mode: str, value: float = 0.0) -> None:
+        self.borders, self.mode, self.value = tuple(borders), mode, value
 
     def forward(self, x: Any) -> Any:
-        first = x.ndim - len(self.maps)  # the first axis with a map
+        first = x.ndim - len(self.borders)  # the first axis with a border
         self.shape, lead, padded = x.shape, x.shape[:first], x.shape[first:]
+        maps = [
+            index_map(size, before, after, self.mode)
+            for size, (before, after) in zip(padded, self.borders, strict=True)
+        ]
         rows = np.zeros(1, np.int64)  # the kernel knows two axes; any before them join the rows
-        for outer, size in zip(self.maps[:-1], padded[:-1], strict=True):
+        for outer, size in zip(maps[:-1], padded[:-1], strict=True):
             rows = merge(rows, outer, size)
-        self.index = IndexMaps(rows, self.maps[-1])
+        self.index = IndexMaps(rows, maps[-1])
         self.planes = math.prod(lead), math.prod(padded[:-1]), padded[-1]  # (P, H, W)
         out = pad_forward(x.reshape(*self.planes), self.index, self.value)  # (P, OH, OW)
-        return out.reshape(*lead, *(len(map) for map in self.maps))
+        return out.reshape(*lead, *(len(map) for map in maps))
 
     def backward(self, grad: Any) -> Any:
         count, *size = self.planes
@@ -416,8 +420,7 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0
         _check_fits(axis, x.shape[axis], before, after, mode)
     if not pairs:
         return x
-    maps = [index_map(size, *pair, mode) for size, pair in zip(x.shape[first:], pairs, strict=True)]
-    return Pad(maps, float(value))(x)
+    return Pad(pairs, mode, float(value))(x)
 
 
 def reflect_border(input: Any, top: int, bottom: int, left: int, right: int) -> Tensor:
@@ -454,9 +457,7 @@ def reflect_border(input: Any, top: int, bottom: int, left: int, right: int) -> 
             f"reflect_border expected borders of at least 0 pixels; got {tuple(borders)}. "
             "Crop by indexing: image[..., 1:-1, 1:-1]."
         )
-    rows = index_map(x.shape[-2], borders[0], borders[1], "reflect")
-    columns = index_map(x.shape[-1], borders[2], borders[3], "reflect")
-    return Pad([rows, columns])(x)
+    return Pad([(borders[0], borders[1]), (borders[2], borders[3])], "reflect")(x)
 
 
 def _whole(number: Any, what: str) -> int:
