@@ -263,7 +263,8 @@ class Line(NamedTuple):
         """Whether no output sees anything here that it does not see there."""
         if self.stride != other.stride:
             return False
-        return all(self.seen(i).within(other.seen(i)) for i in range(lcm(self.period, other.period)))
+        outputs = range(lcm(self.period, other.period))
+        return all(self.seen(i).within(other.seen(i)) for i in outputs)
 
     def shortened(self) -> Line:
         """The same in as few phases as will do."""

@@ -17,7 +17,9 @@ from tinydilate.receptive_field.graph import (
     Run,
     Seen,
     check_size,
+    depends_on,
     names_of,
+    number_of,
     ops_of,
     record_shapes,
     walk,
@@ -260,15 +262,15 @@ class Analysis:
                 self.steps.append(Layer(name, kind, result.shape, seen[op.number], image_size))
         self.layers = []
         for call in run.calls:
-            if call.output.op is not None and call.output.op.number in seen:
-                sight = seen[call.output.op.number]
-                layer = Layer(call.name, call.type, call.output.shape, sight, image_size)
-                self.layers.append(layer)
-        self.output = self.steps[-1]
-        if run.output.op is not None:
-            sight = seen[run.output.op.number]
-            name = names.get(run.output.op.number, type(run.output.op).__name__)
-            self.output = Layer(name, "output", run.output.shape, sight, image_size)
+            sight: Seen | Blind = Blind("nothing is computed from the image")
+            if depends_on(run.image, call.output):
+                sight = seen.get(number_of(call.output), sight)
+            layer = Layer(call.name, call.type, call.output.shape, sight, image_size)
+            self.layers.append(layer)
+        number = number_of(run.output)
+        name = "image" if run.output.op is None else type(run.output.op).__name__
+        name = name if number is None else names.get(number, name)
+        self.output = Layer(name, "output", run.output.shape, seen[number], image_size)
 
     def __iter__(self) -> Iterator[Layer]:
         """The layers; of a function that calls no modules, the ops."""

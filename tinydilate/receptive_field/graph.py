@@ -118,7 +118,7 @@ def union(products: Sequence[Product]) -> tuple[Product, ...]:
         for b in kept:
             merged = a.merged(b) if a is not b else None
             if merged is not None:
-                return union([merged, *(other for other in kept if other is not a and other is not b)])
+                return union([merged, *(p for p in kept if p is not a and p is not b)])
     return tuple(kept)
 
 
@@ -202,7 +202,8 @@ def record(model: Model, image: Tensor) -> Run:
         result = first_of(call.output)
         if next(call.module.children(), None) is None and isinstance(result, Tensor):
             kind = type(call.module).__name__
-            calls.append(Called(names.get(id(call.module), kind) or kind, kind, call.inputs, result))
+            name = names.get(id(call.module)) or kind  # the network itself has no name
+            calls.append(Called(name, kind, call.inputs, result))
 
     with nn.watching_modules(watcher):
         try:
@@ -333,8 +334,13 @@ def names_of(run: Run) -> dict[int, str]:
 # ---- the walk --------------------------------------------------------------------------------
 
 
-def walk(run: Run, misaligned: str = "raise") -> dict[int, Seen | Blind]:
+def walk(
+    run: Run, misaligned: str = "raise", unknown: str = "raise"
+) -> dict[int | None, Seen | Blind]:
     """For each op by its number, what its result sees; ops that the image does not reach are out.
+
+    The number None stands for the image itself. With ``unknown="mark"`` an op without a rule blinds
+    what comes after it, with ``misaligned="union"`` branches need not be aligned.
 
     Raises
     ------
@@ -347,19 +353,31 @@ def walk(run: Run, misaligned: str = "raise") -> dict[int, Seen | Blind]:
     axes = run.image.ndim - 2, run.image.ndim - 1
     start = Seen((Product(rows, columns),), axes, ())
     names = names_of(run)
-    seen: dict[int, Seen | Blind] = {}
-
-    def seen_by(tensor: Tensor) -> Seen | Blind | None:
-        if tensor.op is None:
-            return start if tensor is run.image else None
-        return seen.get(tensor.op.number)
-
+    seen: dict[int | None, Seen | Blind] = {None: start}
     for op, result in ops_of(run):
         name = names.get(op.number, type(op).__name__)
-        inputs = [(n, sight) for n, t in enumerate(op.inputs) if (sight := seen_by(t)) is not None]
-        if inputs:
+        inputs = [
+            (n, seen[number_of(tensor)])
+            for n, tensor in enumerate(op.inputs)
+            if depends_on(run.image, tensor) and number_of(tensor) in seen
+        ]
+        if not inputs:
+            continue
+        if type(op) not in RULES and unknown == "mark":
+            seen[op.number] = Blind(f"{name}: {type(op).__name__} has no rule")
+        else:
             seen[op.number] = _seen_through(op, name, result.shape, inputs, misaligned)
     return seen
+
+
+def number_of(tensor: Tensor) -> int | None:
+    """Number of the op that made a tensor; None for a leaf."""
+    return None if tensor.op is None else tensor.op.number
+
+
+def depends_on(image: Tensor, tensor: Tensor) -> bool:
+    """Whether a tensor is the image or may be computed from it: no other leaf."""
+    return tensor is image or tensor.op is not None
 
 
 def _each(size: int) -> Span:

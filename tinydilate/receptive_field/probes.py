@@ -317,7 +317,7 @@ def measure(
     if len(size) < 3:
         raise FieldError(f"expected an image (N, C, H, W) or (C, H, W); got {size}. Add channels.")
     shapes = analyse(model, size, misaligned="union")
-    call = None if layer is None else _call_of(shapes, layer)
+    call = None if layer is None else layer_number(shapes, layer)
     looked_at = shapes.output if call is None else shapes.layers[call]
     rows, columns = looked_at.size
     place = (rows // 2, columns // 2) if output is None else output
@@ -329,7 +329,14 @@ def measure(
     return mask
 
 
-def _call_of(analysis: Analysis, name: str) -> int:
+def layer_number(analysis: Analysis, name: str) -> int:
+    """Which of a run's calls is the last one of the layer of this name.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such layer.
+    """
     analysis[name]  # says which names there are
     found = [n for n, layer in enumerate(analysis.layers) if layer.name == name]
     if not found:
