@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 REST := lint types slow bounds simulator doctest docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check steps $(REST) compile-cuda test-gpu bench-gpu oracle format clean
+.PHONY: help demo test check steps $(REST) compile-cuda test-gpu bench-gpu oracle browser format clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,7 +37,7 @@ types: $(VENV)/ready-dev  ## mypy, strict
 	$(BIN)/mypy
 
 slow: $(VENV)/ready-dev  ## the tests that `make test` leaves out for their length
-	$(BIN)/python -m pytest -m "slow and not gpu and not oracle"
+	$(BIN)/python -m pytest -m "slow and not gpu and not oracle and not browser"
 
 bounds: $(VENV)/ready-dev  ## the op tests with every array index checked
 	NUMBA_BOUNDSCHECK=1 $(BIN)/python -m pytest tests/test_ops.py
@@ -60,6 +60,9 @@ docs: $(VENV)/ready-dev  ## the documentation, tutorials executed: docs/_build/h
 
 oracle: $(VENV)/ready-oracle  ## compare with PyTorch and ONNX (a large download)
 	$(BIN)/python -m pytest -m oracle
+
+browser: $(VENV)/ready-browser  ## drive the interactive page in a headless Chromium (a large download if there is none)
+	$(BIN)/python -m pytest -m browser
 
 bench-gpu: $(if $(GPU_PYTHON),,$(VENV)-cuda/ready)  ## on a GPU with PyTorch: speed beside it, under six minutes
 	$(or $(GPU_PYTHON),$(VENV)-cuda/bin/python) benchmarks/gpu.py --json gpu.json
@@ -95,6 +98,11 @@ $(VENV)/ready-dev: pyproject.toml | $(VENV)/ready-venv
 
 $(VENV)/ready-oracle: pyproject.toml | $(VENV)/ready-venv
 	$(BIN)/python -m pip install --quiet --editable ".[test,oracle]"
+	@touch $@ $(VENV)/ready-test $(VENV)/ready-run
+
+$(VENV)/ready-browser: pyproject.toml | $(VENV)/ready-venv
+	$(BIN)/python -m pip install --quiet --editable ".[test,browser]"
+	@command -v chromium chromium-browser google-chrome >/dev/null || $(BIN)/python -m playwright install chromium
 	@touch $@ $(VENV)/ready-test $(VENV)/ready-run
 
 # Numba's CUDA target has an environment of its own: with it, the simulator would be another.

@@ -61,6 +61,7 @@ SINGLE_PAGES = (
     "paper_to_code",
     "different_from_pytorch",
     "gpu",
+    "explore",
     "measurements",
 )
 html_sidebars = {name: [] for name in SINGLE_PAGES}

@@ -32,6 +32,7 @@ from sphinx.util.docutils import SphinxDirective
 import tinydilate
 from tinydilate.autograd import FUNCTIONS
 from tinydilate.kernel import KERNELS, Kernel
+from tinydilate.see.explore import write_explorer
 
 PACKAGE = Path(tinydilate.__file__).parent
 DEVICES = ("numpy", "cpu", "cuda", "meta")
@@ -424,6 +425,12 @@ def skip_fields(
     return True if type(obj).__name__ == "_tuplegetter" else None
 
 
+def write_explorer_page(app: Sphinx, problem: Exception | None) -> None:
+    """Put the interactive page beside the others, where explore.md shows it."""
+    if problem is None and app.builder.format == "html":
+        write_explorer(Path(app.outdir) / "explorer.html")
+
+
 def previous(lines: list[str]) -> str:
     """Return the last line that is not empty."""
     return next((line for line in reversed(lines) if line), "")
@@ -436,4 +443,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", formulas)
     app.connect("autodoc-process-docstring", properties, priority=600)  # after napoleon, at 500
     app.connect("autodoc-skip-member", skip_fields)
+    app.connect("build-finished", write_explorer_page)
     return {"parallel_read_safe": True}
