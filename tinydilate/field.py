@@ -25,7 +25,7 @@ from fractions import Fraction
 from math import ceil, floor, gcd, lcm
 from typing import NamedTuple, Protocol
 
-from tinydilate.errors import ShapeError
+from tinydilate.errors import FieldError, ShapeError
 from tinydilate.window import Window, tap
 
 # ---- sets of positions -----------------------------------------------------------------------
@@ -222,6 +222,21 @@ class Field(NamedTuple):
     reached: int
 
 
+MOST_PHASES = 4096
+
+
+def _check_period(period: int) -> None:
+    """Refuse to follow more phases than a computer holds.
+
+    Resizing with aligned corners, 39 pixels to 79 and later 77 to 153, has no common pattern.
+    """
+    if period > MOST_PHASES:
+        raise FieldError(
+            f"the outputs' pattern repeats only after {period:,} of them, and at most "
+            f"{MOST_PHASES:,} are followed; resize by simple factors, without align_corners"
+        )
+
+
 class Line(NamedTuple):
     """What every output sees of the input along one axis.
 
@@ -247,15 +262,23 @@ class Line(NamedTuple):
         return self.phases[phase].moved(int(periods * self.period * self.stride))
 
     def through(self, reader: Reader) -> Line:
-        """What the outputs of one more layer see."""
+        """What the outputs of one more layer see.
+
+        Raises
+        ------
+        FieldError
+            If the pattern repeats after too many outputs.
+        """
         # So many outputs of the layer that what they read has moved by whole periods of ours.
         period = reader.period * (self.period // gcd(self.period, reader.step.numerator))
+        _check_period(period)
         union = [joined(map(self.seen, reader.inputs(i))) for i in range(period)]
         return Line(self.stride * reader.step, tuple(union)).shortened()
 
     def with_(self, other: Line) -> Line:
         """What outputs see that see both; the strides are the same."""
         period = lcm(self.period, other.period)
+        _check_period(period)
         union = [joined([self.seen(i), other.seen(i)]) for i in range(period)]
         return Line(self.stride, tuple(union)).shortened()
 

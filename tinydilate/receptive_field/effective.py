@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -187,7 +187,7 @@ def effective(
     heat = np.zeros(size[-2:])
     for _ in range(1 if weights == "uniform" else draws):
         network = _weighted(model, weights, random)
-        dtype = np.float64 if weights == "uniform" else _dtype(model)
+        dtype = np.dtype(np.float64) if weights == "uniform" else _dtype(model)
         image = Tensor(random.normal(size=size).astype(dtype), requires_grad=True)
         run = record(network, image)
         tensor = target.find(run)
@@ -211,9 +211,9 @@ def effective(
     return EffectiveField(heat / heat.sum(), place, looked_at)
 
 
-def _dtype(model: Model) -> np.dtype[np.float32] | np.dtype[np.float64]:
+def _dtype(model: Model) -> np.dtype[Any]:
     parameters = [*model.parameters()] if isinstance(model, nn.Module) else []
-    return parameters[0].dtype if parameters else np.dtype(np.float32)  # type: ignore[return-value]
+    return parameters[0].dtype if parameters else np.dtype(np.float32)
 
 
 def _weighted(model: Model, weights: str, random: np.random.Generator) -> Model:
@@ -221,21 +221,20 @@ def _weighted(model: Model, weights: str, random: np.random.Generator) -> Model:
     if not isinstance(model, nn.Module):
         return model
     copy = nn.as_meta(model).requires_grad_(False).eval()
-    own = dict(model.named_parameters())
+    dtype = np.dtype(np.float64) if weights == "uniform" else _dtype(model)
+    own = dict([*model.named_parameters(), *model.named_buffers()])
+    for name, buffer in copy.named_buffers():
+        buffer.data = own[name].data.astype(dtype)
     for name, parameter in copy.named_parameters():
         if weights == "own":
             parameter.data = own[name].data  # shared, not copied
         elif name.rpartition(".")[2] == "bias":
-            parameter.data = np.zeros(parameter.shape, parameter.dtype)
+            parameter.data = np.zeros(parameter.shape, dtype)
         elif weights == "random" and parameter.ndim > 1:
-            parameter.data = np.empty(parameter.shape, parameter.dtype)
+            parameter.data = np.empty(parameter.shape, dtype)
             init.he_normal_(parameter, rng=random)
         else:
-            parameter.data = np.full(parameter.shape, 1 / math.prod(parameter.shape[1:]))
-    values = dict(model.named_buffers())
-    for name, buffer in copy.named_buffers():
-        dtype = np.float64 if weights == "uniform" else buffer.dtype
-        buffer.data = values[name].data.astype(dtype)
+            parameter.data = np.full(parameter.shape, 1 / math.prod(parameter.shape[1:]), dtype)
     return copy
 
 

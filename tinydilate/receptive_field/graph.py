@@ -410,7 +410,10 @@ def _seen_through(
         if isinstance(reading, str):
             return Blind(f"{name}: {reading}")
         size = shape[reading.axes[0]], shape[reading.axes[1]]
-        products = tuple(product.through(reading, size) for product in sight.products)
+        try:
+            products = tuple(product.through(reading, size) for product in sight.products)
+        except FieldError as error:
+            return Blind(f"{name}: {error}")
         trail = sight.trail if sight.trail[-1:] == (name,) else (*sight.trail, name)
         branches.append(Seen(products, reading.axes, trail))
     first = branches[0]
@@ -421,7 +424,10 @@ def _seen_through(
             return Blind(f"{name}: images meet whose rows and columns lie along other axes")
         if misaligned == "raise":
             check_alignment(name, first, other)
-    products = union([product for branch in branches for product in branch.products])
+    try:
+        products = union([product for branch in branches for product in branch.products])
+    except FieldError as error:
+        return Blind(f"{name}: {error}")
     return Seen(products, first.axes, first.trail)
 
 
