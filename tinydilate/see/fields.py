@@ -284,8 +284,8 @@ def _verdict(dilations: Sequence[int], kernel: int) -> str:
         return exact
     gap = largest_gap(dilations)
     passes = gap <= kernel
-    judged = f"M₂ = {gap} {'≤' if passes else '>'} K = {kernel}, {'pass' if passes else 'fail'}"
-    wrong = ": wrong" if passes == bool(holes) else ""
+    judged = f"M₂ = {gap} {'≤' if passes else '>'} K = {kernel}, so {'no ' if passes else ''}holes"
+    wrong = ": wrong here" if passes == bool(holes) else ""
     return f"{exact}\nhybrid-dilation rule: {judged}{wrong}"
 
 
