@@ -131,8 +131,8 @@ class Layer(NamedTuple):
     @property
     def padding(self) -> Pair:
         """Pixels by which output 0's field begins before the image; negative if inside it."""
-        rows, columns = (self._project((0, 0), axis) for axis in (0, 1))
-        return -rows.first, -columns.first
+        top, left = self.field_of((0, 0)).corner
+        return -top, -left
 
     @property
     def period(self) -> Pair:
@@ -149,20 +149,24 @@ class Layer(NamedTuple):
         """Whether the field is all pixels in certain rows and columns; else it is a map."""
         return len(self.sight().products) == 1
 
-    def _project(self, output: Pair, axis: int) -> Pixels:
-        seen = [product[axis].line.seen(output[axis]) for product in self.sight().products]
-        return joined(seen)
+    def _seen_at(self, output: Pair) -> list[tuple[Pixels, Pixels]]:
+        """The rows and the columns of each product, without those that are empty."""
+        both = [
+            (product.rows.line.seen(output[0]), product.columns.line.seen(output[1]))
+            for product in self.sight().products
+        ]
+        return [(rows, columns) for rows, columns in both if rows.bits and columns.bits]
 
     def field_of(self, output: Pair) -> Patch:
         """The exact set that an output sees, at places without end: nothing is cut off."""
-        rows, columns = self._project(output, 0), self._project(output, 1)
-        mask = np.zeros((rows.extent, columns.extent), bool)
-        for product in self.sight().products:
-            y, z = product.rows.line.seen(output[0]), product.columns.line.seen(output[1])
-            block = np.outer(bits_to_mask(y.bits), bits_to_mask(z.bits))
-            top, left = y.first - rows.first, z.first - columns.first
-            mask[top : top + y.extent, left : left + z.extent] |= block
-        return Patch((rows.first, columns.first), mask)
+        seen = self._seen_at(output)
+        top, left = joined(rows for rows, _ in seen), joined(columns for _, columns in seen)
+        mask = np.zeros((top.extent, left.extent), bool)
+        for rows, columns in seen:
+            y, z = rows.first - top.first, columns.first - left.first
+            block = np.outer(bits_to_mask(rows.bits), bits_to_mask(columns.bits))
+            mask[y : y + rows.extent, z : z + columns.extent] |= block
+        return Patch((top.first, left.first), mask)
 
     def _densest(self) -> tuple[int, int]:
         """Pixels reached, and pixels of the box, of the phase that reaches the most."""

@@ -194,11 +194,11 @@ def _view(op: Any, number: int, axes: Pair) -> Reading | str:
 def _axis_in_view(shape: tuple[int, ...], view: Any, axis: int) -> tuple[int, Along] | None:
     """Which axis of a view shows an axis of the array, and how: (axis, start and step)."""
     line = math.prod(shape[axis + 1 :])  # elements from one position of the axis to the next
-    start = view.offset // line % shape[axis]
+    start = view.offset // line % shape[axis] if line * shape[axis] else 0  # no pixels, no start
     for place, (size, stride) in enumerate(zip(view.shape, view.strides, strict=True)):
         if size > 1 and line <= abs(stride) < line * shape[axis]:
             return place, Along(Slide(1, stride // line, -start))
-    if len(view.shape) == len(shape) and view.shape[axis] == 1:  # cut down to one position
+    if len(view.shape) == len(shape) and view.shape[axis] <= 1:  # cut down to one position
         return axis, Along(Slide(1, 1, -start))
     return None
 
