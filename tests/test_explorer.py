@@ -188,10 +188,10 @@ def plain(*dilations, kernel=3):
 
 
 def go(page, link):
-    """Follow a link within the page; the page answers in a later turn."""
+    """Follow a link within the page and wait for its turn, unless the page is there already."""
     page.evaluate(
-        "link => new Promise(done => { addEventListener('hashchange', () => setTimeout(done), "
-        "{ once: true }); location.hash = link; })",
+        "link => location.hash === link || new Promise(done => { addEventListener('hashchange', "
+        "() => setTimeout(done), { once: true }); location.hash = link; })",
         link,
     )
 
@@ -478,6 +478,15 @@ def test_bad_links_get_a_sentence_and_the_first_example(visit):
 
 
 @browser
+def test_a_link_followed_just_after_a_change_is_not_lost(visit):
+    """The page writes its own link a moment after a change, and must not overwrite a newer one."""
+    page = visit(link_of(plain(1, 2)))
+    moves = "history.replaceState(null, '', toLink(state.stack))"  # as the late write does
+    page.evaluate(f"link => {{ location.hash = link; {moves}; }}", link_of(plain(1, 2, 4)))
+    page.locator("#n-extent[data-value='15']").wait_for(timeout=5000)
+
+
+@browser
 def test_large_stacks_are_answered_without_being_drawn(visit):
     page = visit("#stack=" + ".".join(["c9d1024p4096"] * 12) + "&channels=1&size=4096")
     assert value(page, "extent") == 1 + 12 * 8 * 1024
@@ -486,7 +495,7 @@ def test_large_stacks_are_answered_without_being_drawn(visit):
 
 
 @browser
-@pytest.mark.parametrize("width", [320, 390, 768, 1280])
+@pytest.mark.parametrize("width", [320, 390, 768, 900, 1280])
 def test_no_width_scrolls_sideways(visit, width):
     phone = width < 700
     page = visit("", viewport={"width": width, "height": 640}, is_mobile=phone, has_touch=phone)
