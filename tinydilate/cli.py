@@ -550,9 +550,11 @@ def _page_link(network: Any, size: tuple[int, ...]) -> str:
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.MaxPool2d):
             window = module.window
-            word = f"{'c' if isinstance(module, nn.Conv2d) else 'm'}{window.kernel[0]}"
-            word += f"d{window.dilation[0]}s{window.stride[0]}p{window.before[0]}"
-            words.append(word + (f"f{module.out_channels}" if word[0] == "c" else ""))
+            kind, maps = "m", ""
+            if isinstance(module, nn.Conv2d):
+                kind, maps = "c", f"f{module.out_channels}"
+            reads = f"{window.kernel[0]}d{window.dilation[0]}s{window.stride[0]}p{window.before[0]}"
+            words.append(f"{kind}{reads}{maps}")
     return f"#stack={'.'.join(words)}&channels={size[1]}&size={max(size[2:])}"
 
 
