@@ -72,7 +72,7 @@ format: $(VENV)/ready-dev  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 
 clean:  ## delete what was built; the virtual environment and runs/ stay
-	rm -rf build dist docs/_build docs/api docs/ops docs/tutorials .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist docs/_build docs/api docs/ops docs/tutorials docs/fields_* .mypy_cache .pytest_cache .ruff_cache
 
 # --- the virtual environment ----------------------------------------------------------------
 # Each stamp says which extras are installed; a newer pyproject.toml makes it out of date.

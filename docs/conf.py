@@ -63,6 +63,7 @@ SINGLE_PAGES = (
     "different_from_pytorch",
     "gpu",
     "explore",
+    "receptive_fields",
     "measurements",
 )
 html_sidebars = {name: [] for name in SINGLE_PAGES}

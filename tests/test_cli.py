@@ -69,7 +69,7 @@ def assert_refused(result, pattern):
 def test_help(command):
     code, out, _ = command("--help")
     assert code == 0
-    for name in ("train", "eval", "predict", "summary", "ops", "warmup", "doctor"):
+    for name in ("train", "eval", "predict", "summary", "rf", "ops", "warmup", "doctor"):
         assert re.search(rf"^    {name} ", out, re.MULTILINE), name
 
 

@@ -85,7 +85,7 @@ def played(tmp_path_factory):
 
 def test_there_are_tutorials_and_the_index_lists_them():
     assert [path.stem[0] for path in TUTORIALS] == [str(n + 1) for n in range(len(TUTORIALS))]
-    assert len(TUTORIALS) >= 5
+    assert len(TUTORIALS) >= 6
     index = (FOLDER / "index.md").read_text(encoding="utf-8")
     listed = re.findall(r"^(\d_\w+)$", index, re.MULTILINE)
     assert listed == [path.stem for path in TUTORIALS]
@@ -196,6 +196,18 @@ def in_one_piece(me, threads, rows, columns):
     return pixels[me * each : (me + 1) * each]
 
 
+def field_of(dilations, taps):
+    seen = {0}
+    for d in dilations:
+        seen = {place + tap * d for place in seen for tap in taps}
+    return seen
+
+
+def strided_extent(layers):
+    jumps = np.cumprod([1, *(stride for _, stride, _ in layers)])
+    return 1 + sum((k - 1) * d * j for (k, _, d), j in zip(layers, jumps, strict=False))
+
+
 NO_ANSWER = (AssertionError, AttributeError, IndexError, TypeError, ValueError)
 
 # Wrong answers that students, and this field's libraries, have really given.
@@ -259,6 +271,18 @@ WRONG = {
         lambda block, thread, threads, d: block * threads + thread * d,
         lambda block, thread, threads, d: block % d + thread * d,  # the first part again and again
         lambda block, thread, threads, d: (block * threads + thread) * d,
+    ],
+    "check_field": [
+        lambda dilations: range(-sum(dilations), sum(dilations) + 1),  # all that it spans
+        lambda dilations: {sign * d for d in dilations for sign in (-1, 0, 1)},  # no paths
+        lambda dilations: field_of(dilations, (0, 1)),  # to one side only
+        lambda dilations: field_of(dilations, (-1, 1)),  # the middle tap forgotten
+    ],
+    "check_strided_extent": [
+        lambda layers: 1 + sum((k - 1) * d for k, _, d in layers),  # strides forgotten
+        lambda layers: 1 + sum((k - 1) * d * s for k, s, d in layers),  # a layer's own stride
+        lambda layers: strided_extent(layers[::-1]),  # the last layer first
+        lambda layers: strided_extent([(k, s, 1) for k, s, _ in layers]),
     ],
 }
 

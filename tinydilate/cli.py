@@ -14,12 +14,13 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from tinydilate import __version__
 from tinydilate.config import PLACES, Config, add_arguments, given_options, read_options
-from tinydilate.errors import ConfigError, TinydilateError, program
+from tinydilate.errors import ConfigError, FieldError, TinydilateError, program
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -27,7 +28,8 @@ BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code.
 
-    0 means done, 1 that doctor found something broken, 2 bad input, 130 Ctrl-C.
+    0 means done, 1 that doctor found something broken or a claim or check of a receptive field
+    failed, 2 bad input, 130 Ctrl-C.
     """
     try:
         parsed = make_parser().parse_args(arguments)
@@ -83,25 +85,27 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tinydilate {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    def command(
-        name: str, run: Callable[[argparse.Namespace], int], title: str, more: str = ""
-    ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name, help=title, description=f"{title}. {more}".strip(), allow_abbrev=False
-        )
-        sub.set_defaults(run=run)
-        sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
-        return sub
-
+    command = partial(_command, commands)
     _add_train(command("train", _train, "Train the networks of the demo", _TRAIN))
     _add_eval(command("eval", _eval, "Score trained networks on scenes"))
     _add_predict(command("predict", _predict, "Label every pixel of an image file", _PREDICT))
     _add_summary(command("summary", _summary, "Show the layers of a network", _SUMMARY))
+    _add_rf(commands)
     command("ops", _ops, "Show which kernel exists on which device")
     _add_warmup(command("warmup", _warmup, "Compile the kernels now rather than when needed"))
     command("doctor", _doctor, "Check this installation and say what to do")
     return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], title: str, more: str = ""
+) -> argparse.ArgumentParser:
+    sub: argparse.ArgumentParser = commands.add_parser(
+        name, help=title, description=f"{title}. {more}".strip(), allow_abbrev=False
+    )
+    sub.set_defaults(run=run)
+    sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return sub
 
 
 def _print(value: Any, as_json: bool, table: Callable[[], str]) -> None:
@@ -303,6 +307,11 @@ def _add_summary(parser: argparse.ArgumentParser) -> None:
         "model", metavar="MODEL", nargs="?", default="demo", choices=tuple(_MODELS),
         help=f"{names} (default: demo)",
     )  # fmt: skip
+    _add_build(parser)
+
+
+def _add_build(parser: argparse.ArgumentParser) -> None:
+    """What decides how a network comes out, beside its name."""
     parser.add_argument(
         "--classes", type=int, metavar="C",
         help="number of classes (default: 11 for the demo's networks, else 21)",
@@ -313,10 +322,20 @@ def _add_summary(parser: argparse.ArgumentParser) -> None:
 
 
 def _summary(arguments: argparse.Namespace) -> int:
-    from tinydilate import models
     from tinydilate.see.summary import format_table, summarise, to_json
 
+    summary = summarise(*_network(arguments))
+    print(to_json(summary) if arguments.json else format_table(summary))
+    return 0
+
+
+def _network(arguments: argparse.Namespace) -> tuple[Any, tuple[int, ...]]:
+    """The network that is asked for, on the meta device, and the size of its input (N, C, H, W)."""
+    from tinydilate import models
+
     name, config = arguments.model, Config()
+    if name == _STACK:
+        return _stack(arguments)
     classes = (11 if name.startswith("demo") else 21) if arguments.classes is None else (
         arguments.classes
     )  # fmt: skip
@@ -334,15 +353,11 @@ def _summary(arguments: argparse.Namespace) -> int:
             models.context(classes, "large", device="meta"),
         )
     else:
-        from tinydilate.models import FrontEndWithContext, small_front_end
-
-        front = small_front_end(classes, device="meta")
+        front = models.small_front_end(classes, device="meta")
         dilations = config.dilations
         context = models.context(classes, config.variant, dilations, device="meta")
-        network = FrontEndWithContext(front, context if name == "demo" else None)
-    summary = summarise(network, (count, channels, height, width))
-    print(to_json(summary) if arguments.json else format_table(summary))
-    return 0
+        network = models.FrontEndWithContext(front, context if name == "demo" else None)
+    return network, (count, channels, height, width)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -350,6 +365,316 @@ def _size(text: str) -> tuple[int, int]:
     if len(parts) not in (1, 2) or not all(part.isdecimal() for part in parts):
         raise ConfigError(f"expected --size as in 500x500; got {text!r}.")
     return int(parts[0]), int(parts[-1])
+
+
+# ---- rf --------------------------------------------------------------------------------------
+
+_RF = (
+    "Name a network to see what each of its layers sees of the image, or one of the other words. "
+    "Each has a --help of its own."
+)
+_STACK = "stack"
+
+
+def _add_rf(commands: Any) -> None:
+    """Models and actions are sub-commands side by side, so no model can hide an action."""
+    title = "Show, check and draw receptive fields"
+    parser = commands.add_parser(
+        "rf", help=title, description=f"{title}. {_RF}", allow_abbrev=False
+    )
+    what = parser.add_subparsers(title="what to show", metavar="MODEL", required=True)
+    told = {name: about for name, (about, _) in _MODELS.items()}
+    for name, about in {**told, _STACK: "3x3 layers with the dilations given"}.items():
+        sub = _command(what, name, _rf_show, f"Fields of {about}")
+        sub.set_defaults(model=name)
+        _add_dilations(sub) if name == _STACK else _add_build(sub)
+        _add_rf_show(sub)
+    _command(what, "claims", _rf_claims, "Check what the paper says of fields", _CLAIMS)
+    verify = _command(what, "verify", _rf_verify, "Check a network's analysis by measuring")
+    _add_chosen(verify)
+    verify.add_argument(
+        "--method", default="gradient", choices=("gradient", "impulse"),
+        help="how to measure (default: gradient)",
+    )  # fmt: skip
+    counts = _command(what, "effective", _rf_effective, "Show how much each pixel counts")
+    _add_chosen(counts)
+    counts.add_argument(
+        "--draws", type=int, default=10, metavar="N",
+        help="of random weights, to take the mean over (default: 10)",
+    )  # fmt: skip
+    counts.add_argument("--png", metavar="FILE", help="draw the heat map (default: no picture)")
+    explore = _command(what, "explore", _rf_explore, "Write the interactive page", _EXPLORE)
+    explore.add_argument(
+        "--out", default="fields.html", metavar="FILE", help="the page (default: fields.html)"
+    )
+
+
+_CLAIMS = "Each is analysed and measured; the exit code is 1 if one does not hold."
+_EXPLORE = "One file that works offline: change layers and see what their outputs read."
+
+
+def _add_chosen(parser: argparse.ArgumentParser) -> None:
+    """A network by its name, for an action that takes any."""
+    parser.add_argument(
+        "model", metavar="MODEL", choices=(*_MODELS, _STACK),
+        help=f"one of {', '.join(_MODELS)} and {_STACK}",
+    )  # fmt: skip
+    _add_build(parser)
+    _add_dilations(parser, size=False)
+
+
+def _add_dilations(parser: argparse.ArgumentParser, size: bool = True) -> None:
+    parser.add_argument(
+        "--dilations", default="1,2,4", metavar="D,D,...",
+        help="of a stack's layers (default: 1,2,4)",
+    )  # fmt: skip
+    if size:
+        parser.add_argument(
+            "--size", metavar="HxW", help="height and width of the input (default: suits the stack)"
+        )
+
+
+def _add_rf_show(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--layer", metavar="NAME", help="this layer alone, and what its outputs see (default: all)"
+    )
+    parser.add_argument(
+        "--png", metavar="FILE",
+        help="draw the growth; of a stack taps and holes; with --layer the field on an image "
+        "(default: no picture)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--image", metavar="FILE",
+        help="to draw a layer's field on; its size becomes the input's (default: handwriting)",
+    )  # fmt: skip
+    parser.add_argument("--gif", metavar="FILE", help="draw the growth, moving (default: none)")
+    parser.add_argument(
+        "--html", metavar="FILE",
+        help="write the interactive page and print the address that shows this network "
+        "(default: no page)",
+    )  # fmt: skip
+
+
+def _stack(arguments: argparse.Namespace) -> tuple[Any, tuple[int, ...]]:
+    """3x3 layers of one map, with a size at which their whole field lies in the image."""
+    from tinydilate import nn
+    from tinydilate.models.rows import Conv, build
+
+    parts = [part.strip() for part in arguments.dilations.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(
+            "expected --dilations, whole numbers of at least 1, as in 1,2,4; "
+            f"got {arguments.dilations!r}."
+        )
+    dilations = [int(part) for part in parts]
+    rows = [Conv(f"layer{n}", 3, d, 1, padding=d) for n, d in enumerate(dilations, 1)]
+    height = width = max(64, 1 + 2 * sum(dilations))
+    if arguments.size is not None:
+        height, width = _size(arguments.size)
+    return nn.Sequential(*build(rows, 1, device="meta")), (1, 1, height, width)
+
+
+def _rf_show(arguments: argparse.Namespace) -> int:
+    from tinydilate.receptive_field import analyse, format_table
+    from tinydilate.receptive_field.analysis import layer_as_dict
+
+    network, size = _network(arguments)
+    image = None
+    if arguments.image is not None:
+        from tinydilate.io.images import read_image
+
+        if arguments.layer is None or arguments.png is None:
+            raise ConfigError("expected --layer and --png with --image: it is drawn on that image.")
+        image = read_image(arguments.image)  # (3, H, W)
+        size = (*size[:2], *image.shape[1:])
+    analysis = analyse(network, size)
+    layers = [*analysis] if arguments.layer is None else [analysis[arguments.layer]]
+    written = _rf_files(arguments, network, size, analysis, image)
+
+    def table() -> str:
+        lines = format_table(analysis).splitlines()
+        rows = zip(analysis, lines[2:], strict=True)
+        kept = [line for layer, line in rows if any(layer is one for one in layers)]
+        more = [] if arguments.layer is None else ["", *_about(layers[0])]
+        files = ["", *written] if written else []
+        return "\n".join([*lines[:2], *kept, *more, *files])
+
+    value = {"input_size": list(size), "layers": [layer_as_dict(layer) for layer in layers]}
+    _print(value, arguments.json, table)
+    return 0
+
+
+def _about(layer: Any) -> list[str]:
+    """What one layer's outputs see, in sentences."""
+    if layer.reason is not None:
+        return [f"No field: {layer.reason}."]
+    rows, columns = layer.size
+    middle, corner = (rows // 2, columns // 2), (0, 0)
+    (top, left), mask = layer.field_of(middle)
+    last = top + mask.shape[0] - 1, left + mask.shape[1] - 1
+    holes = f"; {layer.holes:,} holes" if layer.holes else "; no holes"
+    return [
+        f"Output {middle} sees {mask.sum():,} of the {mask.size:,} pixels from ({top}, {left}) to "
+        f"{last}{holes}.",
+        f"Output {corner} has {layer.outside(corner):.0%} of its field outside of the image.",
+    ]
+
+
+def _rf_files(
+    arguments: argparse.Namespace, network: Any, size: tuple[int, ...], analysis: Any, image: Any
+) -> list[str]:
+    """Write the pictures and the page that are asked for; a sentence about each."""
+    written = []
+    if arguments.png is not None:
+        _rf_png(arguments, network, size, analysis, image)
+        written.append(f"Wrote {arguments.png}.")
+    if arguments.gif is not None:
+        from tinydilate.see.fields import animate_growth
+
+        animate_growth(arguments.gif, analysis)
+        written.append(f"Wrote {arguments.gif}.")
+    if arguments.html is not None:
+        from tinydilate.see.explore import write_explorer
+
+        write_explorer(arguments.html)
+        address = Path(arguments.html).resolve().as_uri() + _page_link(network, size)
+        written.append(f"Wrote {arguments.html}. Open {address}")
+    return written
+
+
+def _page_link(network: Any, size: tuple[int, ...]) -> str:
+    """A network's convolutions and poolings in the words of the page's links; see explore.html."""
+    from tinydilate import nn
+
+    words = []
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.MaxPool2d):
+            window = module.window
+            kind, maps = "m", ""
+            if isinstance(module, nn.Conv2d):
+                kind, maps = "c", f"f{module.out_channels}"
+            reads = f"{window.kernel[0]}d{window.dilation[0]}s{window.stride[0]}p{window.before[0]}"
+            words.append(f"{kind}{reads}{maps}")
+    return f"#stack={'.'.join(words)}&channels={size[1]}&size={max(size[2:])}"
+
+
+def _rf_png(
+    arguments: argparse.Namespace, network: Any, size: tuple[int, ...], analysis: Any, image: Any
+) -> None:
+    from tinydilate.see.fields import draw_coverage, draw_field, draw_growth
+
+    if arguments.layer is not None:
+        if image is None:
+            from tinydilate.data import digits
+
+            # A scene as large as the longer side, cut to the input's size.
+            scene = digits.scenes("test", 1, size=max(32, *size[2:]))[0][0, 0]
+            draw_field(arguments.png, analysis[arguments.layer], scene[: size[2], : size[3]])
+        else:
+            draw_field(arguments.png, analysis[arguments.layer], image.transpose(1, 2, 0))
+    elif arguments.model == _STACK:
+        draw_coverage(arguments.png, [[layer.window.dilation[0] for layer in network]])
+    else:
+        draw_growth(arguments.png, {arguments.model: network}, size)
+
+
+def _rf_claims(arguments: argparse.Namespace) -> int:
+    from tinydilate.receptive_field import claims
+
+    found = claims()
+
+    def table() -> str:
+        rows: list[tuple[str, ...]] = [("claim", "claimed", "analysed", "measured", "")]
+        for claim in found:
+            numbers = [str(n) for n in (claim.claimed, claim.analysed, claim.measured)]
+            rows.append((claim.name, *numbers, "agree" if claim.agrees else "DIFFER"))
+        held = sum(claim.agrees for claim in found)
+        return f"{columns(rows)}\n\n{held} of {len(found)} claims agree."
+
+    _print([claim._asdict() for claim in found], arguments.json, table)
+    return 0 if all(claim.agrees for claim in found) else FAILED
+
+
+def _rf_verify(arguments: argparse.Namespace) -> int:
+    from tinydilate.receptive_field import verify
+
+    network, size = _with_room(arguments)
+    found = verify(network, size, arguments.method)
+    value = {
+        "method": found.method,
+        "agrees": found.agrees,
+        "layers": [
+            {
+                "name": check.layer.name,
+                "outputs": [list(output) for output in check.outputs],
+                "counterexample": check.counterexample and check.counterexample._asdict(),
+            }
+            for check in found.checks
+        ],
+    }
+    _print(value, arguments.json, lambda: str(found))
+    return 0 if found.agrees else FAILED
+
+
+def _rf_effective(arguments: argparse.Namespace) -> int:
+    from tinydilate.receptive_field import closed_form_sigma, effective
+
+    network, size = _with_room(arguments)
+    found = effective(network, size, weights="random", draws=arguments.draws)
+    try:
+        closed = closed_form_sigma(network, size)
+    except FieldError:  # no chain of windows: the measurement stands alone
+        closed = None
+    if arguments.png is not None:
+        from tinydilate.see.fields import draw_effective
+
+        title = f"{arguments.model}: {arguments.draws} draws of random weights"
+        draw_effective(arguments.png, found, closed and closed[1], title)
+    value = {
+        "extent": list(found.layer.extent),
+        "sigma": list(found.sigma),
+        "closed_form_sigma": closed and list(closed),
+        "pixels_of_95.45_percent": list(found.width()),
+    }
+
+    def table() -> str:
+        rows = [("", "rows", "columns"), ("extent", *map(str, found.layer.extent))]
+        rows.append(("sigma, measured", *(f"{sigma:.2f}" for sigma in found.sigma)))
+        if closed:
+            rows.append(("sigma, closed form", *(f"{sigma:.2f}" for sigma in closed)))
+        rows.append(("pixels that hold 95.45 %", *map(str, found.width())))
+        wrote = f"\n\nWrote {arguments.png}." if arguments.png else ""
+        return columns(rows, right=(1, 2)) + wrote
+
+    _print(value, arguments.json, table)
+    return 0
+
+
+_ROOM = 256  # pixels a side; larger images take minutes and gigabytes, so they have to be asked for
+
+
+def _with_room(arguments: argparse.Namespace) -> tuple[Any, tuple[int, ...]]:
+    """The network, and an input that holds the whole field of an output in the middle."""
+    from tinydilate.receptive_field import analyse
+
+    network, size = _network(arguments)
+    if arguments.size is None:
+        output = analyse(network, size).output
+        # An output's place may be off the middle by as much as the coarsest stride.
+        sides = [
+            max(have, 16 + extent) for have, extent in zip(size[2:], output.extent, strict=True)
+        ]
+        size = (*size[:2], *sides) if max(sides) <= _ROOM else size
+    return network, size
+
+
+def _rf_explore(arguments: argparse.Namespace) -> int:
+    from tinydilate.see.explore import write_explorer
+
+    write_explorer(arguments.out)
+    address = Path(arguments.out).resolve().as_uri()
+    _print({"page": address}, arguments.json, lambda: f"Wrote {arguments.out}. Open {address}")
+    return 0
 
 
 # ---- ops -------------------------------------------------------------------------------------
