@@ -477,8 +477,11 @@ def draw_effective(
     bar.ax.tick_params(labelsize=8)
     map_axes.add_patch(
         Rectangle((left - 0.5, top - 0.5), whole.shape[1], whole.shape[0], fill=False,
-                  edgecolor="white", linestyle=(0, (4, 2)), linewidth=1.6)
+                  edgecolor=ORANGE, linestyle=(0, (4, 2)), linewidth=1.6)
     )  # fmt: skip
+    height, width = field.heat.shape
+    map_axes.set_xlim(min(left, 0) - 2.5, max(left + whole.shape[1], width) + 1.5)
+    map_axes.set_ylim(max(top + whole.shape[0], height) + 1.5, min(top, 0) - 2.5)
     _bare(map_axes)
     _title(map_axes, f"{title or field.layer.name}\ndashed: the field, {seen.extent} pixels wide")
     _draw_profile(axes, field, (seen.first, seen.last), closed_form)
