@@ -115,6 +115,13 @@ def starts(name: str) -> Rows:
     return [["start", "seconds"], *rows]
 
 
+def fields(name: str) -> Rows:
+    """Seconds and memory of receptive fields."""
+    found = results(name)["tasks"].items()
+    rows = [[k, f"{v['seconds']:.2f}", f"{v['peak_bytes'] / 2**20:.0f}"] for k, v in found]
+    return [["task", "seconds", "peak MiB"], *rows]
+
+
 def roundings(name: str) -> Rows:
     """Errors beside float64: root mean square and largest."""
     rows: Rows = [["layer", "way", "forward", "by the input", "by the weights"]]
@@ -148,6 +155,7 @@ TABLES: dict[str, Callable[[str], Rows]] = {
     "calls": lambda _: calls("ops"),
     "memory": peaks,
     "startup": starts,
+    "receptive_field": fields,
     "rounding": roundings,
     "demo_seeds": seeds,
 }
