@@ -77,9 +77,9 @@ def test_field_of_the_front_end():
     }
     extents = [3, 5, 6, 10, 14, 16, 24, 32, 40, 44, 60, 76, 92, 124, 156, 188, *[380] * 5]
     assert [field.extent for field in fields.values()] == extents
-    assert fields["final"] == (380, 8, 189.5)
+    assert fields["final"] == (380, 8, 189.5, 380)
     assert net.border.width == 186 == (380 - 8) // 2
-    assert field_of(readers_of(net)) == (380, 8, 3.5)
+    assert field_of(readers_of(net)) == (380, 8, 3.5, 380)
 
 
 @pytest.mark.parametrize("size", [500, 628, 852, 884, 900, 1100, 1396])
@@ -120,7 +120,7 @@ def test_the_small_front_end():
     ]  # fmt: skip
     assert count(net) == 39_739
     assert net.border.width == 10
-    assert field_of(readers_of(net)) == (22, 2, 0.5)
+    assert field_of(readers_of(net)) == (22, 2, 0.5, 22)
     assert net(image(2, 1, 64, 64)).shape == (2, 11, 32, 32)
     assert net(image(1, 1, 3, 1)).shape == (1, 11, 2, 1)
 
@@ -257,7 +257,8 @@ def test_fields_of_the_street_networks(dilations, extent):
     assert field_of(readers_of(models.context(2, dilations=dilations))).extent == extent
     front = models.front_end(2, device="meta")
     whole = field_of(readers_of([*front, *models.context(2, dilations=dilations)]))
-    assert whole == ({35: 652, 259: 2444}[extent], 8, 3.5)
+    size = {35: 652, 259: 2444}[extent]
+    assert whole == (size, 8, 3.5, size)
 
 
 def test_buffer_or_padding_in_each_layer():

@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from tinydilate import models, nn
+from tinydilate import Op, models, nn
 from tinydilate.errors import ShapeError
 from tinydilate.field import Field
 from tinydilate.see.summary import format_table, summarise, to_json
@@ -66,20 +66,21 @@ def test_costs_of_the_front_ends(classes, size, ceil_mode, gmacs, fc6, fc7, gib)
 
 def test_fields_of_the_voc_network(published):
     fields = {row.name.partition(".")[2]: row.field for row in published.rows}
-    assert fields["final"] == (Field(380, 8, 189.5),) * 2
+    assert fields["final"] == (Field(380, 8, 189.5, 380),) * 2
     context = [row for row in published.rows if row.name.startswith("context")]
     cells = [(row.field[0].extent - 380) // 8 + 1 for row in context]
     assert cells == [3, 5, 9, 17, 33, 65, 67, 67]
-    assert fields["ct_final"] == (Field(908, 8, 189.5),) * 2
+    assert fields["ct_final"] == (Field(908, 8, 189.5, 908),) * 2
     with_border = summarise(voc(border=True), (1, 3, 528, 528)).rows[-1]
-    assert with_border.field[0] == Field(908, 8, 3.5)
+    assert with_border.field[0] == Field(908, 8, 3.5, 908)
     assert with_border.output_shape == (1, 21, 66, 66)
 
 
 def test_table_1_alone():
     rows = summarise(models.context(21, device="meta"), (1, 21, 66, 66)).rows
     assert [row.field[0].extent for row in rows] == [3, 5, 9, 17, 33, 65, 67, 67]
-    assert all(row.field[1] == (row.field[0].extent, 1, 0) for row in rows)
+    assert all(row.field[1] == (row.field[0].extent, 1, 0, row.field[0].extent) for row in rows)
+    assert all(row.reached == 1 for row in rows)
 
 
 def test_it_takes_no_memory_and_no_time():
@@ -109,7 +110,7 @@ def test_rectangles():
     )
     row = summarise(model, (2, 1, 9, 11)).rows[-1]
     assert row.output_shape == (2, 4, 9, 2)
-    assert row.field == (Field(5, 1, 0), Field(5, 4, 1))
+    assert row.field == (Field(5, 1, 0, 5), Field(5, 4, 1, 5))
     assert "5x5" not in format_table(summarise(model, (2, 1, 9, 11)))
     assert "  1x4  " in format_table(summarise(model, (2, 1, 9, 11)))
 
@@ -133,7 +134,7 @@ def test_a_layer_that_runs_twice_is_counted_once():
     assert [row.parameters for row in summary.rows] == [38, 0, 3]
     assert summary.parameters == 38 + 3 + 12
     assert summary.trainable == 0
-    assert [row.field and row.field[0].extent for row in summary.rows] == [3, 5, None]
+    assert [row.field and row.field[0].extent for row in summary.rows] == [3, 5, 5]
     assert [row.macs for row in summary.rows] == [36 * 36, 36 * 36, 36 * 2]
     assert "53 (53 fixed)" in format_table(summary)
 
@@ -153,9 +154,32 @@ class Skip(nn.Module):
         return self.sum(x, self.conv(x))
 
 
-def test_a_layer_of_two_inputs_has_no_one_chain():
+def test_a_layer_of_two_inputs_sees_what_both_see():
     rows = summarise(Skip(), (1, 1, 5, 5)).rows
-    assert [row.field and row.field[0].extent for row in rows] == [3, None]
+    assert [row.field and row.field[0].extent for row in rows] == [3, 3]
+
+
+class Unknown(Op):
+    def forward(self, x):
+        return x
+
+    def backward(self, grad):
+        return grad
+
+
+class Strange(nn.Module):
+    def forward(self, x):
+        return Unknown()(x)
+
+
+def test_holes_and_ops_without_a_rule():
+    layers = [nn.Conv2d(1, 1, 3, padding=2, dilation=2) for _ in range(3)]
+    summary = summarise(nn.Sequential(*layers, Strange(), nn.ReLU()), (1, 1, 20, 20))
+    assert [row.field and row.field[0].reached for row in summary.rows] == [3, 5, 7, None, None]
+    assert summary.rows[2].reached == 49 / 169
+    lines = format_table(summary).splitlines()
+    assert [line.split()[-2:] for line in lines[4:6]] == [["29", "%"], ["-", "-"]]
+    assert json.loads(to_json(summary))["layers"][2]["reached"] == 49 / 169
 
 
 def test_memory_of_what_is_handed_through():
@@ -183,12 +207,12 @@ def test_upsampling_and_deconvolution():
     model = models.FrontEndWithContext(models.small_front_end(4), models.context(4))
     rows = summarise(model, (1, 1, 64, 64)).rows
     assert rows[-1].name == "enlarge"
-    assert rows[-1].field[0] == Field(22 + 2 * 66 + 2, 1, 0)
+    assert rows[-1].field[0] == Field(22 + 2 * 66 + 2, 1, 0, 156)
     layer = models.bilinear_upsampling(3, 8)
     row = summarise(layer, (1, 3, 5, 5)).rows[0]
     assert (row.name, row.type) == ("", "ConvTranspose2d")
     assert row.macs == 3 * 25 * 256
-    assert row.field[0] == Field(2, 1 / 8, -7 / 16)
+    assert row.field[0] == Field(2, 1 / 8, -7 / 16, 2)
     assert "(itself)" in format_table(summarise(layer, (1, 3, 5, 5)))
 
 
@@ -196,11 +220,11 @@ def test_table_and_json(published):
     lines = format_table(published).splitlines()
     assert lines[0].split() == [
         "layer", "type", "output", "shape", "parameters", "MACs", "memory", "field", "stride",
-        "centre",
+        "centre", "reached",
     ]  # fmt: skip
     fc6 = next(line for line in lines if "fc6" in line)
     assert " ".join(fc6.split()) == (
-        "front_end.fc6 Conv2d 1 x 4096 x 66 x 66 102,764,544 447.6 G 68.1 MiB 380 8 189.5"
+        "front_end.fc6 Conv2d 1 x 4096 x 66 x 66 102,764,544 447.6 G 68.1 MiB 380 8 189.5 100 %"
     )
     assert len({len(line) for line in lines[2:30]}) == 1
     assert lines[-2].split() == ["MACs", "826.4", "G"]

@@ -21,7 +21,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fractions import Fraction
 from typing import Any, NamedTuple, Self, TypeVar, cast
 
 import numpy as np
@@ -31,7 +30,6 @@ from tinydilate import init
 from tinydilate.autograd import FLOATS, Tensor
 from tinydilate.device import DEVICES, CudaArray, MetaArray, check_device, move, write
 from tinydilate.errors import ConfigError, DataError, DeviceError, DtypeError, ShapeError
-from tinydilate.field import Reader, Resize, sliding, spreading
 from tinydilate.functional.padding import reflect_border
 from tinydilate.window import Window, pair
 
@@ -335,13 +333,6 @@ class Module(ABC):
 
     # What it tells of itself.
 
-    def readers(self, before: Size, after: Size) -> tuple[Reader, Reader] | None:
-        """What an output reads along (rows, columns), for receptive fields; None if not local.
-
-        ``before`` and ``after`` are the shapes of its input and its output.
-        """
-        return None
-
     def macs(self, before: Size, after: Size) -> int:
         """Multiply-accumulate operations of one call; 0 for layers without products."""
         return 0
@@ -574,9 +565,6 @@ class Conv2d(Module):
             relu=self.relu,
         )
 
-    def readers(self, before: Size, after: Size) -> tuple[Reader, Reader]:
-        return sliding(self.window, 0), sliding(self.window, 1)
-
     def macs(self, before: Size, after: Size) -> int:
         """Each output number is a sum of C/groups * KH * KW products."""
         return math.prod(after) * math.prod(self.weight.shape[1:])
@@ -659,9 +647,6 @@ class ConvTranspose2d(Module):
             self.groups,
             window.dilation,
         )
-
-    def readers(self, before: Size, after: Size) -> tuple[Reader, Reader]:
-        return spreading(self.window, 0), spreading(self.window, 1)
 
     def macs(self, before: Size, after: Size) -> int:
         """Each input number is multiplied by F/groups * KH * KW weights."""
@@ -752,29 +737,21 @@ class Linear(Module):
 # ---- layers without weights ------------------------------------------------------------------
 
 
-class _Pointwise(Module):
-    """A layer whose output at a position depends on the input at that position alone."""
-
-    def readers(self, before: Size, after: Size) -> tuple[Reader, Reader] | None:
-        window = Window((1, 1))
-        return sliding(window, 0), sliding(window, 1)
-
-
-class Identity(_Pointwise):
+class Identity(Module):
     """The input as it is: a placeholder."""
 
     def forward(self, input: Any) -> Any:
         return input
 
 
-class ReLU(_Pointwise):
+class ReLU(Module):
     """``max(input, 0)``; see `tinydilate.functional.relu`."""
 
     def forward(self, input: Any) -> Tensor:
         return F.relu(input)  # type: ignore[no-any-return]
 
 
-class Dropout(_Pointwise):
+class Dropout(Module):
     """In training, set each number to 0 with probability ``p`` and the others to x / (1 - p).
 
     See `tinydilate.functional.dropout`. In evaluation, the input as it is.
@@ -792,7 +769,7 @@ class Dropout(_Pointwise):
         return f"p={self.p}"
 
 
-class Softmax(_Pointwise):
+class Softmax(Module):
     """Positive numbers that add up to 1 along ``dim``; see `tinydilate.functional.softmax`."""
 
     def __init__(self, dim: int) -> None:
@@ -800,10 +777,6 @@ class Softmax(_Pointwise):
 
     def forward(self, input: Any) -> Tensor:
         return F.softmax(input, self.dim)  # type: ignore[no-any-return]
-
-    def readers(self, before: Size, after: Size) -> tuple[Reader, Reader] | None:
-        channels = len(before) - 3
-        return super().readers(before, after) if self.dim % len(before) == channels else None
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}"
@@ -822,16 +795,7 @@ class Flatten(Module):
         return f"start_dim={self.start_dim}, end_dim={self.end_dim}"
 
 
-class _Windowed(Module):
-    """A layer that slides a window over each map."""
-
-    window: Window
-
-    def readers(self, before: Size, after: Size) -> tuple[Reader, Reader]:
-        return sliding(self.window, 0), sliding(self.window, 1)
-
-
-class MaxPool2d(_Windowed):
+class MaxPool2d(Module):
     """Largest number in each window; see `tinydilate.functional.max_pool2d`.
 
     Parameters
@@ -878,7 +842,7 @@ class MaxPool2d(_Windowed):
         )
 
 
-class AvgPool2d(_Windowed):
+class AvgPool2d(Module):
     """Mean of each window; see `tinydilate.functional.avg_pool2d`.
 
     Parameters
@@ -920,7 +884,7 @@ class AvgPool2d(_Windowed):
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
 
 
-class _Pad2d(_Windowed):
+class _Pad2d(Module):
     """A border around each map: a window of one tap, whose output 0 lies before the first pixel."""
 
     mode: str
@@ -965,7 +929,7 @@ class ZeroPad2d(_Pad2d):
     mode = "constant"
 
 
-class ReflectionBorder(_Windowed):
+class ReflectionBorder(Module):
     """A mirrored border that may be wider than the image: it is then reflected to and fro.
 
     The paper's "buffer zone" around the image (section 4). `ReflectionPad2d` refuses such a width,
@@ -1019,20 +983,6 @@ class Upsample(Module):
         return F.interpolate(  # type: ignore[no-any-return]
             input, self.size, self.scale_factor, self.mode, self.align_corners
         )
-
-    def readers(self, before: Size, after: Size) -> tuple[Reader, Reader]:
-        return self._reader(0, before, after), self._reader(1, before, after)
-
-    def _reader(self, axis: int, before: Size, after: Size) -> Reader:
-        aligned = bool(self.align_corners)
-        if self.scale_factor is not None and not aligned:
-            given = self.scale_factor
-            factor = given if isinstance(given, int | float) else given[axis]
-            scale = 1 / Fraction(factor).limit_denominator(1000)
-        else:
-            inputs, outputs = before[axis - 2] - aligned, after[axis - 2] - aligned
-            scale = Fraction(inputs, max(1, outputs))
-        return Resize(scale, self.mode != "nearest", aligned)
 
     def extra_repr(self) -> str:
         size = f"size={self.size}" if self.size is not None else f"scale_factor={self.scale_factor}"

@@ -9,7 +9,7 @@ import numpy as np
 
 from tinydilate import init, nn
 from tinydilate.errors import ConfigError
-from tinydilate.field import Reader, field_of
+from tinydilate.field import Reader, field_of, sliding
 
 
 class Conv(NamedTuple):
@@ -81,14 +81,15 @@ def readers_of(layers: Iterable[nn.Module]) -> list[Reader]:
     ConfigError
         If a layer is not a window.
     """
-    readers = []
+    readers: list[Reader] = []
     for layer in layers:
-        reader = layer.readers((1, 1, 1, 1), (1, 1, 1, 1))
-        if reader is None:
+        if isinstance(layer, nn.Dropout | nn.ReLU | nn.Identity):
+            continue  # each place reads itself
+        if not hasattr(layer, "window") or isinstance(layer, nn.ConvTranspose2d):
             raise ConfigError(
                 f"expected layers that slide a window over their input; got {layer!r:.80}."
             )
-        readers.append(reader[0])
+        readers.append(sliding(layer.window, 0))
     return readers
 
 

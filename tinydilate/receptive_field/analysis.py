@@ -13,6 +13,7 @@ from tinydilate.errors import ConfigError, FieldError, PositionError
 from tinydilate.field import Field, Line, Pixels, joined
 from tinydilate.receptive_field.graph import (
     Blind,
+    Called,
     Model,
     Run,
     Seen,
@@ -174,7 +175,7 @@ class Layer(NamedTuple):
             rows, columns = self.fields
             return rows.reached * columns.reached, rows.extent * columns.extent
         every = np.ndindex(*self.period)
-        masks = [self.field_of(phase).mask for phase in every]  # type: ignore[arg-type]
+        masks = [self.field_of(phase).mask for phase in every]
         return max((int(mask.sum()), mask.size) for mask in masks)
 
     @property
@@ -264,17 +265,11 @@ class Analysis:
             if op.number in seen:
                 name, kind = names.get(op.number, type(op).__name__), type(op).__name__
                 self.steps.append(Layer(name, kind, result.shape, seen[op.number], image_size))
-        self.layers = []
-        for call in run.calls:
-            sight: Seen | Blind = Blind("nothing is computed from the image")
-            if depends_on(run.image, call.output):
-                sight = seen.get(number_of(call.output), sight)
-            layer = Layer(call.name, call.type, call.output.shape, sight, image_size)
-            self.layers.append(layer)
-        number = number_of(run.output)
+        self.layers = [layer_of(call, run, seen) for call in run.calls]
+        made_by = number_of(run.output)
         name = "image" if run.output.op is None else type(run.output.op).__name__
-        name = name if number is None else names.get(number, name)
-        self.output = Layer(name, "output", run.output.shape, seen[number], image_size)
+        name = name if made_by is None else names.get(made_by, name)
+        self.output = Layer(name, "output", run.output.shape, seen[made_by], image_size)
 
     def __iter__(self) -> Iterator[Layer]:
         """The layers; of a function that calls no modules, the ops."""
@@ -282,13 +277,23 @@ class Analysis:
 
     def __getitem__(self, name: str) -> Layer:
         """A layer by its name, at its last call."""
-        for layer in reversed([*self]):
+        layers: list[Layer] = [*self]
+        for layer in reversed(layers):
             if layer.name == name:
                 return layer
         raise ConfigError(
             f"expected the name of a layer; got {name!r}. There are "
             f"{', '.join(dict.fromkeys(layer.name for layer in self))}."
         )
+
+
+def layer_of(call: Called, run: Run, seen: dict[int | None, Seen | Blind]) -> Layer:
+    """One call of a layer, with what it sees."""
+    sight: Seen | Blind = Blind("nothing is computed from the image")
+    if depends_on(run.image, call.output):
+        sight = seen.get(number_of(call.output), sight)
+    image_size = (run.image.shape[-2], run.image.shape[-1]) if run.image.ndim > 1 else (1, 1)
+    return Layer(call.name, call.type, call.output.shape, sight, image_size)
 
 
 def analyse(model: Model, input_size: Sequence[int], misaligned: str = "raise") -> Analysis:

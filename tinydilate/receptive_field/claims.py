@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from tinydilate import nn
 from tinydilate.device import Array
 from tinydilate.models import (
@@ -78,7 +80,7 @@ def thin_front_end() -> nn.Sequential:
 
 def extent_of(mask: Array) -> int:
     """Rows from the first with a pixel to the last."""
-    rows = mask.any(axis=1).nonzero()[0]
+    rows = np.flatnonzero(mask.any(axis=1))
     return int(rows[-1] - rows[0] + 1) if len(rows) else 0
 
 

@@ -191,7 +191,7 @@ def effective(
         image = Tensor(random.normal(size=size).astype(dtype), requires_grad=True)
         run = record(network, image)
         tensor = target.find(run)
-        index = target.index(tensor, place, 0 if len(size) == 4 else None)
+        index = target.place_of(tensor, place, 0 if len(size) == 4 else None)
         seed = np.zeros(tensor.shape, tensor.dtype)
         if weights == "uniform":
             seed[index] = 1
@@ -297,7 +297,9 @@ def closed_form_sigma(
             raise FieldError(f"expected a chain of windows for the closed form; {before.reason}.")
         reading = RULES[type(op)](op, number, axes if before is None else before.axes)
         for axis in (0, 1):
-            reader = reading[axis].reader if isinstance(reading, Reading) else None
+            reader = None
+            if isinstance(reading, Reading):
+                reader = (reading.rows, reading.columns)[axis].reader
             if not isinstance(reader, Slide):
                 raise FieldError(
                     "expected a chain of windows for the closed form; got "

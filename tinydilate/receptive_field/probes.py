@@ -169,7 +169,7 @@ def pull_back(
     give(target, seed)
     while waiting:
         op = heapq.heappop(waiting)[1]
-        backward = PROBES.get(type(op), type(op).backward)
+        backward: Callable[[Any, Array], Any] = PROBES.get(type(op)) or type(op).backward
         given = backward(op, gradients.pop(op.number))
         given = given if isinstance(given, tuple) else (given,)
         for tensor, needed, gradient in zip(op.inputs, op.needs, given, strict=True):
@@ -194,7 +194,7 @@ def _by_gradient(
             seed = np.zeros(tensor.shape, tensor.dtype)
             part = target.outputs[start : start + together]
             for n, output in enumerate(part):
-                seed[target.index(tensor, output, n if len(size) == 4 else None)] = 1
+                seed[target.place_of(tensor, output, n if len(size) == 4 else None)] = 1
             gradient = pull_back(tensor, seed, run.image, rng)
             seen = (gradient != 0).any(axis=-3).reshape(together, *size[-2:])
             found.extend(seen[: len(part)])
@@ -227,7 +227,7 @@ def _by_impulse(
             changed = tensor.data != before.data
             for n, (y, z) in enumerate(lit):
                 for k, output in enumerate(target.outputs):
-                    index = target.index(tensor, output, n if batched else None)
+                    index = target.place_of(tensor, output, n if batched else None)
                     mask[k, y, z] = changed[index].any()
     return masks
 
@@ -255,7 +255,7 @@ class Target(NamedTuple):
         """The tensor in a run."""
         return run.output if self.call is None else run.calls[self.call].output
 
-    def index(self, tensor: Tensor, output: Pair, item: int | None) -> tuple[Any, ...]:
+    def place_of(self, tensor: Tensor, output: Pair, item: int | None) -> tuple[Any, ...]:
         """Where the numbers of an output stand, all channels, of one item of the batch."""
         index: list[Any] = [slice(None)] * tensor.ndim
         index[self.axes[0]], index[self.axes[1]] = output

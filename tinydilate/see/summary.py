@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinydilate import nn
-from tinydilate.autograd import Tensor, no_grad
+from tinydilate.autograd import Tensor
 from tinydilate.device import MetaArray
 from tinydilate.errors import ShapeError
-from tinydilate.field import Field, Reader, field_of
-
-Chain = tuple[tuple[Reader, ...], tuple[Reader, ...]]  # the layers so far, along rows and columns
+from tinydilate.field import Field
+from tinydilate.receptive_field.analysis import Layer, layer_of, number
+from tinydilate.receptive_field.graph import Called, Run, first_of, walk
 
 
 class SummaryRow(NamedTuple):
@@ -40,7 +39,9 @@ class SummaryRow(NamedTuple):
         Memory of its output; 0 where that is the input itself.
     field : (Field, Field) or None
         Receptive field in pixels of the network's input, along rows and columns; None behind a
-        layer that looks at everything, or at more than one input.
+        layer that looks at everything.
+    reached : float or None
+        Share of the field's pixels that an output sees: 1 unless there are holes.
     """
 
     name: str
@@ -50,6 +51,7 @@ class SummaryRow(NamedTuple):
     macs: int
     activation_bytes: int
     field: tuple[Field, Field] | None
+    reached: float | None
 
 
 class Summary(NamedTuple):
@@ -100,11 +102,11 @@ def summarise(model: nn.Module, input_size: Sequence[int], dtype: Any = np.float
     size = _check_size(input_size)
     shadow = nn.as_meta(model)
     names = {id(module): name for name, module in shadow.named_modules()}
-    image = Tensor(MetaArray(size, dtype))
-    recorder = _Recorder(names, image)
-    with nn.watching_modules(recorder), no_grad():
+    image = Tensor(MetaArray(size, dtype), requires_grad=True)  # so that the graph is recorded
+    calls: list[nn.Call] = []
+    with nn.watching_modules(calls.append):
         shadow(image)
-    rows = recorder.rows
+    rows = _rows(names, image, calls)
     tensors = [*shadow.parameters(), *shadow.buffers()]
     return Summary(
         input_shape=size,
@@ -117,46 +119,45 @@ def summarise(model: nn.Module, input_size: Sequence[int], dtype: Any = np.float
     )
 
 
-class _Recorder:
-    """Writes a row for each call of a layer, and follows which tensor saw what of the input."""
-
-    def __init__(self, names: dict[int, str], image: Tensor) -> None:
-        self.names = names
-        self.rows: list[SummaryRow] = []
-        self.counted: set[int] = set()  # parameters that stand in a row already
-        self.kept: list[Any] = [image]  # as long as it lives, no other tensor gets its id
-        self.chains: dict[int, Chain | None] = {id(image): ((), ())}
-
-    def __call__(self, call: nn.Call) -> None:
-        module, output = call.module, call.output
-        if next(module.children(), None) is not None or id(module) not in self.names:
-            return  # its layers have their own rows
-        result = output[0] if isinstance(output, tuple) else output  # pooling may add indices
-        handed_through = output is call.inputs[0]  # dropout in evaluation, for one
-        chain = self.chains.get(id(output)) if handed_through else self._extend(call, result)
-        self.kept.append(result)
-        self.chains[id(result)] = chain
-        fresh = [p for p in module.parameters() if id(p) not in self.counted]
-        self.counted.update(id(parameter) for parameter in fresh)
-        row = SummaryRow(
-            name=self.names[id(module)],
-            type=type(module).__name__,
-            output_shape=result.shape,
-            parameters=sum(parameter.size for parameter in fresh),
-            macs=module.macs(call.inputs[0].shape, result.shape),
-            activation_bytes=0 if handed_through else result.size * result.dtype.itemsize,
-            field=None if chain is None else (field_of(chain[0]), field_of(chain[1])),
+def _rows(names: dict[int, str], image: Tensor, calls: list[nn.Call]) -> list[SummaryRow]:
+    """A row for each call of a layer; modules made of layers have none of their own."""
+    calls = [c for c in calls if next(c.module.children(), None) is None and id(c.module) in names]
+    run = Run(image, image, [_called(names, call) for call in calls])
+    seen = walk(run, misaligned="union", unknown="mark") if image.ndim > 2 else {}
+    counted: set[int] = set()  # parameters that stand in a row already
+    rows = []
+    for call, called in zip(calls, run.calls, strict=True):
+        module, result = call.module, called.output
+        fresh = [p for p in module.parameters() if id(p) not in counted]
+        counted.update(id(parameter) for parameter in fresh)
+        handed_through = call.output is call.inputs[0]  # dropout in evaluation, for one
+        layer = layer_of(called, run, seen)
+        field, reached = _field(layer)
+        rows.append(
+            SummaryRow(
+                name=called.name,
+                type=called.type,
+                output_shape=result.shape,
+                parameters=sum(parameter.size for parameter in fresh),
+                macs=module.macs(call.inputs[0].shape, result.shape),
+                activation_bytes=0 if handed_through else result.size * result.dtype.itemsize,
+                field=field,
+                reached=reached,
+            )
         )
-        self.rows.append(row)
+    return rows
 
-    def _extend(self, call: nn.Call, result: Tensor) -> Chain | None:
-        before = self.chains.get(id(call.inputs[0]))
-        if before is None or len(call.inputs) != 1 or result.ndim < 3:
-            return None
-        readers = call.module.readers(call.inputs[0].shape, result.shape)
-        if readers is None:
-            return None
-        return (*before[0], readers[0]), (*before[1], readers[1])
+
+def _called(names: dict[int, str], call: nn.Call) -> Called:
+    result = first_of(call.output)  # pooling may add indices
+    return Called(names[id(call.module)], type(call.module).__name__, call.inputs, result)
+
+
+def _field(layer: Layer) -> tuple[tuple[Field, Field] | None, float | None]:
+    """A layer's field and the share of it that is reached, where there is one."""
+    if layer.reason is not None or None in (layer.sight().line(0), layer.sight().line(1)):
+        return None, None
+    return layer.fields, layer.share
 
 
 def _check_size(input_size: Sequence[int]) -> tuple[int, ...]:
@@ -176,7 +177,8 @@ def format_table(summary: Summary) -> str:
     """Write a summary as text: a header, a row for each layer, and the totals.
 
     The field's columns are those along rows, with those along columns behind an "x" where they
-    differ: its extent, its stride (pixels from one output to the next) and the centre of output 0.
+    differ: its extent, its stride (pixels from one output to the next), the centre of output 0, and
+    how much of it is reached, which is less than all where dilation leaves holes.
     """
     header = ("layer", "type", "output shape", "parameters", "MACs", "memory", *_FIELD_COLUMNS)
     lines = [_cells(row) for row in summary.rows]
@@ -199,7 +201,7 @@ def format_table(summary: Summary) -> str:
     return "\n".join([written(header), rule, *map(written, lines), rule, *totals])
 
 
-_FIELD_COLUMNS = ("field", "stride", "centre")
+_FIELD_COLUMNS = ("field", "stride", "centre", "reached")
 
 
 def _cells(row: SummaryRow) -> tuple[str, ...]:
@@ -211,6 +213,7 @@ def _cells(row: SummaryRow) -> tuple[str, ...]:
         _count(row.macs) if row.macs else "-",
         _bytes(row.activation_bytes) if row.activation_bytes else "-",
         *(_along_both(row.field, column) for column in ("extent", "stride", "centre")),
+        "-" if row.reached is None else f"{100 * row.reached:.3g} %",
     )
 
 
@@ -243,7 +246,7 @@ def _bytes(number: int) -> str:
 def to_json(summary: Summary) -> str:
     """Write a summary as JSON: the totals, and "layers" with an object for each row.
 
-    "field", "stride" and "centre" are [along rows, along columns], or null.
+    "field", "stride" and "centre" are [along rows, along columns], or null; "reached" is a share.
     """
     totals = {**summary._asdict(), "layers": [_row_object(row) for row in summary.rows]}
     del totals["rows"]
@@ -254,11 +257,7 @@ def _row_object(row: SummaryRow) -> dict[str, Any]:
     fields = row.field
 
     def both(column: str) -> list[float] | None:
-        return None if fields is None else [_number(getattr(field, column)) for field in fields]
+        return None if fields is None else [number(getattr(field, column)) for field in fields]
 
     values = {**row._asdict(), "field": both("extent")}
     return {**values, "stride": both("stride"), "centre": both("centre")}
-
-
-def _number(value: Fraction | int) -> float | int:
-    return int(value) if value == int(value) else float(value)
