@@ -768,7 +768,7 @@ MUTANTS = [
     ),
     Mutant(
         "the closed form without the jumps",
-        "receptive_field/effective.py",
+        "receptive_field/effective_field.py",
         "variance[axis] += (jump * reader.dilation) ** 2 * (reader.kernel**2 - 1) / 12",
         "variance[axis] += reader.dilation**2 * (reader.kernel**2 - 1) / 12",
         "test_receptive_field test_closed_form_of_the_front_end",

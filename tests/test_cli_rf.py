@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tinydilate import cli, receptive_field
-from tinydilate.receptive_field.claims import claim
+from tinydilate.receptive_field.paper_claims import claim
 
 MODELS = ["demo", "demo-front", "front-end", "context-basic", "context-large", "voc", "stack"]
 ACTIONS = ["claims", "verify", "effective", "explore"]

@@ -8,8 +8,8 @@ from tinydilate import nn
 from tinydilate.errors import ConfigError, DataError, FieldError, ShapeError
 from tinydilate.field import Slide, line_of
 from tinydilate.receptive_field import analyse, closed_form_sigma, effective
-from tinydilate.receptive_field.claims import stack
 from tinydilate.receptive_field.hybrid_rule import largest_gap
+from tinydilate.receptive_field.paper_claims import stack
 from tinydilate.see import fields
 
 

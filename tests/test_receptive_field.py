@@ -27,8 +27,8 @@ from tinydilate.receptive_field import (
     verify,
 )
 from tinydilate.receptive_field.analysis import layer_as_dict
-from tinydilate.receptive_field.claims import stack
-from tinydilate.receptive_field.effective import narrowest
+from tinydilate.receptive_field.effective_field import narrowest
+from tinydilate.receptive_field.paper_claims import stack
 from tinydilate.receptive_field.rules import RULES
 
 CASES = json.loads(Path(__file__).with_name("field_cases.json").read_text(encoding="utf-8"))

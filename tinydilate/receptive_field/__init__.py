@@ -1,13 +1,14 @@
 """Receptive fields of any network: worked out, measured, compared, and looked at.
 
 Read rules (what each op reads), graph (the walk over a network), analysis (the numbers of each
-layer), then probes (the measurement), effective (how much each pixel counts) and claims (the
-paper's). What happens along one axis is in `tinydilate.field`.
+layer), then probes (the measurement), verification (both compared), effective_field (how much each
+pixel counts), hybrid_rule (a rule of thumb) and paper_claims (what the paper says). What happens
+along one axis is in `tinydilate.field`.
 """
 
 from tinydilate.receptive_field.analysis import Analysis, Layer, Patch, analyse, format_table
-from tinydilate.receptive_field.claims import Claim, claims
-from tinydilate.receptive_field.effective import EffectiveField, closed_form_sigma, effective
+from tinydilate.receptive_field.effective_field import EffectiveField, closed_form_sigma, effective
+from tinydilate.receptive_field.paper_claims import Claim, claims
 from tinydilate.receptive_field.probes import measure, probe
 from tinydilate.receptive_field.rules import Along, Reading, pointwise, rule
 from tinydilate.receptive_field.verification import Verification, verify

@@ -20,7 +20,7 @@ from tinydilate.errors import ConfigError, FieldError, ShapeError
 from tinydilate.field import Slide, line_of
 from tinydilate.io.files import write_bytes
 from tinydilate.receptive_field.analysis import Analysis, Layer, Patch, analyse, bits_to_mask
-from tinydilate.receptive_field.effective import EffectiveField
+from tinydilate.receptive_field.effective_field import EffectiveField
 from tinydilate.receptive_field.hybrid_rule import largest_gap
 from tinydilate.see import canvas
 from tinydilate.see.canvas import BLUE, INK, ORANGE, PALE, SKY, TEXT_FONT, VERMILION
