@@ -8,7 +8,11 @@ import pytest
 from PIL import Image
 
 from tinydilate import cli, receptive_field
+from tinydilate.config import Config
+from tinydilate.predict import save_network
+from tinydilate.receptive_field import effective
 from tinydilate.receptive_field.paper_claims import claim
+from tinydilate.train import recipe_of
 
 MODELS = ["demo", "demo-front", "front-end", "context-basic", "context-large", "voc", "stack"]
 ACTIONS = ["claims", "verify", "effective", "explore"]
@@ -203,6 +207,33 @@ def test_effective(command, tmp_path):
     value = json.loads(command("effective", "demo-front", "--draws", "1", "--json")[1])
     assert value["closed_form_sigma"] is None  # bilinear enlargement is no window
     assert value["sigma"][0] > 0
+
+
+def test_effective_of_the_identity_start(command):
+    """The context module begins as the identity, with a little noise: the own pixel counts."""
+    arguments = ("context-basic", "--classes", "2", "--draws", "1", "--weights", "start", "--json")
+    value = json.loads(command("effective", *arguments)[1])
+    assert value["extent"] == [67, 67]
+    assert max(value["sigma"]) < 1 < 15 < min(value["closed_form_sigma"])
+
+
+def test_effective_of_trained_weights(command, tmp_path):
+    recipe = recipe_of(Config(dilations=(1, 2)), context=True)
+    network, file = recipe.build(), tmp_path / "checkpoints/joint.safetensors"
+    file.parent.mkdir()
+    save_network(file, network, recipe)
+    options = ("--draws", "1", "--size", "24", "--json")
+    code, out, _ = command("effective", "demo", "--trained", tmp_path, *options)
+    expected = effective(network, (1, 1, 24, 24), draws=1)
+    assert code == 0
+    assert json.loads(out)["sigma"] == list(expected.sigma)
+    assert json.loads(out)["extent"] == list(expected.layer.extent)  # of the run's dilations
+    code, _, err = command("effective", "demo-front", "--trained", file)
+    assert code == 2
+    assert re.search("expected the weights of demo-front; .* holds a network with context", err)
+    code, _, err = command("effective", "voc", "--trained", file, "--size", "500")
+    assert code == 2
+    assert "expected demo or demo-front with --trained; got voc. Runs train these." in err
 
 
 # ---- bad input -------------------------------------------------------------------------------

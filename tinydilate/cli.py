@@ -329,13 +329,13 @@ def _summary(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _network(arguments: argparse.Namespace) -> tuple[Any, tuple[int, ...]]:
-    """The network that is asked for, on the meta device, and the size of its input (N, C, H, W)."""
+def _network(arguments: argparse.Namespace, device: str = "meta") -> tuple[Any, tuple[int, ...]]:
+    """The network that is asked for, and the size of its input (N, C, H, W)."""
     from tinydilate import models
 
     name, config = arguments.model, Config()
     if name == _STACK:
-        return _stack(arguments)
+        return _stack(arguments, device)
     classes = (11 if name.startswith("demo") else 21) if arguments.classes is None else (
         arguments.classes
     )  # fmt: skip
@@ -344,18 +344,18 @@ def _network(arguments: argparse.Namespace) -> tuple[Any, tuple[int, ...]]:
         height, width = _size(arguments.size)
     if name.startswith("context"):
         channels = classes
-        network: Any = models.context(classes, name.removeprefix("context-"), device="meta")
+        network: Any = models.context(classes, name.removeprefix("context-"), device=device)
     elif name == "front-end":
-        network = models.front_end(classes, device="meta")
+        network = models.front_end(classes, device=device)
     elif name == "voc":
         network = models.FrontEndWithContext(
-            models.front_end(classes, device="meta"),
-            models.context(classes, "large", device="meta"),
+            models.front_end(classes, device=device),
+            models.context(classes, "large", device=device),
         )
     else:
-        front = models.small_front_end(classes, device="meta")
+        front = models.small_front_end(classes, device=device)
         dilations = config.dilations
-        context = models.context(classes, config.variant, dilations, device="meta")
+        context = models.context(classes, config.variant, dilations, device=device)
         network = models.FrontEndWithContext(front, context if name == "demo" else None)
     return network, (count, channels, height, width)
 
@@ -398,9 +398,18 @@ def _add_rf(commands: Any) -> None:
     )  # fmt: skip
     counts = _command(what, "effective", _rf_effective, "Show how much each pixel counts")
     _add_chosen(counts)
+    weights = counts.add_mutually_exclusive_group()
+    weights.add_argument(
+        "--weights", default="random", choices=("random", "uniform", "start"),
+        help="drawn anew, all equal, or those that training starts from (default: random)",
+    )  # fmt: skip
+    weights.add_argument(
+        "--trained", metavar="PATH",
+        help="a run folder or a checkpoint: demo or demo-front as it learnt (default: none)",
+    )  # fmt: skip
     counts.add_argument(
         "--draws", type=int, default=10, metavar="N",
-        help="of random weights, to take the mean over (default: 10)",
+        help="of images, and of random weights, to take the mean over (default: 10)",
     )  # fmt: skip
     counts.add_argument("--png", metavar="FILE", help="draw the heat map (default: no picture)")
     explore = _command(what, "explore", _rf_explore, "Write the interactive page", _EXPLORE)
@@ -455,7 +464,7 @@ def _add_rf_show(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _stack(arguments: argparse.Namespace) -> tuple[Any, tuple[int, ...]]:
+def _stack(arguments: argparse.Namespace, device: str) -> tuple[Any, tuple[int, ...]]:
     """3x3 layers of one map, with a size at which their whole field lies in the image."""
     from tinydilate import nn
     from tinydilate.models.rows import Conv, build
@@ -471,7 +480,7 @@ def _stack(arguments: argparse.Namespace) -> tuple[Any, tuple[int, ...]]:
     height = width = max(64, 1 + 2 * sum(dilations))
     if arguments.size is not None:
         height, width = _size(arguments.size)
-    return nn.Sequential(*build(rows, 1, device="meta")), (1, 1, height, width)
+    return nn.Sequential(*build(rows, 1, device=device)), (1, 1, height, width)
 
 
 def _rf_show(arguments: argparse.Namespace) -> int:
@@ -620,7 +629,13 @@ def _rf_effective(arguments: argparse.Namespace) -> int:
     from tinydilate.receptive_field import closed_form_sigma, effective
 
     network, size = _with_room(arguments)
-    found = effective(network, size, weights="random", draws=arguments.draws)
+    weights, about = arguments.weights, f"{arguments.draws} draws of {arguments.weights} weights"
+    if arguments.trained is not None:
+        network, weights, about = _trained(arguments), "own", f"trained, {arguments.draws} images"
+    elif weights == "start":
+        network, weights = _network(arguments, device="cpu")[0], "own"
+        about = f"as training starts, {arguments.draws} images"
+    found = effective(network, size, weights=weights, draws=arguments.draws)
     try:
         closed = closed_form_sigma(network, size)
     except FieldError:  # no chain of windows: the measurement stands alone
@@ -628,8 +643,7 @@ def _rf_effective(arguments: argparse.Namespace) -> int:
     if arguments.png is not None:
         from tinydilate.see.fields import draw_effective
 
-        title = f"{arguments.model}: {arguments.draws} draws of random weights"
-        draw_effective(arguments.png, found, closed and closed[1], title)
+        draw_effective(arguments.png, found, closed and closed[1], f"{arguments.model}: {about}")
     value = {
         "extent": list(found.layer.extent),
         "sigma": list(found.sigma),
@@ -648,6 +662,25 @@ def _rf_effective(arguments: argparse.Namespace) -> int:
 
     _print(value, arguments.json, table)
     return 0
+
+
+def _trained(arguments: argparse.Namespace) -> Any:
+    """The demo's network with the weights of a run."""
+    from tinydilate.predict import load_network
+
+    if not arguments.model.startswith("demo"):
+        raise ConfigError(
+            f"expected demo or demo-front with --trained; got {arguments.model}. Runs train these."
+        )
+    is_run = Path(arguments.trained).is_dir()
+    name = "alone" if is_run and arguments.model == "demo-front" else None
+    found = load_network(arguments.trained, name)
+    if found.recipe.context != (arguments.model == "demo"):
+        raise ConfigError(
+            f"expected the weights of {arguments.model}; {found.path} holds a network "
+            f"{'with' if found.recipe.context else 'without'} context. Name the other one."
+        )
+    return found.network
 
 
 _ROOM = 256  # pixels a side; larger images take minutes and gigabytes, so they have to be asked for
