@@ -509,8 +509,8 @@ MUTANTS = [
     Mutant(
         "max pooling pads with 0 instead of -inf",
         POOL,
-        "best[j], where[j] = -np.inf, -1",
-        "best[j], where[j] = 0, 0",
+        "np.full((2, windows + span), least), np.full((2, windows + span), nowhere)",
+        "np.full((2, windows + span), x.dtype.type(0)), np.full((2, windows + span), 0 * nowhere)",
         "forward max_pool2d",
     ),
     Mutant(
