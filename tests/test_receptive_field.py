@@ -695,6 +695,8 @@ def test_effective_refuses_what_makes_no_sense():
         narrowest(np.ones(1), 95)
     with pytest.raises(ConfigError, match=r"expected a part of the field from 0 to 1; got 2"):
         effective(stack([1]), (1, 1, 5, 5)).mass_within(2)
+    with pytest.raises(PositionError, match=r"within 5 rows and 5 columns; got \(-1, 0\)"):
+        effective(stack([1]), (1, 1, 5, 5), output=(-1, 0))
 
 
 # ---- claims, tables, cost --------------------------------------------------------------------

@@ -467,7 +467,7 @@ def _add_rf_show(parser: argparse.ArgumentParser) -> None:
 def _stack(arguments: argparse.Namespace, device: str) -> tuple[Any, tuple[int, ...]]:
     """3x3 layers of one map, with a size at which their whole field lies in the image."""
     from tinydilate import nn
-    from tinydilate.models.rows import Conv, build
+    from tinydilate.models.rows import build, plain_rows
 
     parts = [part.strip() for part in arguments.dilations.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
@@ -476,11 +476,10 @@ def _stack(arguments: argparse.Namespace, device: str) -> tuple[Any, tuple[int, 
             f"got {arguments.dilations!r}."
         )
     dilations = [int(part) for part in parts]
-    rows = [Conv(f"layer{n}", 3, d, 1, padding=d) for n, d in enumerate(dilations, 1)]
     height = width = max(64, 1 + 2 * sum(dilations))
     if arguments.size is not None:
         height, width = _size(arguments.size)
-    return nn.Sequential(*build(rows, 1, device=device)), (1, 1, height, width)
+    return nn.Sequential(*build(plain_rows(dilations), 1, device=device)), (1, 1, height, width)
 
 
 def _rf_show(arguments: argparse.Namespace) -> int:

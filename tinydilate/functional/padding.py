@@ -139,16 +139,25 @@ def _longest_run(columns: Array) -> tuple[int, int]:
 
 
 @jit
+def _is_alone(columns: Array, begin: int, end: int) -> bool:
+    """Whether the map shows nothing outside its longest run, as where zeros are added."""
+    shown = 0
+    for column in columns:
+        shown += column >= 0
+    return bool(shown == end - begin)
+
+
+@jit
 def _pad(
     start: int, stop: int, x: Array, rows: Array, columns: Array, value: Any, out: Array
 ) -> None:
     """Job p*OH + i is one output row."""
     begin, end = _longest_run(columns)
-    only_run = np.sum(columns >= 0) == end - begin  # as where zeros are added
+    alone = _is_alone(columns, begin, end)
     for job in range(start, stop):
         plane, i = divmod(job, len(rows))
         target = out[plane, i]
-        if rows[i] < 0 or only_run:
+        if rows[i] < 0 or alone:
             for j in range(len(target)):
                 target[j] = value
         if rows[i] < 0:
@@ -159,7 +168,7 @@ def _pad(
                 target[j] = source[j]
         else:
             source = x[plane, rows[i]]
-            if not only_run:
+            if not alone:
                 _read_row(source, columns[:begin], value, target[:begin])
                 _read_row(source, columns[end:], value, target[end:])
             if begin < end:
@@ -232,7 +241,7 @@ class Run(NamedTuple):
 def only_run(map: Array) -> Run | None:
     """The run of a map that has one and shows nothing outside it; None for any other map."""
     begin, end = _longest_run(map)
-    if begin == end or np.count_nonzero(map >= 0) != end - begin:
+    if begin == end or not _is_alone(map, begin, end):
         return None
     return Run(begin, int(map[begin]), end - begin)
 

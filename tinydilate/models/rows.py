@@ -39,6 +39,11 @@ class Drop(NamedTuple):
 Row = Conv | Pool | Drop
 
 
+def plain_rows(dilations: Iterable[int]) -> list[Conv]:
+    """3x3 layers of one map with these dilations, padded so that maps keep their size."""
+    return [Conv(f"layer{n}", 3, d, 1, padding=d) for n, d in enumerate(dilations, 1)]
+
+
 def build(
     rows: Iterable[Row],
     maps: int,

@@ -69,6 +69,14 @@ class Layer(NamedTuple):
         """Why there is no field, such as for what looks at the whole image; None if there is."""
         return self.seen.reason if isinstance(self.seen, Blind) else None
 
+    @property
+    def has_fields(self) -> bool:
+        """Whether there is one field along rows and one along columns, so that numbers tell it.
+
+        There is none where the layer looks at everything, or branches of several strides join.
+        """
+        return not isinstance(self.seen, Blind) and None not in map(self.seen.line, (0, 1))
+
     def sight(self) -> Seen:
         """What is seen.
 
@@ -337,7 +345,7 @@ def analyse(model: Model, input_size: Sequence[int], misaligned: str = "raise") 
 def layer_as_dict(layer: Layer) -> dict[str, Any]:
     """A layer's numbers for JSON; ``reason`` says why there are none."""
     head = {"name": layer.name, "type": layer.type, "output_shape": list(layer.output_shape)}
-    if layer.reason is not None or None in (layer.sight().line(0), layer.sight().line(1)):
+    if not layer.has_fields:
         return {**head, "reason": layer.reason or "branches of several strides were joined"}
     return {
         **head,
@@ -371,9 +379,7 @@ def format_table(analysis: Analysis) -> str:
 
 
 def _cells(layer: Layer) -> tuple[str, ...]:
-    if layer.reason is not None:
-        return layer.name, layer.type, "-"
-    if None in (layer.sight().line(0), layer.sight().line(1)):
+    if not layer.has_fields:
         return layer.name, layer.type, "-"
     return (
         layer.name,

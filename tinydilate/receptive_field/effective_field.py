@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinydilate import init, nn
-from tinydilate.autograd import Tensor
+from tinydilate.autograd import Op, Tensor
 from tinydilate.device import Array
 from tinydilate.errors import ConfigError, FieldError
 from tinydilate.field import Slide
@@ -39,12 +39,19 @@ from tinydilate.receptive_field.graph import (
     Blind,
     Model,
     check_size,
-    ops_of,
+    depends_on,
+    number_of,
     record,
     record_shapes,
     walk,
 )
-from tinydilate.receptive_field.probes import layer_number, pull_back, target_of
+from tinydilate.receptive_field.probes import (
+    chosen,
+    is_bias,
+    layer_number,
+    pull_back,
+    reweighted,
+)
 from tinydilate.receptive_field.rules import RULES, Reading
 from tinydilate.window import Pair
 
@@ -166,6 +173,8 @@ def effective(
         If no image of those drawn gets a gradient, or the network fails on one.
     ConfigError
         If an argument makes no sense.
+    PositionError
+        If there is no such output.
     """
     if weights not in WEIGHTS:
         raise ConfigError(f"expected weights out of {', '.join(WEIGHTS)}; got {weights!r}.")
@@ -177,12 +186,8 @@ def effective(
         raise ConfigError(f"expected draws, a whole number of at least 1; got {draws!r}.")
     size = check_size(input_size)
     size = (1, *size[1:]) if len(size) == 4 else size
-    shapes = analyse(model, size, misaligned="union")
-    call = None if layer is None else layer_number(shapes, layer)
-    looked_at = shapes.output if call is None else shapes.layers[call]
-    rows, columns = looked_at.size
-    place = (rows // 2, columns // 2) if output is None else output
-    target = target_of(call, looked_at, (place,))
+    looked_at, target = chosen(analyse(model, size, misaligned="union"), output, layer)
+    (place,) = target.outputs
     random = init.generator(rng)
     heat = np.zeros(size[-2:])
     for _ in range(1 if weights == "uniform" else draws):
@@ -220,22 +225,21 @@ def _weighted(model: Model, weights: str, random: np.random.Generator) -> Model:
     """The network, or a copy with other weights, as it acts in evaluation and without learning."""
     if not isinstance(model, nn.Module):
         return model
-    copy = nn.as_meta(model).requires_grad_(False).eval()
     dtype = np.dtype(np.float64) if weights == "uniform" else _dtype(model)
-    own = dict([*model.named_parameters(), *model.named_buffers()])
-    for name, buffer in copy.named_buffers():
-        buffer.data = own[name].data.astype(dtype)
-    for name, parameter in copy.named_parameters():
+    own = dict(model.named_parameters())
+
+    def weigh(name: str, shape: tuple[int, ...]) -> Array:
         if weights == "own":
-            parameter.data = own[name].data  # shared, not copied
-        elif name.rpartition(".")[2] == "bias":
-            parameter.data = np.zeros(parameter.shape, dtype)
-        elif weights == "random" and parameter.ndim > 1:
-            parameter.data = np.empty(parameter.shape, dtype)
-            init.he_normal_(parameter, rng=random)
-        else:
-            parameter.data = np.full(parameter.shape, 1 / math.prod(parameter.shape[1:]), dtype)
-    return copy
+            return own[name].to("cpu").data  # shared, not copied
+        if is_bias(name):
+            return np.zeros(shape, dtype)
+        if weights == "random" and len(shape) > 1:
+            drawn = Tensor(np.empty(shape, dtype))
+            init.he_normal_(drawn, rng=random)
+            return drawn.data
+        return np.full(shape, 1 / math.prod(shape[1:]), dtype)
+
+    return reweighted(model, weigh, dtype)
 
 
 # ---- the closed form -------------------------------------------------------------------------
@@ -272,40 +276,38 @@ def closed_form_sigma(
     if layer is not None:
         target = run.calls[layer_number(analyse(model, input_size, "union"), layer)].output
     seen = walk(run, misaligned="union")
-    made_by = {op.number: op for op, _ in ops_of(run)}
     variance = [0.0, 0.0]
     while target is not run.image:
-        op = made_by[target.op.number] if target.op is not None else None
-        inputs = (
-            []
-            if op is None
-            else [
-                (n, t)
-                for n, t in enumerate(op.inputs)
-                if t is run.image or (t.op is not None and t.op.number in seen)
-            ]
-        )
+        op = target.op
+        inputs = [
+            (number, tensor)
+            for number, tensor in enumerate(op.inputs if op else ())
+            if depends_on(run.image, tensor) and number_of(tensor) in seen
+        ]
         if op is None or len(inputs) != 1:
             raise FieldError(
                 "expected a chain of layers for the closed form; got branches that meet in "
                 f"{type(op).__name__}. Measure it with effective(...)."
             )
         number, target = inputs[0]
-        before = seen[target.op.number] if target.op is not None else None
-        axes = (target.ndim - 2, target.ndim - 1)
+        before = seen[number_of(target)]
         if isinstance(before, Blind):
             raise FieldError(f"expected a chain of windows for the closed form; {before.reason}.")
-        reading = RULES[type(op)](op, number, axes if before is None else before.axes)
-        for axis in (0, 1):
-            reader = None
-            if isinstance(reading, Reading):
-                reader = (reading.rows, reading.columns)[axis].reader
-            if not isinstance(reader, Slide):
-                raise FieldError(
-                    "expected a chain of windows for the closed form; got "
-                    f"{type(op).__name__}, which is none. Measure it with effective(...)."
-                )
-            line = None if before is None else before.line(axis)
+        for axis, reader in enumerate(_windows(op, number, before.axes)):
+            line = before.line(axis)
             jump = 1.0 if line is None else float(line.stride)
             variance[axis] += (jump * reader.dilation) ** 2 * (reader.kernel**2 - 1) / 12
     return math.sqrt(variance[0]), math.sqrt(variance[1])
+
+
+def _windows(op: Op, number: int, axes: Pair) -> tuple[Slide, Slide]:
+    """How an op slides along rows and columns."""
+    reading = RULES[type(op)](op, number, axes)
+    if isinstance(reading, Reading):
+        rows, columns = reading.rows.reader, reading.columns.reader
+        if isinstance(rows, Slide) and isinstance(columns, Slide):
+            return rows, columns
+    raise FieldError(
+        "expected a chain of windows for the closed form; got "
+        f"{type(op).__name__}, which is none. Measure it with effective(...)."
+    )

@@ -287,17 +287,17 @@ def _size_that_does(
     return (*size[:-2], size[-2] + more, size[-1] + more)
 
 
-def check_size(input_size: Sequence[int]) -> tuple[int, ...]:
-    """An image's size as a tuple.
+def check_size(input_size: Sequence[int], axes: int = 2) -> tuple[int, ...]:
+    """An input's size as a tuple.
 
     Raises
     ------
     ShapeError
-        If it is not two whole numbers of at least 1, with any before them.
+        If it is not as many whole numbers of at least 1, with any before them: an image's two.
     """
     sizes = tuple(input_size)
     whole = all(isinstance(s, int | np.integer) and not isinstance(s, bool) for s in sizes)
-    if len(sizes) < 2 or not whole or min(sizes) < 1:
+    if len(sizes) < axes or not whole or min(sizes) < 1:
         raise ShapeError(
             "expected an input size of whole numbers of at least 1, such as (1, 3, 500, 500) for "
             f"(N, C, H, W); got {input_size!r}."

@@ -102,17 +102,31 @@ def probing(model: Model, rng: np.random.Generator) -> Model:
     """
     if not isinstance(model, nn.Module):
         return model
+
+    def positive(name: str, shape: tuple[int, ...]) -> Array:
+        if is_bias(name):
+            return np.zeros(shape)
+        return rng.uniform(0.5, 1.5, shape) / math.sqrt(math.prod(shape[1:]))
+
+    return reweighted(model, positive, np.dtype(np.float64))
+
+
+def reweighted(
+    model: nn.Module, weigh: Callable[[str, tuple[int, ...]], Array], dtype: np.dtype[Any]
+) -> nn.Module:
+    """A copy on the CPU as it acts in evaluation, its parameters ``weigh(name, shape)``."""
     copy = nn.as_meta(model).requires_grad_(False).eval()
     for name, parameter in copy.named_parameters():
-        if name.rpartition(".")[2] == "bias":
-            parameter.data = np.zeros(parameter.shape)
-        else:
-            inputs = math.prod(parameter.shape[1:])
-            parameter.data = rng.uniform(0.5, 1.5, parameter.shape) / math.sqrt(inputs)
+        parameter.data = weigh(name, parameter.shape)
     values = dict(model.named_buffers())
     for name, buffer in copy.named_buffers():
-        buffer.data = values[name].to("cpu").data.astype(np.float64)
+        buffer.data = values[name].to("cpu").data.astype(dtype)
     return copy
+
+
+def is_bias(name: str) -> bool:
+    """Whether a parameter of this name is a bias."""
+    return name.rpartition(".")[2] == "bias"
 
 
 def record_probe(model: Model, image: Array) -> Run:
@@ -316,17 +330,28 @@ def measure(
     size = check_size(input_size)
     if len(size) < 3:
         raise FieldError(f"expected an image (N, C, H, W) or (C, H, W); got {size}. Add channels.")
-    shapes = analyse(model, size, misaligned="union")
-    call = None if layer is None else layer_number(shapes, layer)
-    looked_at = shapes.output if call is None else shapes.layers[call]
+    _, target = chosen(analyse(model, size, misaligned="union"), output, layer)
+    mask: Array = measure_targets(model, size, [target], method)[0][0]
+    return mask
+
+
+def chosen(analysis: Analysis, output: Pair | None, layer: str | None) -> tuple[Layer, Target]:
+    """A layer by its name, at its last call, or the network's output; and one of its outputs.
+
+    Raises
+    ------
+    ConfigError, PositionError
+        If there is no such layer, or no such output; None is the one in the middle.
+    """
+    call = None if layer is None else layer_number(analysis, layer)
+    looked_at = analysis.output if call is None else analysis.layers[call]
     rows, columns = looked_at.size
     place = (rows // 2, columns // 2) if output is None else output
     if not (0 <= place[0] < rows and 0 <= place[1] < columns):
         raise PositionError(
             f"expected an output within {rows} rows and {columns} columns; got {place}."
         )
-    mask: Array = measure_targets(model, size, [target_of(call, looked_at, (place,))], method)[0][0]
-    return mask
+    return looked_at, target_of(call, looked_at, (place,))
 
 
 def layer_number(analysis: Analysis, name: str) -> int:

@@ -133,7 +133,7 @@ def _outputs_to_measure(layer: Layer, model: Model, size: tuple[int, ...]) -> tu
     """Corners, and the middle with each phase along rows and along columns."""
     bottom, right = layer.size[0] - 1, layer.size[1] - 1
     corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
-    if None in (layer.sight().line(0), layer.sight().line(1)):
+    if not layer.has_fields:
         return tuple(dict.fromkeys([*corners, (bottom // 2, right // 2)]))
     whole = layer.whole_outputs()
     if not all(whole):
@@ -191,7 +191,7 @@ def _compare(layer: Layer, outputs: tuple[Pair, ...], masks: Array) -> Counterex
 def _analysed(layer: Layer, output: Pair) -> list[Array]:
     """What the output sees, cut off at borders; and as a place without end, if nothing is."""
     masks = [layer.seen_by(output)]
-    if None in (layer.sight().line(0), layer.sight().line(1)):
+    if not layer.has_fields:
         return masks
     rows, columns = layer.whole_outputs()
     if output[0] in rows and output[1] in columns:

@@ -8,7 +8,7 @@ into the page where it says EXAMPLES.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tinydilate.field import border_of
 from tinydilate.io.files import write_text
 from tinydilate.models.contexts import DILATIONS, DILATIONS_7, DILATIONS_10, context_rows
 from tinydilate.models.front_ends import VGG_16
-from tinydilate.models.rows import Conv, Pool, Row, build, readers_of
+from tinydilate.models.rows import Conv, Pool, Row, build, plain_rows, readers_of
 
 CELLS = 64  # maps of the published VOC network are so many cells a side (paper, section 3)
 DOUBLING = (1, 2, 4, 8, 16)  # paper, equation 3
@@ -108,7 +108,7 @@ def examples() -> list[dict[str, Any]]:
             "Equation 3, dilations that double",
             "Each layer doubles the dilation of the one before. The field grows exponentially, the "
             "parameters linearly.",
-            _plain(DOUBLING),
+            plain_rows(DOUBLING),
             1,
             CELLS,
         ),
@@ -116,7 +116,7 @@ def examples() -> list[dict[str, Any]]:
             paper,
             "The same layers, not dilated",
             "As many parameters as equation 3, and a field that grows by two pixels a layer.",
-            _plain((1,) * len(DOUBLING)),
+            plain_rows((1,) * len(DOUBLING)),
             1,
             CELLS,
         ),
@@ -166,18 +166,13 @@ def examples() -> list[dict[str, Any]]:
                 gridding,
                 f"Dilations {', '.join(map(str, dilations))}",
                 about,
-                _plain(dilations),
+                plain_rows(dilations),
                 1,
                 32,
             )
             for dilations, about in GRIDDING
         ),
     ]
-
-
-def _plain(dilations: Sequence[int]) -> list[Conv]:
-    """3x3 layers with one map in and out, padded so that the maps keep their size."""
-    return [Conv("", 3, dilation, 1, padding=dilation) for dilation in dilations]
 
 
 def _example(

@@ -91,7 +91,7 @@ def growth(model: nn.Module, input_size: Sequence[int]) -> list[Step]:
         fresh = [p for p in modules[layer.name].parameters() if id(p) not in counted]
         counted.update(map(id, fresh))
         total += sum(parameter.size for parameter in fresh)
-        if _has_one_field(layer):
+        if layer.has_fields:
             name, extent = layer.name.rpartition(".")[2], layer.extent[0]
             if steps and steps[-1].extent == extent:
                 steps[-1] = Step((*steps[-1].names, name), extent, steps[-1].parameters)
@@ -100,10 +100,6 @@ def growth(model: nn.Module, input_size: Sequence[int]) -> list[Step]:
     if not steps:
         raise FieldError("expected a network with layers that have a field; got none.")
     return steps
-
-
-def _has_one_field(layer: Layer) -> bool:
-    return layer.reason is None and None not in (layer.sight().line(0), layer.sight().line(1))
 
 
 def draw_growth(
@@ -567,7 +563,7 @@ def _that_grow(analysis: Iterable[Layer]) -> Iterable[Layer]:
     """The layers that see more than the one before."""
     before = None
     for layer in analysis:
-        if _has_one_field(layer):
+        if layer.has_fields:
             now = layer.extent, layer.reached
             if now != before:
                 yield layer

@@ -15,10 +15,9 @@ import numpy as np
 from tinydilate import nn
 from tinydilate.autograd import Tensor
 from tinydilate.device import MetaArray
-from tinydilate.errors import ShapeError
 from tinydilate.field import Field
 from tinydilate.receptive_field.analysis import Layer, layer_of, number
-from tinydilate.receptive_field.graph import Called, Run, first_of, walk
+from tinydilate.receptive_field.graph import Called, Run, check_size, first_of, walk
 
 
 class SummaryRow(NamedTuple):
@@ -99,7 +98,7 @@ def summarise(model: nn.Module, input_size: Sequence[int], dtype: Any = np.float
     ShapeError
         If the sizes are not whole numbers of at least 1, or the network cannot take them.
     """
-    size = _check_size(input_size)
+    size = check_size(input_size, axes=1)
     shadow = nn.as_meta(model)
     names = {id(module): name for name, module in shadow.named_modules()}
     image = Tensor(MetaArray(size, dtype), requires_grad=True)  # so that the graph is recorded
@@ -155,19 +154,7 @@ def _called(names: dict[int, str], call: nn.Call) -> Called:
 
 def _field(layer: Layer) -> tuple[tuple[Field, Field] | None, float | None]:
     """A layer's field and the share of it that is reached, where there is one."""
-    if layer.reason is not None or None in (layer.sight().line(0), layer.sight().line(1)):
-        return None, None
-    return layer.fields, layer.share
-
-
-def _check_size(input_size: Sequence[int]) -> tuple[int, ...]:
-    sizes = tuple(input_size)
-    if not sizes or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in sizes):
-        raise ShapeError(
-            "expected an input size of whole numbers of at least 1, such as (1, 3, 500, 500) for "
-            f"(N, C, H, W); got {input_size!r}."
-        )
-    return sizes
+    return (layer.fields, layer.share) if layer.has_fields else (None, None)
 
 
 # ---- the table -------------------------------------------------------------------------------
