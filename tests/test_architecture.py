@@ -35,7 +35,7 @@ PAGES = [
 # within itself. Modules that share a link do not know each other.
 CHAIN = [
     ["errors"],
-    ["window", "config", "buffers", "dlpack"],
+    ["window", "config", "buffers", "dlpack", "classes"],
     ["compiling"],
     ["handover"],
     ["threads"],

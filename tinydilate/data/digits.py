@@ -38,6 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from tinydilate.classes import IGNORE as IGNORE
 from tinydilate.errors import DataError, ShapeError
 
 Split = Literal["train", "validation", "test"]
@@ -47,7 +48,6 @@ ByteArray = NDArray[np.uint8]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 CLASSES = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "background")
 BACKGROUND = 10
-IGNORE = 255
 
 # RGB. Found by a search for ten colours that stay apart, from each other, from the near-black
 # ground and from the white of pixels that do not count, for readers with full colour vision and

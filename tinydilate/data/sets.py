@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydilate.data.digits import IGNORE
+from tinydilate.classes import IGNORE
 from tinydilate.device import Array
 from tinydilate.errors import DataError
 

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydilate.data.digits import IGNORE, IGNORE_COLOUR, PALETTE
+from tinydilate.classes import IGNORE
+from tinydilate.data.digits import IGNORE_COLOUR, PALETTE
 from tinydilate.device import Array
 from tinydilate.see.canvas import BLUE, INK, PALE, VERMILION, save
 
