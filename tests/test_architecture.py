@@ -35,7 +35,8 @@ PAGES = [
 # within itself. Modules that share a link do not know each other.
 CHAIN = [
     ["errors"],
-    ["window", "config", "buffers", "dlpack", "classes"],
+    ["window", "options", "buffers", "dlpack", "classes"],
+    ["config"],
     ["compiling"],
     ["handover"],
     ["threads"],

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinydilate.config import Config, add_arguments, expectation, given_options, read_options
+from tinydilate.config import Config, add_arguments, given_options
 from tinydilate.errors import ConfigError
+from tinydilate.options import expectation, read_options
 
 FIELDS = dataclasses.fields(Config)
 

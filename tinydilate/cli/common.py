@@ -8,8 +8,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from tinydilate.config import PLACES
 from tinydilate.errors import ConfigError
+from tinydilate.options import PLACES
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 

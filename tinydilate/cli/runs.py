@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tinydilate.cli.common import add_device, columns, command, show
-from tinydilate.config import Config, add_arguments, given_options, read_options
+from tinydilate.config import Config, add_arguments, given_options
 from tinydilate.errors import program
+from tinydilate.options import read_options
 
 
 def add(commands: Any) -> None:
