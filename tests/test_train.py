@@ -23,7 +23,8 @@ from tinydilate.errors import ConfigError, DataError
 from tinydilate.io import files
 from tinydilate.io.checkpoint import load_checkpoint
 from tinydilate.io.logbook import read_log
-from tinydilate.train import Interrupted, make_scenes, stages_of, train
+from tinydilate.running import Interrupted
+from tinydilate.train import make_scenes, stages_of, train
 
 CONFIG = Config(
     train_scenes=6,

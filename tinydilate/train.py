@@ -11,9 +11,7 @@ Every stage starts from the checkpoint file of another one, so nothing hidden is
 
 **A run is defined by steps, not by seconds**, and everything in it follows from its configuration:
 the scenes from the seed, the scenes of a batch from (seed, stage, step). So a run can be killed at
-any moment. The latest checkpoint holds weights, the optimiser's state, the step and the length that
-the log had; going on from there gives, bit for bit, the run that was never interrupted (on the same
-machine, with the same number of threads).
+any moment and goes on from its latest checkpoint, bit for bit; see `tinydilate.running`.
 
 A run folder holds config.toml, log.jsonl, checkpoints/, and at the end results.json, curves.png,
 predictions.png and example.png, a scene to try ``tinydilate predict`` on.
@@ -23,21 +21,15 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import shlex
-import signal
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-import tinydilate
 from tinydilate import functional as F
 from tinydilate import optim
 from tinydilate.autograd import Tensor, no_grad
@@ -46,23 +38,24 @@ from tinydilate.data import digits
 from tinydilate.data.sets import Data, Scenes, batch_members, check_data
 from tinydilate.device import Array, check_device
 from tinydilate.errors import ConfigError, DataError, program
-from tinydilate.functional.dropping import get_rng_state, manual_seed, set_rng_state
-from tinydilate.io.checkpoint import load_checkpoint, save_checkpoint
+from tinydilate.functional.dropping import manual_seed
 from tinydilate.io.files import write_text
 from tinydilate.io.images import write_rgb
 from tinydilate.io.logbook import Log, read_log
 from tinydilate.models import FrontEndWithContext
 from tinydilate.predict import Recipe, beside, label_maps, load_network, save_network, score
+from tinydilate.running import (
+    LATEST,
+    Interrupted,
+    SavedState,
+    Standing,
+    deferred_interrupt,
+    make_run_folder,
+    save_state,
+    versions,
+)
 from tinydilate.threads import get_num_threads
 from tinydilate.warmup import warm_up
-
-LATEST = "latest.safetensors"
-_WATCHED = 20  # steps whose mean loss tells whether training has gone astray
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, after everything was saved; the message says how to go on."""
-
 
 # ---- data ------------------------------------------------------------------------------------
 
@@ -168,22 +161,6 @@ def tiny_steps(config: Config) -> None:
         label_maps(network, images)
 
 
-# ---- what a run remembers --------------------------------------------------------------------
-
-
-class Progress:
-    """Where a run stands: everything that a checkpoint holds beside arrays."""
-
-    def __init__(self) -> None:
-        self.stage = 0  # number of the stage
-        self.step = 0  # steps of it that are done
-        self.skipped = 0  # batches without a pixel that counts
-        self.log_bytes = 0  # length of the log
-        self.seconds = 0.0  # spent so far, over all sittings
-        self.recent: list[float] = []  # the last losses of this stage
-        self.threads = get_num_threads()
-
-
 # ---- a run -----------------------------------------------------------------------------------
 
 
@@ -239,7 +216,7 @@ def train(
         warm_up(f"training-{config.optimizer}", lambda: tiny_steps(config), progress)
     run = Run(config, folder, data, progress)
     try:
-        with _deferred_interrupt() as interrupted:
+        with deferred_interrupt() as interrupted:
             run.all_stages(interrupted)
             return run.finish()
     finally:
@@ -248,23 +225,7 @@ def train(
 
 def _new_run(folder: Path, config: Config) -> Config:
     """Make the run folder and put the configuration there."""
-    if (folder / "config.toml").exists():
-        raise ConfigError(
-            f"expected a new run folder; {folder} holds a run already. Go on with it by adding "
-            "--resume, or choose another folder with --out."
-        )
-    if (folder / "log.jsonl").exists() or (folder / "checkpoints" / LATEST).exists():
-        raise ConfigError(
-            f"expected a new run folder; {folder} holds a log or a checkpoint, which a run would "
-            "write over. Choose another folder with --out."
-        )
-    try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"expected a folder that can be written to; {folder}: {error.strerror or error}. "
-            "Choose another one with --out."
-        ) from None
+    make_run_folder(folder, "config.toml")
     write_text(folder / "config.toml", config.to_toml())
     return config
 
@@ -307,7 +268,7 @@ class Run:
         self.config, self.folder, self.data, self.bars = config, folder, data, progress
         self.stages = stages_of(config)
         self.checkpoints = folder / "checkpoints"
-        self.progress = Progress()
+        self.progress = Standing()
         self.network: FrontEndWithContext
         self.optimizer: optim.Optimizer
         self._begun = time.perf_counter()
@@ -341,50 +302,18 @@ class Run:
 
     def save(self) -> None:
         """Write the latest checkpoint: from here the run can go on bit for bit."""
-        state = self.progress
-        state.log_bytes = self.log.settle()
-        note = {**vars(state), "seconds": self.seconds(), "random": get_rng_state()}
-        arrays = {f"network.{name}": array for name, array in self.network.state_dict().items()}
-        for name, array in self.optimizer.state_dict().items():
-            arrays[f"optimizer.{name}"] = array
-        save_checkpoint(self.checkpoints / LATEST, arrays, {"run": note})
+        self.progress.log_bytes = self.log.settle()
+        self.seconds()
+        save_state(self.checkpoints / LATEST, self.progress, self.network, self.optimizer)
 
     def _load(self) -> None:
-        try:
-            arrays, note = load_checkpoint(self.checkpoints / LATEST)
-        except DataError as error:
-            raise DataError(
-                f"expected a checkpoint to go on from; this run has none that can be read. Start a "
-                f"new one with another --out, or delete {self.folder}. ({error})"
-            ) from None
-        try:
-            state = dict(note["run"])
-            random = state.pop("random")
-            if set(state) != set(vars(self.progress)):
-                raise KeyError("another version's checkpoint")
-        except (TypeError, KeyError) as error:
-            raise DataError(
-                f"expected the checkpoint of a run; {self.checkpoints / LATEST} is another one "
-                f"({error}). Start a new run with another --out."
-            ) from None
-        if state["threads"] != get_num_threads():
-            print(
-                f"This run was begun with {state['threads']} threads and goes on with "
-                f"{get_num_threads()}: sums may round differently in the last bit.",
-                file=sys.stderr,
-            )
-        vars(self.progress).update(state)
+        saved = SavedState(self.checkpoints / LATEST, self.progress)
         if self.progress.stage == len(self.stages):
             return
         step, recent = self.progress.step, self.progress.recent
         self._begin_stage()
         self.progress.step, self.progress.recent = step, recent
-        for prefix, load in (
-            ("network.", self.network.load_state_dict),
-            ("optimizer.", self.optimizer.load_state_dict),
-        ):
-            load({n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)})
-        set_rng_state(random)
+        saved.put_back(self.network, self.optimizer)
 
     def seconds(self) -> float:
         """Seconds that the run has taken, over all sittings."""
@@ -447,16 +376,13 @@ class Run:
     def _record(self, stage: Stage, loss: float) -> None:
         """Log a step's loss, and stop where it makes no sense to go on."""
         state = self.progress
-        if not math.isfinite(loss):
-            raise ConfigError(self._gone_astray(stage, f"{loss}"))
-        lr = stage.lr * self.optimizer.lr_factor
-        self.log.write(
-            stage=stage.name, step=state.step, loss=loss, lr=lr, seconds=round(self.seconds(), 3)
-        )
-        state.recent = [*state.recent, loss][-_WATCHED:]
-        mean = float(np.mean(state.recent))
-        if len(state.recent) == _WATCHED and mean > 4 * math.log(len(self.data.classes)):
-            raise ConfigError(self._gone_astray(stage, f"{mean:.3g} over {_WATCHED} steps"))
+        wrong = state.take_in(loss, len(self.data.classes))
+        if math.isfinite(loss):
+            lr = stage.lr * self.optimizer.lr_factor
+            seconds = round(self.seconds(), 3)
+            self.log.write(stage=stage.name, step=state.step, loss=loss, lr=lr, seconds=seconds)
+        if wrong:
+            raise ConfigError(self._gone_astray(stage, wrong))
 
     def _gone_astray(self, stage: Stage, loss: str) -> str:
         count = len(self.data.classes)
@@ -543,40 +469,3 @@ class Run:
             stage = by_name[stage.start]
             steps += stage.steps
         return steps
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    import numba
-
-    return {
-        "tinydilate": tinydilate.__version__,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "numba": numba.__version__,
-    }
-
-
-@contextmanager
-def _deferred_interrupt() -> Iterator[threading.Event]:
-    """Within the block, the first Ctrl-C only sets an event; the second one acts as always.
-
-    A step changes weights and the optimiser's state one after the other. Only between two steps do
-    they belong together and can be saved.
-    """
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # Python lets only the main thread handle signals
-        return
-
-    def ask(*_: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-        tqdm.write("Stopping after this step (Ctrl-C again: at once) ...", file=sys.stderr)
-
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)
