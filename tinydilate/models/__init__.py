@@ -1,6 +1,6 @@
 """The paper's networks, written as the paper's tables.
 
-Read front_ends (section 4), then contexts (section 3, Table 1), then whole.
+Read front_ends (section 4), then contexts (section 3, Table 1), then whole and published.
 """
 
 from tinydilate.models.contexts import (
@@ -12,6 +12,14 @@ from tinydilate.models.contexts import (
     context_rows,
 )
 from tinydilate.models.front_ends import SMALL, VGG_16, front_end, small_front_end
+from tinydilate.models.published import (
+    PUBLISHED,
+    Published,
+    dilation7_kitti,
+    dilation8_camvid,
+    dilation8_voc,
+    dilation10_cityscapes,
+)
 from tinydilate.models.rows import Conv, Drop, Pool, Row
 from tinydilate.models.whole import FrontEndWithContext
 
@@ -19,16 +27,22 @@ __all__ = [
     "DILATIONS",
     "DILATIONS_7",
     "DILATIONS_10",
+    "PUBLISHED",
     "SMALL",
     "VGG_16",
     "Conv",
     "Drop",
     "FrontEndWithContext",
     "Pool",
+    "Published",
     "Row",
     "bilinear_upsampling",
     "context",
     "context_rows",
+    "dilation7_kitti",
+    "dilation8_camvid",
+    "dilation8_voc",
+    "dilation10_cityscapes",
     "front_end",
     "small_front_end",
 ]
