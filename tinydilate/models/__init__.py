@@ -1,6 +1,6 @@
 """The paper's networks, written as the paper's tables.
 
-Read front_ends (section 4), then contexts (section 3, Table 1), then whole and published.
+Read front_ends (section 4), then contexts (section 3, Table 1), then whole, published and plans.
 """
 
 from tinydilate.models.contexts import (
@@ -12,6 +12,7 @@ from tinydilate.models.contexts import (
     context_rows,
 )
 from tinydilate.models.front_ends import SMALL, VGG_16, front_end, small_front_end
+from tinydilate.models.plans import Plan, plan_of_note, plan_of_published
 from tinydilate.models.published import (
     PUBLISHED,
     Published,
@@ -33,6 +34,7 @@ __all__ = [
     "Conv",
     "Drop",
     "FrontEndWithContext",
+    "Plan",
     "Pool",
     "Published",
     "Row",
@@ -44,5 +46,7 @@ __all__ = [
     "dilation8_voc",
     "dilation10_cityscapes",
     "front_end",
+    "plan_of_note",
+    "plan_of_published",
     "small_front_end",
 ]
