@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tinydilate import cli, device, kernel
+from tinydilate.cli import common
 from tinydilate.config import Config
 from tinydilate.errors import TinydilateError
 from tinydilate.train import train
@@ -286,7 +287,7 @@ def test_errors_anywhere_are_handled_in_one_place(command, monkeypatch, error, c
     def broken(_):
         raise error
 
-    monkeypatch.setattr(cli, "_ops", broken)
+    monkeypatch.setattr(cli.machine, "_ops", broken)
     result = command("ops")
     assert result[:2] == (code, "")
     assert re.search(pattern, result[2])
@@ -297,7 +298,7 @@ def test_a_bug_is_not_hidden(monkeypatch):
     def broken(_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "_ops", broken)
+    monkeypatch.setattr(cli.machine, "_ops", broken)
     with pytest.raises(ZeroDivisionError):
         cli.main(["ops"])
 
@@ -338,7 +339,7 @@ def test_ctrl_c_from_outside(tmp_path):
 
 def test_columns():
     rows = [("a", "number"), ("long name", "1")]
-    assert cli.columns(rows, right=(1,)).splitlines() == [
+    assert common.columns(rows, right=(1,)).splitlines() == [
         "a          number",
         "-----------------",
         "long name       1",

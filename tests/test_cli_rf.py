@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from tinydilate import cli, receptive_field
+from tinydilate.cli import networks
 from tinydilate.config import Config
 from tinydilate.predict import save_network
 from tinydilate.receptive_field import effective
@@ -45,7 +46,7 @@ def test_models_and_actions_stand_side_by_side(command):
     assert code == 0
     for name in [*MODELS, *ACTIONS]:
         assert re.search(rf"^    {name}\b", out, re.MULTILINE), name
-    assert list(cli._MODELS) == MODELS[:-1]
+    assert list(networks.MODELS) == MODELS[:-1]
     assert not set(MODELS) & set(ACTIONS)
 
 
