@@ -56,7 +56,7 @@ CHAIN = [
     ["optim", "data", "metrics", "io"],
     ["see", "warmup", "gpu_checkup", "running"],
     ["predict"],
-    ["train"],
+    ["train", "recipes"],
     ["doctor"],
     ["cli"],
     ["__main__"],

@@ -427,18 +427,20 @@ def weights_and_biases(
     lr: float,
     weight_decay: float = 0.0,
     bias_rate: float = 2.0,
+    bias_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Two groups as in the paper's training files: biases learn twice as fast and do not decay.
 
     Caffe writes it as lr_mult 1 and 2, decay_mult 1 and 0. A parameter is a bias if its name ends
-    in "bias"; ``bias_rate`` is its learning rate by that of the weights.
+    in "bias"; ``bias_rate`` and ``bias_decay`` are its learning rate and its weight decay by those
+    of the weights.
     """
     named = list(named_parameters)
     weights = [parameter for name, parameter in named if not name.endswith("bias")]
     biases = [parameter for name, parameter in named if name.endswith("bias")]
     return [
         {"params": weights, "lr": lr, "weight_decay": weight_decay},
-        {"params": biases, "lr": bias_rate * lr, "weight_decay": 0.0},
+        {"params": biases, "lr": bias_rate * lr, "weight_decay": bias_decay * weight_decay},
     ]
 
 

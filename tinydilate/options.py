@@ -103,7 +103,9 @@ class Options:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             value = list(value) if isinstance(value, tuple) else value
-            lines.append(f"{field.name} = {json.dumps(value)}  # {field.metadata['meaning']}")
+            # JSON's texts are TOML's, but for characters in two halves and one that TOML refuses.
+            text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+            lines.append(f"{field.name} = {text}  # {field.metadata['meaning']}")
         return "\n".join(lines) + "\n"
 
     def differences(self, other: Self) -> list[str]:
