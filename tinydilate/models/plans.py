@@ -77,6 +77,10 @@ class Plan(NamedTuple):
         The front end's last layer.
     upsample : int
         How many times a fixed transposed convolution enlarges the scores at the end; 0 for none.
+    divisor : float
+        What a fixed first layer, "scale", divides the pixels by; 1 for none. VGG-16's weights take
+        pixels of 0 to 255 minus the mean. A network that starts from random weights learns better
+        from numbers around 1.
     """
 
     classes: Classes
@@ -88,6 +92,7 @@ class Plan(NamedTuple):
     prefix: str = "ctx"
     final_name: str = "final"
     upsample: int = 0
+    divisor: float = 1.0
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -110,8 +115,7 @@ class Plan(NamedTuple):
         ShapeError
             If the front end's table asks for a border that is not the same on both sides.
         """
-        layers = self.build("front end", device="meta")
-        readers = readers_of(layers)
+        readers = readers_of(self.build("front end", device="meta"))
         return border_of(readers), int(field_of(readers).stride)
 
     def build(
@@ -152,6 +156,8 @@ class Plan(NamedTuple):
         options: dict[str, Any] = {"device": device, "dtype": dtype}
         front_rng, context_rng = (None, None) if device == "meta" else init.generator(rng).spawn(2)
         layers: list[tuple[str, nn.Module]] = []
+        if part != "context" and self.divisor != 1:
+            layers.append(("scale", _scale(self.divisor, device, dtype)))
         if part != "context":
             front = front_end(
                 count,
@@ -182,6 +188,13 @@ class Plan(NamedTuple):
     def to_note(self) -> dict[str, Any]:
         """The plan as JSON can hold it."""
         return {**self._asdict(), "classes": self.classes._asdict()}
+
+
+def _scale(divisor: float, device: str, dtype: Any) -> nn.Conv2d:
+    """A fixed layer that divides each of three channels by a number."""
+    layer = nn.Conv2d(3, 3, 1, groups=3, bias=False, device=device, dtype=dtype, rng=0)
+    init.gaussian_(layer, 0.0, 1 / divisor).requires_grad_(False)  # width 0: the mean itself
+    return layer
 
 
 def plan_of_published(name: str) -> Plan:

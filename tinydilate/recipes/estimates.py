@@ -30,7 +30,7 @@ from tinydilate.errors import ConfigError
 
 PROGRAM = 250 * 2**20  # bytes of interpreter, libraries and machine code
 WORKING = 64 * 2**20  # that kernels take for packed weights and transformed tiles
-_LONG = 20  # seconds after which a rehearsal is not repeated
+_LONG = 120  # seconds after which a rehearsal is not repeated
 
 
 class Estimate(NamedTuple):

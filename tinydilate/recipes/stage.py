@@ -67,6 +67,7 @@ from tinydilate.recipes.stepping import (
     make_optimizer,
     schedule_of,
     score_network,
+    tiny_step,
 )
 from tinydilate.recipes.stored import Canvas, canvas_input, canvas_of, store_features
 from tinydilate.recipes.table import Recipe, kind_and_split
@@ -81,6 +82,7 @@ from tinydilate.running import (
     versions,
 )
 from tinydilate.threads import get_num_threads
+from tinydilate.warmup import warm_up
 
 RECIPE = "recipe.toml"
 FRONT = "front.safetensors"
@@ -405,6 +407,7 @@ def dry_run(recipe: Recipe, call: Call) -> dict[str, Any]:
     check_start(recipe, call.init)
     stage = Stage(recipe, call)
     stage.begin()
+    _compile(call)
     made: dict[str, Any] = {}
     if stage.crop is not None:
         source = CropSource(stage.images, recipe, stage.crop)
@@ -475,6 +478,7 @@ def run_recipe(recipe: Recipe, call: Call, resume: bool = False) -> dict[str, An
     else:
         stage.begin()  # before there is a folder: what is refused leaves nothing behind
         _write_start(stage, new=not resume)
+    _compile(call)
     run = StageRun(stage, saved)
     try:
         with deferred_interrupt() as interrupted:
@@ -496,6 +500,12 @@ def _read_results(path: Path) -> dict[str, Any]:
         f"expected the results of a finished run in {path}; it is damaged. Delete that file: "
         "--resume writes it again."
     )
+
+
+def _compile(call: Call) -> None:
+    """Compile kernels with a word about it, rather than in the middle of the first step."""
+    if call.device == "cpu":
+        warm_up("recipes", tiny_step, call.progress)
 
 
 def _check_resumed(recipe: Recipe, folder: Path) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tinydilate import functional as F
 from tinydilate import nn, optim
 from tinydilate.autograd import no_grad, tensor
-from tinydilate.classes import IGNORE
+from tinydilate.classes import IGNORE, VOC
 from tinydilate.data.crops import Batch
 from tinydilate.metrics import Score, confusion_matrix
 from tinydilate.recipes.table import Recipe
@@ -86,3 +86,17 @@ def score_network(network: nn.Module, batches: Iterable[Batch], classes: tuple[s
     finally:
         network.train(training)
     return Score.of(matrix, classes)
+
+
+def tiny_step() -> None:
+    """One step and one score of a tiny network with every kind of layer: calls every kernel."""
+    rows = ("conv1 3 1 4", "pool1 pool", "conv2 3 2 4", "drop2 drop 0.5")  # field 12, stride 2
+    recipe = Recipe(
+        front_end="table", table=rows, context="basic", dilations=(1, 2), divisor=64, upsample=2
+    )
+    network = recipe.plan(VOC).build(rng=0)
+    images = np.random.default_rng(0).standard_normal((2, 3, 26, 26), np.float32)
+    batch = Batch(images, np.zeros((2, 16, 16), np.int64))
+    batch_gradient(network, batch, parts=2)
+    make_optimizer(recipe, network).step()
+    score_network(network, [batch], VOC.names)

@@ -53,6 +53,9 @@ class Recipe(Options):
     padding: str = option("layers", "where the context module pads", choices=PADDINGS)
     prefix: str = option("ctx", "how the names of the context's layers begin")
     final_name: str = option("final", "name of the front end's last layer")
+    divisor: float = option(
+        1.0, "what a fixed first layer divides pixels by, 1 for none", 1e-3, 1e4
+    )
     upsample: int = option(0, "factor of a fixed upsampling at the end, 0 for none", 0, 65)
 
     # Where it starts.
@@ -100,6 +103,7 @@ class Recipe(Options):
             self.prefix,
             self.final_name,
             self.upsample,
+            self.divisor,
         )
 
     @property
