@@ -15,7 +15,12 @@ from tinydilate.receptive_field import effective
 from tinydilate.receptive_field.paper_claims import claim
 from tinydilate.train import recipe_of
 
-MODELS = ["demo", "demo-front", "front-end", "context-basic", "context-large", "voc", "stack"]
+MODELS = [
+    "demo", "demo-front", "front-end", "context-basic", "context-large", "voc",
+    "dilation8_voc", "dilation8_camvid", "dilation7_kitti", "dilation10_cityscapes",
+    "pooled-front-end", "deeplab-large-fov", "fcn-8s",
+    "small-pooled-front-end", "small-large-fov", "small-fcn", "stack",
+]  # fmt: skip
 ACTIONS = ["claims", "verify", "effective", "explore"]
 
 
