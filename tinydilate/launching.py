@@ -74,8 +74,9 @@ class _Compiled:
     each number: 60 microseconds on the machine of an H100, where PyTorch needs 10.
     """
 
-    def __init__(self, function: Any, forms: str) -> None:
+    def __init__(self, function: Any, forms: str, owner: Any = None) -> None:
         self.function, self.driver = function, device.driver()
+        self.owner = owner  # Numba's object: without it, the machine code would be unloaded
         self.packing = struct.Struct(forms)  # each argument in eight bytes
         self.arguments = ctypes.create_string_buffer(self.packing.size)
         count, first = self.packing.size // 8, ctypes.addressof(self.arguments)
@@ -171,7 +172,7 @@ class CudaKernel:
             for is_array, own in self.parameters
         ]
         function = overload._codelibrary.get_cufunc()  # Numba has no public name for it
-        return _Compiled(function.handle, "<" + "".join(forms))
+        return _Compiled(function.handle, "<" + "".join(forms), built)
 
     def source(self) -> FunctionType:
         """The body with its outer names bound for the GPU: what Numba is given."""
