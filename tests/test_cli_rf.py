@@ -152,6 +152,16 @@ def test_the_page_and_the_address_that_shows_a_stack(command, tmp_path):
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
+def test_the_page_shows_layers_in_one_line_only(command, tmp_path):
+    code, out, err = command("small-fcn", "--html", tmp_path / "a.html")
+    assert (code, out) == (2, "")
+    assert "expected a network of layers in one line with --html" in err
+    assert not (tmp_path / "a.html").exists()
+    _, out, _ = command("small-large-fov", "--html", tmp_path / "b.html")
+    link = out.rpartition("#stack=")[2]
+    assert ".m3d1s1p1.m3d1s1p1.c3d2s1p2f64." in link  # pool2, pool2a, conv3_1
+
+
 # ---- actions ---------------------------------------------------------------------------------
 
 
