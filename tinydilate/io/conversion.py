@@ -28,6 +28,7 @@ from tinydilate.io.weights import (
     Report,
     Weights,
     find,
+    fitting,
     make_plan,
     read_weights,
 )
@@ -80,8 +81,8 @@ def convert_weights(
     target : path
         Usually ends in ``.safetensors``.
     network : {"dilation8_voc", ..., "vgg16"}, optional
-        What the weights are for. By default found out from the layers' names; a file of none of
-        these networks is converted as it is, and has no note about one.
+        What the weights are for. By default found out from the layers' names and shapes; a file of
+        none of these networks is converted as it is, and has no note about one.
     colours : {"torchvision", "caffe"}, optional
         See `tinydilate.io.weights.load_weights`. The colours of a VGG-16 become Caffe's.
     progress : bool
@@ -171,12 +172,13 @@ def _of_final(name: str) -> bool:
 
 
 def _recognise(found: Found) -> str:
-    """The network whose layers' names the file has; "" if there is none."""
+    """The network whose layers' names and shapes the file has; "" if there is none."""
     names = set(found.arrays)
     for network in PUBLISHED:
-        if names == set(places_of(network)):
+        places = places_of(network)
+        if names == set(places) and fitting(places, found):
             return network
-    return VGG if is_vgg(found.arrays) else ""
+    return VGG if is_vgg(found.arrays) and fitting(places_of(VGG), found) else ""
 
 
 def _plan(network: str, weights: Weights, found: Found) -> Plan:

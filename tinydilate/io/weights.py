@@ -333,6 +333,14 @@ def _fits(stored: Shape, wanted: Shape) -> bool:
     return stored == wanted or (dense and stored[1] == math.prod(wanted[1:]))
 
 
+def fitting(places: Mapping[str, Shape], found: Found) -> bool:
+    """Whether every place has an array that fits."""
+    return all(
+        name in found.arrays and _fits(found.arrays[name].shape, shape)
+        for name, shape in places.items()
+    )
+
+
 def _named_by(patterns: Iterable[str], name: str) -> bool:
     layer = name.rpartition(".")[0]
     return any(fnmatchcase(name, each) or fnmatchcase(layer, each) for each in patterns)
