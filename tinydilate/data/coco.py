@@ -58,7 +58,7 @@ def open_coco(
 ) -> LabelledImages:
     """Open a split of COCO, labelled by VOC's classes.
 
-    Reading the list takes about ten seconds; the outlines stay in the file until they are wanted.
+    Reading the list takes half a minute; the outlines stay in the file until they are wanted.
 
     Parameters
     ----------
