@@ -135,7 +135,7 @@ class CudaArray:
         """The same numbers in memory of their own."""
         result = empty(self.shape, self.dtype)
         if self.size:
-            _copy(self.flat, result.flat, self.nbytes)
+            copy_into(self, result)
         return result
 
     def astype(self, dtype: Any) -> CudaArray:
@@ -565,12 +565,13 @@ def zeros(shape: tuple[int, ...], dtype: Any) -> CudaArray:
     return array
 
 
-def _copy(source: Any, target: Any, size: int) -> None:
-    """From the GPU to the GPU."""
+def copy_into(source: CudaArray, target: CudaArray, first: int = 0) -> None:
+    """Copy an array's numbers to those of another one from number ``first`` on."""
+    line = target.flat[first : first + source.size]
     if SIMULATED:
-        target.copy_to_device(source)
-    else:
-        arguments = target.address, source.address, size, driver().queue
+        line.copy_to_device(source.flat)
+    elif source.size:
+        arguments = line.address, source.flat.address, source.nbytes, driver().queue
         driver().call("cuMemcpyDtoDAsync", *arguments)
 
 

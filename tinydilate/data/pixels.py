@@ -82,7 +82,7 @@ def read_labels(path: Path, code: Code) -> Bytes:
     if image.mode == "P":
         return _from_palette(image, path, code)
     if image.mode in ("L", "1") or image.mode.startswith("I"):
-        return _from_numbers(np.asarray(image), path, code)
+        return number_labels(np.asarray(image), path, code)
     if image.mode in ("RGB", "RGBA"):
         return _from_colours(np.asarray(image.convert("RGB")), path, code)
     raise DataError(
@@ -172,7 +172,7 @@ class _explained:  # noqa: N801 - used like a function, in a with statement
 # ---- numbers and colours ---------------------------------------------------------------------
 
 
-def _from_numbers(numbers: NDArray[Any], path: Path, code: Code) -> Bytes:
+def number_labels(numbers: NDArray[Any], path: Path, code: Code) -> Bytes:
     """Numbers in the file -> classes."""
     found = np.unique(numbers).tolist()
     unknown = [number for number in found if number not in code.numbers]
@@ -216,7 +216,7 @@ def _from_colours(pixels: Bytes, path: Path, code: Code) -> Bytes:
     packed = (red << 16) | (green << 8) | blue  # (H, W)
     if not code.colours:
         if (red == green).all() and (red == blue).all():  # numbers, stored three times
-            return _from_numbers(red, path, code)
+            return number_labels(red, path, code)
         raise DataError(
             f"expected labels as class numbers; {path} is a colour map, and the colours of its "
             "classes are not known. Write one class a line as NAME RED GREEN BLUE into classes.txt."
@@ -228,7 +228,7 @@ def _from_colours(pixels: Bytes, path: Path, code: Code) -> Bytes:
     known = keys[places] == packed
     if not known.all():
         if (red == green).all() and (red == blue).all():
-            return _from_numbers(red, path, code)
+            return number_labels(red, path, code)
         raise DataError(_unknown_colours(packed, known, path, code))
     return np.asarray(labels[places])
 
@@ -262,12 +262,12 @@ def _from_palette(image: Any, path: Path, code: Code) -> Bytes:
     by_colour = [code.colours.get(tuple(colour)) for colour in palette[used].tolist()]
     grey = (palette[used] == used[:, None]).all()  # a grey scale says nothing of its own
     if grey or None in by_colour:
-        return _from_numbers(numbers, path, code)
+        return number_labels(numbers, path, code)
     # Its own colour beside each number is VOC's way. 255 is often painted like no class at all.
     if None in by_number:
         return _from_colours(palette[numbers], path, code)
     if by_number == by_colour:
-        return _from_numbers(numbers, path, code)
+        return number_labels(numbers, path, code)
     raise DataError(
         f"expected numbers and colours of one meaning in {path}; got a palette in which number "
         f"{used[0]} has the colour of class {by_colour[0]}, and so on: both could be meant. Save "
