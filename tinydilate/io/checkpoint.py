@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tinydilate.device import Array
 from tinydilate.errors import DataError
 from tinydilate.io.files import bytes_of, write_pieces
