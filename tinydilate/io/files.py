@@ -108,7 +108,7 @@ def bytes_of(array: Any) -> memoryview:
     numbers: Array = move(array, "cpu") if isinstance(array, CudaArray) else np.asarray(array)
     little = numbers.dtype.newbyteorder("<")
     flat = np.ascontiguousarray(numbers, dtype=little).reshape(-1)
-    return memoryview(flat.view(np.uint8))
+    return memoryview(flat.view(np.uint8).data)
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -10,7 +10,7 @@ and the wire type says how to find the end of the value:
 wire type  value
 =========  ==============================================================================
 0          a whole number, as a varint
-2          bytes, after their length as a varint: text, numbers in a row, a message inside
+2          bytes, after their length as a varint: text, an array's numbers, a message inside
 5          four bytes: a float32
 =========  ==============================================================================
 
@@ -27,7 +27,6 @@ Source: protobuf.dev, "Encoding".
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
 
 from tinydilate.io.files import Piece
 
@@ -63,16 +62,6 @@ def float_number(field: int, number: float) -> Message:
 def text(field: int, characters: str) -> Message:
     """A field of type string."""
     return inside(field, [characters.encode()])
-
-
-def whole_numbers(field: int, numbers: Iterable[int]) -> Message:
-    """A repeated field of whole numbers, packed into one value."""
-    return inside(field, [b"".join(map(varint, numbers))])
-
-
-def float_numbers(field: int, numbers: Iterable[float]) -> Message:
-    """A repeated field of floats, packed into one value."""
-    return inside(field, [b"".join(struct.pack("<f", number) for number in numbers)])
 
 
 def inside(field: int, message: Message) -> Message:
