@@ -5,12 +5,12 @@ parameter requiring grad, so that every op is recorded. The recorded graph is th
 order in which its ops were made, and each op says itself in ONNX's operators (see `onnx_rules`).
 
 What may vary? A run shows sizes, not where they came from: is 64 the image's height, or the number
-of maps? So where an axis of the image may be of any size, the network is run three times with
-different sizes of that axis, and the graphs are laid side by side. What is equal in all of them is
-a constant. What grows evenly with the image, such as twice the height less one, is worked out in
-the graph from the shape of the image. Anything else is refused with the name of its layer. The
-sizes are primes, which no stride divides: at a size that a stride divides, a network may leave out
-the step that cuts off what is too much.
+of maps? So where an axis of the image may be of any size, the network is run with nine sizes of
+that axis, one after the other, and the graphs are laid side by side. What is equal in all of them
+is a constant. What grows evenly with the image, such as twice the height less one, is worked out
+in the graph from the shape of the image. Anything else is refused with the name of its layer. The
+first size is a prime, which no stride divides: at a size that a stride divides, a network may
+leave out the step that cuts off what is too much, and the step must be in the file.
 """
 
 from __future__ import annotations
@@ -211,38 +211,34 @@ def _outlines(
             "out."
         )
 
-    def runs(sizes: Callable[[int], tuple[int, int, int]]) -> list[Outline]:
-        three = {
-            axis: (2, 3, 5) if axis == "batch" else sizes(shape[PLACES[axis]]) for axis in dynamic
-        }
+    def runs(sizes: Callable[[int], Sequence[int]]) -> list[Outline]:
+        tried = {a: range(2, 7) if a == "batch" else sizes(shape[PLACES[a]]) for a in dynamic}
         base = list(shape)
         for axis in dynamic:
-            base[PLACES[axis]] = three[axis][0]
+            base[PLACES[axis]] = tried[axis][0]
         found = [_outline(network, tuple(base), opset, moving)]
         for axis in dynamic:
-            for size in three[axis][1:]:
-                other = tuple(size if n == PLACES[axis] else s for n, s in enumerate(base))
-                found.append(_outline(network, other, opset, moving, axis))
+            for size in tried[axis][1:]:
+                other = base.copy()
+                other[PLACES[axis]] = size
+                found.append(_outline(network, tuple(other), opset, moving, axis))
         return found
 
     try:
-        return runs(_primes)
+        return runs(_from_a_prime_on)
     except ConfigError as error:
         try:  # a network may take nothing but multiples of its stride
-            return runs(lambda size: (size, size + 64, size + 192))
+            return runs(lambda size: range(size, size + 5 * 64, 64))
         except ConfigError:
             raise error from None
 
 
-def _primes(size: int) -> tuple[int, int, int]:
-    """The next three primes from a size on, or from 11 on."""
-    found: list[int] = []
-    number = max(size, 11)
-    while len(found) < 3:
-        if all(number % divisor for divisor in range(2, math.isqrt(number) + 1)):
-            found.append(number)
-        number += 1
-    return found[0], found[1], found[2]
+def _from_a_prime_on(size: int) -> range:
+    """Nine sizes, which leave every remainder by strides of 2, 4 and 8; at least ``size``."""
+    first = max(size, 11)
+    while not all(first % divisor for divisor in range(2, math.isqrt(first) + 1)):
+        first += 1
+    return range(first, first + 9)
 
 
 def _outline(
@@ -327,14 +323,11 @@ class Plan(NamedTuple):
 
 def _settle(outlines: list[Outline]) -> Plan:
     """Lay the runs side by side; see the top of this module."""
-    if len({len(outline.sketch.nodes) for outline in outlines}) > 1:
-        raise ConfigError(
-            "expected a network that does the same for an image of any size; got one that takes "
-            "other steps where the image is larger. Export it for one size, without dynamic axes."
-        )
     settling = _Settling(outlines)
-    for nodes in zip(*(outline.sketch.nodes for outline in outlines), strict=True):
-        settling.add(nodes)
+    base = outlines[0].sketch.nodes
+    others = [_aligned(base, outline.sketch.nodes) for outline in outlines[1:]]
+    for n, node in enumerate(base):
+        settling.add(node, [nodes[n] for nodes in others])
     first = outlines[0]
     inputs = {"input": Value(first.dtype, settling.shape([o.shape for o in outlines]))}
     outputs = {
@@ -342,6 +335,42 @@ def _settle(outlines: list[Outline]) -> Plan:
         for name, tensor in first.outputs.items()
     }
     return Plan(settling.nodes, settling.constants, inputs, outputs)
+
+
+def _aligned(base: list[Node], other: list[Node]) -> list[Node | None]:
+    """The nodes of another run in the places of the first run's, with the first run's names.
+
+    None stands for a cut that the other run could do without.
+    """
+    aligned: list[Node | None] = []
+    names: dict[str, str] = {}  # what the other run calls it -> what the first one calls it
+    waiting = iter(other)
+    theirs = next(waiting, None)
+    for ours in base:
+        if theirs is not None and _alike(ours, theirs):
+            renamed = (names.get(n, n) if isinstance(n, str) else n for n in theirs.inputs)
+            aligned.append(theirs._replace(inputs=tuple(renamed), output=ours.output))
+            names[theirs.output] = ours.output
+            theirs = next(waiting, None)
+        elif ours.kind == "Slice":
+            aligned.append(None)
+            names = {n: ours.output if m == ours.inputs[0] else m for n, m in names.items()}
+        else:
+            break
+    if theirs is not None or len(aligned) < len(base):
+        raise ConfigError(
+            "expected a network that does the same for an image of any size; got one that takes "
+            "other steps where the image is larger. Export it for one size, without dynamic axes."
+        )
+    return aligned
+
+
+def _alike(ours: Node, theirs: Node) -> bool:
+    """Whether two nodes may be the same step: of one kind, and a cut along the same axis."""
+    axis = 3  # the input of Slice that says so
+    return ours.kind == theirs.kind and (
+        ours.kind != "Slice" or ours.inputs[axis] == theirs.inputs[axis]
+    )
 
 
 class Growing(NamedTuple):
@@ -362,15 +391,16 @@ class _Settling:
         self.names: dict[Any, str] = {}  # what was made already
         self.sketch = outlines[0].sketch  # it knows which names are taken
 
-    def add(self, nodes: Sequence[Node]) -> None:
+    def add(self, node: Node, others: Sequence[Node | None]) -> None:
         """Add the node that the runs have at one place."""
-        node = nodes[0]
         self.sketch.layer = node.layer
-        for other in nodes[1:]:
-            same = other.kind == node.kind and len(other.inputs) == len(node.inputs)
-            if not same or other.attributes != node.attributes:
+        there = {0: node} | {k: each for k, each in enumerate(others, 1) if each is not None}
+        for other in there.values():
+            if len(other.inputs) != len(node.inputs) or other.attributes != node.attributes:
                 raise self._depends(node.kind)
-        inputs = [self._input(node, each) for each in zip(*(n.inputs for n in nodes), strict=True)]
+        inputs = []
+        for n in range(len(node.inputs)):
+            inputs.append(self._input(node, {k: other.inputs[n] for k, other in there.items()}))
         self.nodes.append(node._replace(inputs=tuple(inputs)))
 
     def _depends(self, what: str) -> ConfigError:
@@ -379,53 +409,53 @@ class _Settling:
             "Export it for one size, without dynamic axes.",
         )
 
-    def _input(self, node: Node, given: Sequence[str | Numbers]) -> str:
+    def _input(self, node: Node, runs: dict[int, str | Numbers]) -> str:
         """The name of an input that the runs call so, or of the numbers that they have there."""
-        first = given[0]
+        first = runs[0]
         if isinstance(first, Numbers):
-            return self._numbers(node, [each for each in given if isinstance(each, Numbers)])
-        if set(given) != {first}:
+            return self._numbers(node, {k: n for k, n in runs.items() if isinstance(n, Numbers)})
+        if set(runs.values()) != {first}:
             raise self._depends(node.kind)
-        constants = [outline.sketch.constants for outline in self.outlines]
+        constants = [self.outlines[k].sketch.constants for k in runs]
         if first in constants[0] and any(
             not np.array_equal(each[first], constants[0][first]) for each in constants[1:]
         ):
             raise self._depends(f"a number in {node.kind}")
         return first
 
-    def _numbers(self, node: Node, runs: list[Numbers]) -> str:
+    def _numbers(self, node: Node, runs: dict[int, Numbers]) -> str:
+        """The name of whole numbers; ``runs`` are those of each run that has them."""
         first = runs[0]
-        if len({len(run.values) for run in runs}) > 1:
+        if len({len(run.values) for run in runs.values()}) > 1:
             raise self._depends(node.kind)
         settled: list[int | Growing] = []
         for n in range(len(first.values)):
-            values = [run.values[n] for run in runs]
-            from_end = [run.from_end[n] for run in runs] if first.from_end else values
+            values = {k: run.values[n] for k, run in runs.items()}
             growing = self._growing(values)
-            if len(set(values)) == 1:
+            from_end = {run.from_end[n] for run in runs.values()} if first.from_end else set()
+            if len(set(values.values())) == 1:
                 settled.append(values[0])
-            elif len(set(from_end)) == 1:
-                settled.append(from_end[0])
             elif growing is not None:
                 settled.append(growing)
+            elif len(from_end) == 1:
+                settled.append(from_end.pop())
             elif first.may_infer and -1 not in settled:
                 settled.append(-1)
             else:
                 raise self._depends(node.kind)
         return self._vector(settled)
 
-    def _growing(self, values: Sequence[int]) -> Growing | None:
-        """How numbers grow with one axis of the image: evenly and with no other; else None."""
-        moved = {o.axis for o, v in zip(self.outlines, values, strict=True) if v != values[0]}
+    def _growing(self, values: dict[int, int]) -> Growing | None:
+        """How a number grows with one axis of the image: evenly, and with no other; else None."""
+        moved = {self.outlines[k].axis for k, value in values.items() if value != values[0]}
         if len(moved) != 1:
             return None
-        (axis,) = moved
-        place = PLACES[str(axis)]
-        sizes = [outline.shape[place] for outline in self.outlines]
-        (n, m) = (k for k, outline in enumerate(self.outlines) if outline.axis == axis)
-        factor = (values[n] - values[0]) // (sizes[n] - sizes[0])
+        place = PLACES[str(moved.pop())]
+        sizes = {k: self.outlines[k].shape[place] for k in values}
+        k = next(k for k, value in values.items() if value != values[0])
+        factor = (values[k] - values[0]) // (sizes[k] - sizes[0])
         rest = values[0] - factor * sizes[0]
-        even = all(values[k] == factor * sizes[k] + rest for k in (n, m))
+        even = all(values[k] == factor * sizes[k] + rest for k in values)
         return Growing(place, factor, rest) if even else None
 
     def _vector(self, settled: list[int | Growing]) -> str:
@@ -472,7 +502,7 @@ class _Settling:
         """A shape with names for sizes that are the image's, None for others that vary."""
         found: list[Dimension] = []
         for sizes in zip(*shapes, strict=True):
-            growing = self._growing(sizes)
+            growing = self._growing(dict(enumerate(sizes)))
             if len(set(sizes)) == 1:
                 found.append(sizes[0])
             elif growing is not None and growing[1:] == (1, 0):

@@ -299,22 +299,27 @@ def _transposed(sketch: Sketch, op: Any, inputs: list[str], result: Tensor) -> s
 
 @rule(Unfold)
 def _unfold(sketch: Sketch, op: Any, inputs: list[str], result: Tensor) -> str:
-    """A convolution with one filter for each channel and tap, which is 1 at that tap."""
-    channels = op.shape[1]
-    taps = sketch.constant(_single_taps(op.window, channels, result.dtype))
-    columns = sketch.node("Conv", *inputs, taps, **_of_window(op.window), group=channels)
+    """Each channel by itself through one filter for each tap, which is 1 at that tap."""
+    count, channels, *size = op.shape
+    planes = Numbers((count * channels, 1, *size), may_infer=True)
+    x = sketch.node("Reshape", *inputs, planes)  # (N*C, 1, H, W)
+    taps = _single_taps(sketch, op.window, result.dtype)
+    columns = sketch.node("Conv", x, taps, **_of_window(op.window))  # (N*C, KH*KW, OH, OW)
     return sketch.node("Reshape", columns, Numbers(result.shape, may_infer=True))
 
 
 @rule(Fold)
 def _fold(sketch: Sketch, op: Any, inputs: list[str], result: Tensor) -> str:
-    channels, output = result.shape[1], op.window.output_size(op.size)
-    maps = Numbers((*op.inputs[0].shape[:2], *output), may_infer=True)
-    columns = sketch.node("Reshape", *inputs, maps)  # (N, C*KH*KW, OH, OW)
-    taps = sketch.constant(_single_taps(op.window, channels, result.dtype))
+    """Each channel by itself through the transpose of that convolution."""
+    count, channels = result.shape[:2]
+    output = op.window.output_size(op.size)
+    maps = Numbers((count * channels, op.window.taps, *output), may_infer=True)
+    columns = sketch.node("Reshape", *inputs, maps)  # (N*C, KH*KW, OH, OW)
+    taps = _single_taps(sketch, op.window, result.dtype)
     extra = _output_padding(op.window, output, op.size)
-    options = {**_of_window(op.window), "output_padding": extra, "group": channels}
-    return sketch.node("ConvTranspose", columns, taps, **options)
+    options = {**_of_window(op.window), "output_padding": extra}
+    planes = sketch.node("ConvTranspose", columns, taps, **options)  # (N*C, 1, H, W)
+    return sketch.node("Reshape", planes, Numbers(result.shape, may_infer=True))
 
 
 def _of_window(window: Window) -> dict[str, Any]:
@@ -334,10 +339,9 @@ def _output_padding(window: Window, inputs: Sequence[int], outputs: Sequence[int
     return outputs[0] - rows, outputs[1] - columns
 
 
-def _single_taps(window: Window, channels: int, dtype: Any) -> Array:
-    """(C*KH*KW, 1, KH, KW): for each channel and each tap a filter that is 1 at that tap."""
-    taps = np.eye(window.taps, dtype=dtype).reshape(window.taps, 1, *window.kernel)
-    return np.tile(taps, (channels, 1, 1, 1))
+def _single_taps(sketch: Sketch, window: Window, dtype: Any) -> str:
+    """(KH*KW, 1, KH, KW): for each tap a filter that is 1 at that tap and 0 elsewhere."""
+    return sketch.constant(np.eye(window.taps, dtype=dtype).reshape(-1, 1, *window.kernel))
 
 
 # ---- pooling ---------------------------------------------------------------------------------
@@ -593,23 +597,16 @@ def _taken_apart(
 
 
 def _slice(sketch: Sketch, x: str, walks: list[Walk], shape: tuple[int, ...]) -> str:
-    cut = [axis for axis, n in enumerate(shape) if walks[axis] != Walk(0, n, 1)]
-    if not cut:
-        return x
-    starts: list[tuple[int, int]] = []  # from the beginning, and the same from the end
-    ends: list[tuple[int, int]] = []
-    steps: list[int] = []
-    for axis in cut:
+    """One node for each axis that is cut: for another size an axis may need no cut."""
+    for axis, size in enumerate(shape):
         start, length, step = walks[axis]
-        last = start + (length - 1) * step
-        end = last + (1 if step > 0 else -1)
-        starts.append((start, start - shape[axis]))
-        if end < 0 or end >= shape[axis]:  # to the end, or backwards to the beginning
-            ends.append((END if step > 0 else -END,) * 2)
-        else:
-            ends.append((end, end - shape[axis]))
-        steps.append(step)
-    cuts = [
-        Numbers(tuple(a for a, _ in each), tuple(b for _, b in each)) for each in (starts, ends)
-    ]
-    return sketch.node("Slice", x, *cuts, Numbers(tuple(cut)), Numbers(tuple(steps)))
+        end = start + (length - 1) * step + (1 if step > 0 else -1)
+        if (start, length, step) == (0, size, 1):
+            continue
+        if 0 <= end < size:
+            ends = Numbers((end,), (end - size,))
+        else:  # to the end, or backwards to the beginning
+            ends = Numbers((END if step > 0 else -END,))
+        starts = Numbers((start,), (start - size,))
+        x = sketch.node("Slice", x, starts, ends, Numbers((axis,)), Numbers((step,)))
+    return x
