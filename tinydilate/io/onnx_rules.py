@@ -335,8 +335,13 @@ def _of_window(window: Window) -> dict[str, Any]:
 
 def _output_padding(window: Window, inputs: Sequence[int], outputs: Sequence[int]) -> Pair:
     """Rows and columns that a transposed convolution has beyond what its last window covers."""
-    rows, columns = window.input_size(inputs)
-    return outputs[0] - rows, outputs[1] - columns
+    covered = [
+        (count - 1) * stride + extent - before - after
+        for count, stride, extent, (before, after) in zip(
+            inputs, window.stride, window.extent, window.padding, strict=True
+        )
+    ]
+    return outputs[0] - covered[0], outputs[1] - covered[1]
 
 
 def _single_taps(sketch: Sketch, window: Window, dtype: Any) -> str:
@@ -390,14 +395,17 @@ def _average(sketch: Sketch, x: str, window: Window, count_include_pad: int) -> 
 
 
 def _agreed(sketch: Sketch, window: Window, size: Pair) -> Window:
-    """The window as it is, or without ``ceil_mode`` where ONNX might count other windows.
+    """The window as it is, or without ``ceil_mode`` where engines might count other windows.
 
     Ours drops a last window that would begin in the padding after the image, ONNX (before version
-    22) keeps it. Where the stride is small enough there can be no such window.
+    22) keeps it. Where the stride is small enough there is no such window. Even so, with padding,
+    ``ceil_mode`` is used only if the size may be any: not every engine gets both right.
     """
     axes = zip(window.stride, window.extent, window.padding, strict=True)
     same = all(stride <= extent - after for stride, extent, (_, after) in axes)
-    return window if same or not window.ceil_mode else _written_out(sketch, window, size)
+    if same and (sketch.moving or not np.any(window.padding)):
+        return window
+    return _written_out(sketch, window, size)
 
 
 def _written_out(sketch: Sketch, window: Window, size: Pair) -> Window:
