@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +21,7 @@ from tinydilate.device import Array, CudaArray, move
 from tinydilate.errors import DataError
 
 Piece = bytes | memoryview  # part of a file; a memoryview shows numbers without copying them
-CHUNK = 2**24  # bytes written at once
+CHUNK = 2**24  # bytes between two moves of a bar
 
 
 @contextlib.contextmanager
@@ -64,32 +64,33 @@ def whole_file(path: Path | str, size: int) -> Iterator[BinaryIO]:
 
 def write_bytes(path: Path | str, content: bytes) -> None:
     """Write a file in one step; see `whole_file`."""
-    write_pieces(path, [content])
+    write_parts(path, [content], len(content))
 
 
-def write_pieces(path: Path | str, pieces: Sequence[Piece], progress: str = "") -> None:
-    """Write a file of many pieces in one step, without joining them in memory first.
+def write_parts(path: Path | str, parts: Iterable[Any], size: int) -> None:
+    """`write_bytes` for a file that is too large to hold in memory.
 
     Parameters
     ----------
     path : path
         See `whole_file`.
-    pieces : sequence of bytes and memoryview
-    progress : str
-        Title of a bar, shown where it takes longer than a second; none without it.
+    parts : iterable of bytes, or of contiguous arrays
+        Asked for one after the other; whatever they raise leaves the file as it was.
+    size : int
+        How many bytes they are together, for the message if there is no room.
     """
-    size = sum(map(len, pieces))
-    with whole_file(path, size) as file, byte_bar(size, progress) as bar:
-        for piece in pieces:
-            copy_piece(piece, file, bar)
+    with whole_file(path, size) as file:
+        for part in parts:
+            file.write(part)
 
 
-def copy_piece(piece: Piece, file: Any, bar: Any) -> None:
-    """Write a piece to a file chunk by chunk, and move the bar on."""
-    for start in range(0, len(piece), CHUNK):
-        chunk = piece[start : start + CHUNK]
-        file.write(chunk)
-        bar.update(len(chunk))
+def chunks(pieces: Iterable[Piece], watch: Callable[[int], Any]) -> Iterator[Piece]:
+    """Pieces cut up, so that a progress bar moves: ``watch`` is told each chunk's bytes."""
+    for piece in pieces:
+        for start in range(0, len(piece), CHUNK):
+            chunk = piece[start : start + CHUNK]
+            yield chunk
+            watch(len(chunk))
 
 
 def byte_bar(size: int, progress: str) -> Any:

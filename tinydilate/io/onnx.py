@@ -28,7 +28,7 @@ from tinydilate.autograd import Op, Tensor
 from tinydilate.device import Array, MetaArray
 from tinydilate.errors import ConfigError, DataError, DeviceError, FieldError
 from tinydilate.io import onnx_format as proto
-from tinydilate.io.files import write_pieces
+from tinydilate.io.files import byte_bar, chunks, write_parts
 from tinydilate.io.onnx_format import IR_VERSIONS, Dimension
 from tinydilate.io.onnx_rules import Node, Numbers, Sketch, translate
 from tinydilate.io.wire_writer import Message, length
@@ -122,12 +122,14 @@ def export_onnx(
     arrays = {name: array for name, array in weights.items() if name in used}
     constants = {name: array for name, array in plan.constants.items() if name in used}
     content = _model(plan, {**arrays, **constants}, opset, metadata or {})
-    _refuse_too_large(length(content))
-    write_pieces(path, content, progress)
+    size = length(content)
+    _refuse_too_large(size)
+    with byte_bar(size, progress) as bar:
+        write_parts(path, chunks(content, bar.update), size)
     kinds = [node.kind for node in plan.nodes]
     return Exported(
         Path(path),
-        length(content),
+        size,
         opset,
         {name: value.shape for name, value in plan.inputs.items()},
         {name: value.shape for name, value in plan.outputs.items()},

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from tinydilate.errors import DataError
-from tinydilate.io.files import Piece, byte_bar, bytes_of, copy_piece, whole_file
+from tinydilate.io.files import Piece, byte_bar, bytes_of, chunks, whole_file
 
 _STORAGES = {
     "float64": "DoubleStorage",
@@ -104,7 +104,8 @@ class _Members:
         missing = -start % _ALIGNMENT
         info.extra = b"FB" + missing.to_bytes(2, "little") + b"Z" * missing
         with self.archive.open(info, "w", force_zip64=large) as member:
-            copy_piece(content, member, self.bar)
+            for chunk in chunks([content], self.bar.update):
+                member.write(chunk)
 
 
 # ---- the pickle ------------------------------------------------------------------------------
