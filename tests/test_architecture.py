@@ -55,6 +55,7 @@ CHAIN = [
     ["optim", "data", "metrics", "io"],
     ["see", "warmup", "gpu_checkup"],
     ["predict"],
+    ["exporting"],
     ["train"],
     ["doctor"],
     ["cli"],

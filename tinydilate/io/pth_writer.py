@@ -35,19 +35,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tinydilate.errors import DataError
 from tinydilate.io.files import Piece, byte_bar, bytes_of, chunks, whole_file
+from tinydilate.io.opcodes import STORAGE_TYPES
 
+# What PyTorch calls a storage of numbers of a type.
 _STORAGES = {
-    "float64": "DoubleStorage",
-    "float32": "FloatStorage",
-    "float16": "HalfStorage",
-    "int64": "LongStorage",
-    "int32": "IntStorage",
-    "int16": "ShortStorage",
-    "int8": "CharStorage",
-    "uint8": "ByteStorage",
-    "bool": "BoolStorage",
+    np.dtype(kind.dtype).name: kind.name
+    for kind in STORAGE_TYPES.values()
+    if kind.name != "BFloat16Storage"  # NumPy has no such numbers
 }
 
 _ALIGNMENT = 64  # bytes; torch can then map the file into memory
