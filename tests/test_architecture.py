@@ -58,6 +58,7 @@ CHAIN = [
     ["evaluation", "submission", "paper_tables"],
     ["see", "warmup", "gpu_checkup", "running"],
     ["predict"],
+    ["exporting"],
     ["train", "recipes"],
     ["doctor"],
     ["cli"],

@@ -13,7 +13,17 @@ import sys
 from collections.abc import Sequence
 
 from tinydilate import __version__
-from tinydilate.cli import conversion, datasets, fields, machine, networks, predict, recipes, runs
+from tinydilate.cli import (
+    conversion,
+    datasets,
+    export,
+    fields,
+    machine,
+    networks,
+    predict,
+    recipes,
+    runs,
+)
 from tinydilate.cli.common import BAD_INPUT, INTERRUPTED, Parser
 from tinydilate.cli.runs import results_table as results_table
 from tinydilate.errors import TinydilateError
@@ -71,6 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
         fields,
         datasets,
         conversion,
+        export,
         machine,
     ):
         part.add(commands)
