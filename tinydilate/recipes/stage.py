@@ -37,6 +37,7 @@ from tinydilate.device import MetaArray, check_device
 from tinydilate.errors import ConfigError, DataError, program
 from tinydilate.functional.dropping import get_rng_state, manual_seed, set_rng_state
 from tinydilate.io.checkpoint import load_checkpoint, save_checkpoint
+from tinydilate.io.conversion import describe
 from tinydilate.io.files import write_text
 from tinydilate.io.logbook import Log
 from tinydilate.metrics import Score
@@ -253,7 +254,6 @@ class Stage:
         self.estimate: Estimate = estimate(
             shapes.learning, self.input_shape, recipe.batch, recipe.iter_size
         )
-        manual_seed(recipe.seed)
         self.parts = build_parts(recipe, plan)
         self.start: Start | None = None
 
@@ -273,12 +273,12 @@ class Stage:
         """Load first weights and go to the device."""
         recipe, parts, call = self.recipe, self.parts, self.call
         if call.init is not None:
-            if parts.front is None:
-                self.start = load_start(parts.learning, call.init, recipe.fresh)
-            else:
-                self.start = load_start(parts.front, call.init)
-                if recipe.start == "network":
-                    self.start = load_start(parts.learning, call.init, recipe.fresh)
+            first = parts.learning if parts.front is None else parts.front
+            mean = parts.plan.classes.mean
+            fresh = recipe.fresh if parts.front is None else ()
+            self.start = load_start(first, call.init, mean, fresh, call.progress)
+            if parts.front is not None and recipe.start == "network":  # its context module, too
+                load_start(parts.learning, call.init, mean, recipe.fresh, call.progress)
         self.move()
 
     def move(self) -> None:
@@ -576,6 +576,7 @@ class StageRun:
         self.standing = Standing()
         self.latest = self.call.folder / "checkpoints" / LATEST
         self._begun = time.perf_counter()
+        manual_seed(self.recipe.seed)  # dropout; whatever ran before
         if saved:
             SavedState(self.latest, self.standing).put_back(self.network, self.optimizer)
         self.log = Log(self.call.folder / "log.jsonl", self.standing.log_bytes)
@@ -687,7 +688,7 @@ class StageRun:
         score = self._validate(stage.source())
         note: dict[str, Any] = {"plan": stage.parts.plan.to_note(), "recipe": recipe.to_dict()}
         if stage.parts.plan.published:
-            note["published"] = {"name": stage.parts.plan.published}
+            note["published"] = describe(stage.parts.plan.published)
         save_checkpoint(folder / RESULT, stage.parts.whole(), note)
         results = {
             "title": recipe.title,

@@ -9,14 +9,14 @@ leaves a layer that is missing at zero and trains on, which nobody notices for a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
 from tinydilate import nn
-from tinydilate.device import Array
 from tinydilate.errors import ConfigError, DataError
-from tinydilate.io.checkpoint import load_checkpoint
+from tinydilate.io.weights import Weights, load_weights, read_weights
 from tinydilate.recipes.table import Recipe
 
 RESULT = "network.safetensors"  # what a run leaves in its folder
@@ -74,52 +74,72 @@ def check_start(recipe: Recipe, init: Path | str | None) -> None:
         )
 
 
-def load_start(network: nn.Module, path: Path | str, fresh: tuple[str, ...] = ()) -> Start:
+def load_start(
+    network: nn.Module,
+    path: Path | str,
+    mean: tuple[float, float, float],
+    fresh: Sequence[str] = (),
+    progress: bool = False,
+) -> Start:
     """Give a network the weights of a file, but for the layers that start anew.
 
     Parameters
     ----------
     network : nn.Module
     path : path
-        A file, or a run folder.
-    fresh : tuple of str
-        How the names of the layers begin that keep their own start.
+        A file in any format that `tinydilate.io.weights` reads, or a run folder.
+    mean : (blue, green, red)
+        What the images have subtracted; torchvision's VGG-16 needs to know.
+    fresh : sequence of str
+        Names of the layers that keep their own start, such as ``"ctx_*"``; what the file has for
+        them is not looked at.
+    progress : bool
+        Show a bar on stderr.
 
     Raises
     ------
     DataError
         If the file cannot be read, or lacks a layer, or has it in another shape.
+    ConfigError
+        If ``fresh`` names a layer that there is not.
     """
-    file = weights_file(path)
-    found = read_arrays(file)
-    own = network.state_dict()
-    anew = {name for name in own if name.startswith(fresh)} if fresh else set()
-    # What is fixed, such as an upsampling, has its numbers already.
-    fixed = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
-    wanted = [name for name in own if name not in anew and (name in found or name not in fixed)]
-    missing = [name for name in wanted if name not in found]
-    if missing:
-        raise DataError(
-            f"expected every layer but the fresh ones in {file}; {len(missing)} are missing, the "
-            f"first of them {missing[0]}. It holds {_listed(found)}. Name another file, or let a "
-            f"layer start anew: --set 'fresh=[\"{missing[0].rpartition('.')[0]}\"]'."
-        )
-    for name in wanted:
-        if found[name].shape != own[name].shape:
-            raise DataError(
-                f"expected {name} of shape {own[name].shape}; {file} has it as "
-                f"{found[name].shape}. Its network has other classes or another table: name "
-                f"another file, or let the layer start anew: --set "
-                f"'fresh=[\"{name.rpartition('.')[0]}\"]'."
+    found = read_weights(weights_file(path))
+    names = list(network.state_dict())
+    for pattern in fresh:
+        if not any(_is_of(name, [pattern]) for name in names):
+            raise ConfigError(
+                f"expected fresh to name layers of the network, such as final or ctx_*; got "
+                f"{pattern!r}. Its layers are {', '.join(_layers(names))}."
             )
-    network.load_state_dict({name: found[name] for name in wanted}, strict=False)
-    left_over = tuple(name for name in found if name not in own or name in anew)
-    return Start(tuple(wanted), tuple(sorted(anew)), left_over)
+    ignored = [name for name in found if _is_of(name, fresh)]
+    kept = {name: stored for name, stored in found.stored.items() if name not in ignored}
+    # What is fixed, such as an upsampling, has its numbers already: a file may have it or not.
+    fixed = [name for name, p in network.named_parameters() if not p.requires_grad]
+    try:
+        report = load_weights(
+            network,
+            Weights(found.file, found.format, kept, found.note),
+            allow_missing=[*fresh, *fixed],
+            mean=mean,
+            progress="first weights" if progress else "",
+        )
+    except DataError as error:
+        raise DataError(
+            f"{error} (In a recipe, layers that start anew are called fresh: --set "
+            f"'fresh=[\"{_layers(names)[-1]}\"]'.)"
+        ) from None
+    loaded = tuple(each.name for each in report.loaded)
+    anew = tuple(name for name in names if name not in loaded and name not in fixed)
+    return Start(loaded, anew, (*report.left_over, *ignored))
 
 
-def read_arrays(path: Path) -> Mapping[str, Array]:
-    """The arrays of a file of weights, by name."""
-    return load_checkpoint(path)[0]
+def _is_of(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a parameter belongs to a layer that a pattern names."""
+    return any(fnmatchcase(name.rpartition(".")[0], pattern) for pattern in patterns)
+
+
+def _layers(names: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in names))
 
 
 def fingerprint(network: nn.Module) -> str:
@@ -129,8 +149,3 @@ def fingerprint(network: nn.Module) -> str:
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
         digest.update(memoryview(array).cast("B") if array.size else b"")
     return digest.hexdigest()
-
-
-def _listed(names: Mapping[str, Array], most: int = 4) -> str:
-    shown = ", ".join(list(names)[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown or "nothing"

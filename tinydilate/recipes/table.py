@@ -62,7 +62,7 @@ class Recipe(Options):
     learns: str = option("all", "which part changes", choices=LEARNS)
     start: str = option("nothing", "what --init has to hold", choices=STARTS)
     fresh: tuple[str, ...] = option(
-        (), "layers that start anew, by the beginning of their names", length=(0, 1_000)
+        (), "layers that start anew, such as final or ctx_*", length=(0, 1_000)
     )
     final_std: float = option(0.001, "width of the Gaussian start of the front end's last layer", 0)
     noise: float = option(0.01, "on the identity that the context module starts from", 0)
