@@ -22,7 +22,7 @@ from tinydilate.io.onnx import OPSET, Exported, export_onnx
 from tinydilate.io.pth_writer import save_state_dict
 from tinydilate.io.weights import read_weights
 from tinydilate.models import Published
-from tinydilate.predict import TrainedPublished, load_any
+from tinydilate.predict import PlannedRecipe, TrainedPlanned, TrainedPublished, load_any
 
 
 class Source(NamedTuple):
@@ -79,11 +79,12 @@ def open_source(path: Path | str, network: str | None = None, border: bool = Fal
     """
     trained = load_any(path, network)
     note = read_weights(trained.path).note
-    if isinstance(trained, TrainedPublished):
-        published = trained.recipe.published
-        shape = (1, 3, *published.input_size)
+    if isinstance(trained, TrainedPublished | TrainedPlanned):
+        recipe = trained.recipe
+        known = recipe if isinstance(recipe, PlannedRecipe) else recipe.published
+        shape = (1, 3, *known.input_size)
         source = Source(trained.network, note, shape, str(trained.path))
-        return with_border(source, published) if border else source
+        return with_border(source, known) if border else source
     if border:
         raise ConfigError(
             f"expected a published network to give a border to; {trained.path} is one of a run, "
@@ -94,7 +95,7 @@ def open_source(path: Path | str, network: str | None = None, border: bool = Fal
     return Source(trained.network, note, shape, str(trained.path))
 
 
-def with_border(source: Source, published: Published) -> Source:
+def with_border(source: Source, published: Published | PlannedRecipe) -> Source:
     """The same with the reflection in front, for images without a border."""
     layers = source.network.named_children()
     network = nn.Sequential(("border", nn.ReflectionBorder(published.border)), *layers).eval()

@@ -31,6 +31,7 @@ writing goes on where it was interrupted.
 from __future__ import annotations
 
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterable, Mapping
@@ -43,6 +44,7 @@ from numpy.typing import NDArray
 
 from tinydilate.device import Array
 from tinydilate.errors import DataError, PositionError, ShapeError
+from tinydilate.io.recognition import HEAD, foreign
 
 MAGIC = b"TDFEATS\n"
 VERSION = 1
@@ -50,19 +52,8 @@ DTYPES = ("float32", "float16")
 
 _FIXED = 20  # bytes in front of the header's text
 _LONGEST = 2**20  # bytes of a header: more is damage
+_LARGEST = 2**29 - 4  # numbers in a map; NumPy's records have less than 2 GiB
 _SETTLED = 64  # records after which what was written is forced to the disk
-
-# How files begin that are given by mistake.
-_OTHERS = {
-    b"\xff\xd8\xff": "a JPEG image",
-    b"\x89PNG": "a PNG image",
-    b"GIF8": "a GIF image",
-    b"PK\x03\x04": "a zip archive or a PyTorch file",
-    b"\x93NUMPY": "a NumPy file",
-    b"\x89HDF": "an HDF5 file",
-    b"<!DOCTYPE": "a web page",
-    b"<html": "a web page",
-}
 
 
 class Layout(NamedTuple):
@@ -168,7 +159,9 @@ class FeatureWriter:
                 f"{self.done} of shape {features.shape}."
             )
         record = np.zeros((), self.layout.record)
-        record["place"], record["map"] = self.done, features
+        record["place"] = self.done
+        with np.errstate(over="ignore"):  # what is too large for float16 is refused below
+            record["map"] = features
         if not np.isfinite(record["map"]).all():
             raise DataError(
                 f"expected finite features; got nan or infinity in number {self.done}. Check the "
@@ -301,10 +294,12 @@ def read_layout(path: Path | str) -> Layout:
         with path.open("rb") as file:
             start = file.read(_FIXED)
             if not start.startswith(MAGIC):
+                what = foreign(start + file.read(HEAD - len(start)))
+                what = what or f"is another kind of file, and begins with {start[:8]!r}"
                 raise DataError(
-                    f"expected a file of features, which begins with {MAGIC!r}; {path} "
-                    f"{_what_it_is(start)}. Features are computed by `tinydilate recipe run` with "
-                    "a context recipe; name their file with --features."
+                    f"expected a file of features, which begins with {MAGIC!r}; {path} {what}. "
+                    "Features are computed by `tinydilate recipe run` with a context recipe; name "
+                    "their file with --features."
                 )
             version, length, crc = (int(n) for n in np.frombuffer(start[8:].ljust(12), "<u4"))
             if len(start) == _FIXED and version != VERSION:
@@ -337,10 +332,12 @@ def _checked(layout: Layout) -> Layout:
         or min(layout.shape) < 1
         or layout.dtype not in DTYPES
         or layout.records < 1
+        or math.prod(layout.shape) > _LARGEST
     ):
         raise DataError(
-            f"expected features of shape (C, h, w), stored as {' or '.join(DTYPES)}, at least one; "
-            f"got shape {tuple(layout.shape)}, {layout.dtype}, {layout.records} of them."
+            f"expected features of shape (C, h, w), stored as {' or '.join(DTYPES)}, at least one, "
+            f"of at most {_LARGEST:,} numbers; got shape {tuple(layout.shape)}, {layout.dtype}, "
+            f"{layout.records} of them."
         )
     return layout
 
@@ -353,13 +350,6 @@ def _mapped(path: Path, layout: Layout) -> Any:
 
 def _is_whole(record: Any, number: int) -> bool:
     return int(record["place"]) == number and zlib.crc32(record.tobytes()[4:]) == int(record["crc"])
-
-
-def _what_it_is(start: bytes) -> str:
-    if not start:
-        return "is empty"
-    kinds = (kind for begin, kind in _OTHERS.items() if start.startswith(begin))
-    return f"is {next(kinds, f'another kind of file, and begins with {start[:8]!r}')}"
 
 
 def _check_identity(path: Path, found: Layout, expected: Layout) -> None:

@@ -1,9 +1,9 @@
 """Networks and their weights in files: those of a run, and published ones.
 
 A network checkpoint says everything that is needed to use it: which network to build, what the
-classes are called and coloured, and how its input images are prepared. Checkpoints of a run say it
-in full (`Recipe`). A converted file of published weights names the network (`PublishedRecipe`), and
-`models.PUBLISHED` knows the rest.
+classes are called and coloured, and how its input images are prepared. Checkpoints of the demo say
+it in full (`Recipe`). A converted file of published weights names the network (`PublishedRecipe`),
+and `models.PUBLISHED` knows the rest. What a recipe's run leaves has a plan (`PlannedRecipe`).
 """
 
 from __future__ import annotations
@@ -91,8 +91,54 @@ class PublishedRecipe(NamedTuple):
 
     def prepare(self, levels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Red, green, blue (3, H, W) in [0, 1] -> blue, green, red, 0 to 255 minus the mean."""
-        mean = np.array(self.published.classes.mean, np.float32)
-        return levels[::-1] * np.float32(255) - mean[:, None, None]
+        return _blue_green_red(levels, self.published.classes.mean)
+
+
+class PlannedRecipe(NamedTuple):
+    """What the result of a recipe's run says: the plan of its network."""
+
+    plan: models.Plan
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names, by number."""
+        return self.plan.classes.names
+
+    @property
+    def palette(self) -> tuple[tuple[int, int, int], ...]:
+        """Red, green, blue of each class."""
+        return self.plan.classes.palette
+
+    @property
+    def channels(self) -> int:
+        """Images are read in colour."""
+        return 3
+
+    @property
+    def tile(self) -> None:
+        """No published file says how large the pieces are that it is given."""
+        return None
+
+    @property
+    def border(self) -> int:
+        """Pixels that the network needs around the image on each side."""
+        return self.plan.cells()[0]
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Of an input with its border that suits the network, (H, W); any other does as well."""
+        border, stride = self.plan.cells()
+        return (2 * border + 16 * stride, 2 * border + 16 * stride)
+
+    def prepare(self, levels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Red, green, blue (3, H, W) in [0, 1] -> blue, green, red, 0 to 255 minus the mean."""
+        return _blue_green_red(levels, self.plan.classes.mean)
+
+
+def _blue_green_red(
+    levels: NDArray[np.float32], mean: tuple[float, float, float]
+) -> NDArray[np.float32]:
+    return levels[::-1] * np.float32(255) - np.array(mean, np.float32)[:, None, None]
 
 
 class Trained(NamedTuple):
@@ -111,7 +157,15 @@ class TrainedPublished(NamedTuple):
     path: Path
 
 
-AnyTrained = Trained | TrainedPublished
+class TrainedPlanned(NamedTuple):
+    """The network that a recipe's run left."""
+
+    network: nn.Sequential
+    recipe: PlannedRecipe
+    path: Path
+
+
+AnyTrained = Trained | TrainedPublished | TrainedPlanned
 
 # ---- checkpoints of runs ---------------------------------------------------------------------
 
@@ -164,6 +218,9 @@ def _of_a_run(path: Path, arrays: dict[str, Any], note: Any, device: str) -> Tra
 
 
 def _network_file(path: Path, name: str | None) -> Path:
+    result = path / "network.safetensors"  # of a recipe
+    if name is None and result.exists():
+        return result
     if not path.is_dir():
         if name is not None:
             raise ConfigError(
@@ -185,10 +242,11 @@ def _network_file(path: Path, name: str | None) -> Path:
 
 
 def load_any(path: Path | str, name: str | None = None, device: str = "cpu") -> AnyTrained:
-    """`load_network`, which also takes converted weights of a published network.
+    """`load_network`, which also takes published weights and what recipes leave.
 
-    Such a file is a safetensors file whose note is ``{"published": {"name": "dilation8_voc"}}``;
-    ``"part": "front end"`` beside the name says that it ends there.
+    Converted weights of a published network are a safetensors file whose note is ``{"published":
+    {"name": "dilation8_voc"}}``; ``"part": "front end"`` beside the name says that it ends there.
+    A recipe's run notes ``{"plan": ...}``; see `tinydilate.models.Plan`.
 
     Raises
     ------
@@ -197,14 +255,26 @@ def load_any(path: Path | str, name: str | None = None, device: str = "cpu") -> 
     """
     path = _network_file(Path(path), name)
     arrays, note = load_checkpoint(path)
-    if not isinstance(note, dict) or "published" not in note:
+    if not isinstance(note, dict) or not {"published", "plan"} & note.keys():
         return _of_a_run(path, arrays, note, device)
+    if "published" not in note:
+        return _planned(path, arrays, note["plan"], device)
     recipe = _published_recipe(path, note["published"])
     network = recipe.published.build(part=recipe.part, weights="zeros")
     # The fixed upsampling has its numbers already: a file may have it or not.
     fixed = {key: value for key, value in network.state_dict().items() if "upsample" in key}
     network.load_state_dict({**fixed, **arrays})
     return TrainedPublished(network.to(device).eval(), recipe, path)
+
+
+def _planned(path: Path, arrays: dict[str, Any], note: Any, device: str) -> TrainedPlanned:
+    try:
+        recipe = PlannedRecipe(models.plan_of_note(note))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    network = recipe.plan.build(rng=0)
+    network.load_state_dict(arrays)
+    return TrainedPlanned(network.to(device).eval(), recipe, path)
 
 
 def _published_recipe(path: Path, note: Any) -> PublishedRecipe:
