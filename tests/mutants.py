@@ -780,6 +780,35 @@ MUTANTS = [
         "backward: Callable[[Any, Array], Any] = type(op).backward",
         "test_receptive_field test_a_maximum_shows_all_its_pixels",
     ),
+    # ---- recipes
+    Mutant(
+        "each part of a batch divided by its own number of pixels",
+        "recipes/stepping.py",
+        "loss = summed * (1 / counted)",
+        "loss = summed * (1 / np.count_nonzero(labels != IGNORE))",
+        "test_recipes test_the_loss_is_a_mean_over_the_whole_batchs_pixels",
+    ),
+    Mutant(
+        "biases decay like weights",
+        "optim.py",
+        '"weight_decay": bias_decay * weight_decay}',
+        '"weight_decay": weight_decay}',
+        "test_recipes test_biases_learn_twice_as_fast_and_do_not_decay",
+    ),
+    Mutant(
+        "features of other weights taken for these",
+        "recipes/starting.py",
+        'digest.update(memoryview(array).cast("B") if array.size else b"")',
+        "pass",
+        "test_recipes test_one_changed_weight_changes_the_fingerprint",
+    ),
+    Mutant(
+        "a small image reflected once, not twice",
+        "recipes/stored.py",
+        "in_border = reflect(rows + canvas.border, length + 2 * canvas.border)",
+        "in_border = rows + canvas.border",
+        "test_recipes test_an_image_on_its_canvas",
+    ),
 ]
 
 # In LLVM's language, which does not run as Python: these are compiled. Each is killed by a test of

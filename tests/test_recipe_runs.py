@@ -346,7 +346,8 @@ def test_first_weights_from_caffe(home, tmp_path):
     front = arrays(home / "front")
     del front["scale.weight"]  # it is fixed: no other program's file has it
     path = tmp_path / "front.caffemodel"
-    path.write_bytes(caffemodel(front))
+    weights_first = dict(sorted(front.items(), reverse=True))
+    path.write_bytes(caffemodel(weights_first))
     r = context_recipe()
     run_recipe(r, Call([home / "data"], tmp_path / "a", path, progress=False))
     np.testing.assert_equal(arrays(tmp_path / "a"), arrays(home / "context"))

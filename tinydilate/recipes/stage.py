@@ -378,7 +378,7 @@ def told_forecast(recipe: Recipe, forecast: dict[str, Any]) -> str:
             else "It will not fit, not even one image at a time. Take a smaller crop, or a machine "
             "with more memory."
         )
-    if recipe.front_end == "vgg-16" and recipe.heat > _HOT:
+    if (recipe.front_end, recipe.optimizer) == ("vgg-16", "sgd") and recipe.heat > _HOT:
         lines.append(
             f"lr / (1 - momentum) is {recipe.heat:.2g}; the paper's largest is 0.01. Steps this "
             "long have been seen to diverge (fyu/dilation, issue 25)."
@@ -656,11 +656,16 @@ class StageRun:
 
     def _gone_astray(self, loss: str) -> str:
         recipe, count = self.recipe, len(self.stage.classes)
+        size = f"The learning rate is {recipe.lr:g}"
+        if recipe.optimizer == "sgd":
+            size = (
+                f"The learning rate over 1 - momentum is {recipe.heat:.3g} (the paper's: 0.01 for "
+                "front ends and context, 0.001 or less for both together)"
+            )
         return (
             f"expected a loss that falls from ln {count} = {math.log(count):.2f}; got {loss} at "
-            f"step {self.standing.step}. The learning rate over 1 - momentum is {recipe.heat:.3g} "
-            "(the paper's: 0.01 for front ends and context, 0.001 or less for both together). Make "
-            f"that smaller by a new run: --set lr={recipe.lr / 10:g} --out another-folder."
+            f"step {self.standing.step}. {size}. Make that smaller by a new run: "
+            f"--set lr={recipe.lr / 10:g} --out another-folder."
         )
 
     def _validate(self, source: Source) -> Score:

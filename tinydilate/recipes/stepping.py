@@ -56,12 +56,14 @@ def batch_gradient(network: nn.Module, batch: Batch, parts: int = 1) -> float | 
     return total
 
 
-def make_optimizer(recipe: Recipe, network: nn.Module) -> optim.SGD:
-    """SGD with momentum; biases have a learning rate and a decay of their own."""
+def make_optimizer(recipe: Recipe, network: nn.Module) -> optim.Optimizer:
+    """SGD with momentum, or Adam; biases have a learning rate and a decay of their own."""
     learning = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     groups = optim.weights_and_biases(
         learning, recipe.lr, recipe.weight_decay, recipe.bias_lr_mult, recipe.bias_decay_mult
     )
+    if recipe.optimizer == "adam":
+        return optim.Adam(groups)
     return optim.SGD(groups, momentum=recipe.momentum)
 
 
@@ -99,4 +101,5 @@ def tiny_step() -> None:
     batch = Batch(images, np.zeros((2, 16, 16), np.int64))
     batch_gradient(network, batch, parts=2)
     make_optimizer(recipe, network).step()
+    make_optimizer(Recipe.of({**recipe.to_dict(), "optimizer": "adam"}), network).step()
     score_network(network, [batch], VOC.names)

@@ -73,7 +73,8 @@ class Recipe(Options):
     iter_size: int = option(1, "parts that a step's batch is computed in, one after the other", 1)
     steps: int = option(60_000, "steps in all", 1)
     lr: float = option(1e-4, "learning rate", 0)
-    momentum: float = option(0.9, "part of the last step that is taken again", 0, 1)
+    optimizer: str = option("sgd", "rule of the steps", choices=("sgd", "adam"))
+    momentum: float = option(0.9, "of sgd: part of the last step that is taken again", 0, 1)
     weight_decay: float = option(5e-4, "pull of the weights towards zero", 0)
     bias_lr_mult: float = option(2.0, "learning rate of biases by that of weights", 0)
     bias_decay_mult: float = option(0.0, "weight decay of biases by that of weights", 0)
@@ -108,7 +109,7 @@ class Recipe(Options):
 
     @property
     def heat(self) -> float:
-        """What a steady gradient's steps add up to in the end: lr / (1 - momentum).
+        """What a steady gradient's steps add up to in the end with sgd: lr / (1 - momentum).
 
         The paper's settings look scattered, but 1e-3 with momentum 0.9 and 1e-4 with momentum 0.99
         are the same 0.01. With 1e-3 and 0.99, ten times that, training diverges (fyu/dilation,
