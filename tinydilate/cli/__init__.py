@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from tinydilate import __version__
 from tinydilate.cli import fields, machine, networks, runs
 from tinydilate.cli.common import BAD_INPUT, INTERRUPTED, Parser
-from tinydilate.cli.runs import results_table as results_table
 from tinydilate.errors import TinydilateError
 
 
