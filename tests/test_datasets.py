@@ -1,6 +1,7 @@
 """Every reader on a tiny data set in the true format, and what each says when things are wrong."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -474,16 +475,43 @@ def test_any_file_that_is_missing_is_named(tmp_path, kind):
             open_dataset(kind, tmp_path, split)
         except DataError as error:
             said = str(error)
-        assert not said or path.stem in said
+        assert not said or path.stem in said or f"images in {path.parent}" in said
         noticed += bool(said)
         path.write_bytes(content)
     members = open_dataset(kind, tmp_path, split).members
-    if kind == "kitti":  # its images are what is there: no list says what should be
-        assert noticed == len(members)
-    elif kind in ("camvid", "cityscapes"):
-        assert noticed >= len(members)
-    else:
-        assert noticed >= 2 * len(members) or kind in ("coco", "folder")
+    # The images and labels of this split, and the lists; a folder's own list was not asked for.
+    assert noticed >= (len(members) + 1 if kind == "coco" else 2 * len(members))
+
+
+@pytest.mark.parametrize(
+    ("kind", "split", "folder", "text"),
+    [
+        (
+            "kitti",
+            "train",
+            "Training_00/RGB",
+            "expected images in .*RGB; got none. Download the KITTI",
+        ),
+        ("cityscapes", "val", "leftImg8bit/val/lindau", "images such as .*; got none. Register"),
+        ("cityscapes", "val", "leftImg8bit/val", "images such as .*; got none. Register"),
+        ("camvid", "val", "701_StillsRaw_full", "images in .*StillsRaw_full; got none. Either"),
+        ("folder", "all", "images", "images in .*images; got none. A plain folder holds"),
+    ],
+)
+def test_a_folder_without_images(tmp_path, kind, split, folder, text):
+    WRITERS[kind](tmp_path)
+    shutil.rmtree(tmp_path / folder)
+    (tmp_path / folder).mkdir()
+    with pytest.raises(DataError, match=text):
+        open_dataset(kind, tmp_path, split)
+
+
+def test_camvid_without_the_frames_of_a_split(tmp_path):
+    tiny.write_camvid_raw(tmp_path)
+    for path in tmp_path.glob("*/0016E5*"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"images of the split val in .*, such as 0016E5_07959.png"):
+        open_dataset("camvid", tmp_path, "val")
 
 
 def test_the_number_of_missing_files_is_told(tmp_path):

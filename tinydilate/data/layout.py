@@ -91,10 +91,19 @@ def safe_path(root: Path, name: str, source: Path) -> Path:
     return root / parts
 
 
-def images_in(folder: Path) -> list[Path]:
-    """Image files of a folder, by name."""
-    return sorted(
+def images_in(folder: Path, advice: str) -> list[Path]:
+    """Image files of a folder, by name.
+
+    Raises
+    ------
+    DataError
+        If there are none.
+    """
+    images = sorted(
         path
         for path in folder.iterdir()
         if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith(".")
     )
+    if not images:
+        raise DataError(f"expected images in {folder}; got none. {advice}")
+    return images
