@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_datasets as tiny
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -816,3 +816,47 @@ def test_outlines_are_not_kept(tmp_path):
     tiny.write_coco(tmp_path)
     instances = read_instances(Path(tmp_path) / "annotations" / "instances_train2014.json")
     assert sum(spans.size for spans in instances.spans.values()) == 3 * 5
+
+
+# ---- damage ----------------------------------------------------------------------------------
+
+
+def damaged(content, place, byte, cut):
+    """One byte changed, and perhaps the end cut off."""
+    place = int(place * (len(content) - 1))
+    changed = content[:place] + bytes([byte]) + content[place + 1 :]
+    return changed[: int(cut * len(changed))] if cut < 0.5 else changed
+
+
+@pytest.fixture(scope="module")
+def a_data_set_of_each_kind(tmp_path_factory):
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in WRITERS}
+    for kind, folder in folders.items():
+        WRITERS[kind](folder)
+    return folders
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's and SciPy's, about the damage
+@given(
+    kind=st.sampled_from(sorted(WRITERS)),
+    which=st.integers(0, 10**6),
+    place=st.floats(0, 1),
+    byte=st.integers(0, 255),
+    cut=st.floats(0, 1),
+)
+@settings(max_examples=60)
+def test_damaged_files_are_read_or_refused(a_data_set_of_each_kind, kind, which, place, byte, cut):
+    """Any one file of a data set is damaged; nothing else than our errors may come out."""
+    files = files_below(a_data_set_of_each_kind[kind])
+    path = files[which % len(files)]
+    content = path.read_bytes()
+    path.write_bytes(damaged(content, place, byte, cut))
+    try:
+        dataset = open_dataset(kind, a_data_set_of_each_kind[kind], KINDS[kind].splits[0])
+        for i in range(len(dataset)):
+            assert dataset.image(i).ndim == 3
+            assert set(np.unique(dataset.labels(i))) <= {*range(len(dataset.classes.names)), IGNORE}
+    except (DataError, ConfigError):
+        pass
+    finally:
+        path.write_bytes(content)
