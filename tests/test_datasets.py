@@ -447,6 +447,12 @@ def test_every_kind_is_tested():
     assert set(WRITERS) == set(KINDS)
 
 
+def test_every_place_that_was_looked_at_is_told(tmp_path):
+    text = r"expected \S+.cls or \S+dataset.cls or \S+benchmark_RELEASE.dataset.cls; there is none"
+    with pytest.raises(DataError, match=text):
+        open_dataset("sbd", tmp_path, "train")
+
+
 @pytest.mark.parametrize("kind", WRITERS)
 def test_an_empty_folder_says_what_to_download(tmp_path, kind):
     split = KINDS[kind].splits[0]

@@ -372,7 +372,7 @@ def test_score_a_data_set(tmp_path, capsys):
     assert code == 0
     assert "Table 7: Dilation10, val" in out
     assert "Table 8: Dilation10, val" in out
-    assert f"1 images, {matrix.sum():,} pixels" in out
+    assert f"1 image, {matrix.sum():,} pixels" in out
     code, out, _ = run(
         capsys,
         "score",
@@ -417,3 +417,9 @@ def test_score_options_that_are_refused(tmp_path, capsys, options, text):
     code, _, err = run(capsys, "score", tmp_path, tmp_path, *options)
     assert code == 2
     assert text in err
+
+
+def test_a_row_with_its_mean_alone_leaves_its_cells_blank():
+    rows = [Row("a", ("cat", "cow"), (1.0, 2.0), 1.5), Row("b", ("cat", "cow"), (None, None), 9.0)]
+    assert results_as(rows).splitlines()[2] == "b             9.0"
+    assert results_as(rows, "markdown").splitlines()[3] == "| b |  |  | 9.0 |"

@@ -91,7 +91,7 @@ def _check(arguments: argparse.Namespace) -> int:
         "labelled": dataset.labelled,
     }
     head = (
-        f"{arguments.kind}, split {split}: {len(dataset):,} images"
+        f"{arguments.kind}, split {split}: {_images(len(dataset))}"
         f"{'' if dataset.labelled else ' without labels'}, every file is there."
     )
     if arguments.quick:
@@ -144,7 +144,7 @@ def _show(arguments: argparse.Namespace) -> int:
     show(
         told,
         arguments.json,
-        lambda: f"{arguments.out}: {len(numbers)} images of {arguments.kind}, split {split}.",
+        lambda: f"{arguments.out}: {_images(len(numbers))} of {arguments.kind}, split {split}.",
     )
     return 0
 
@@ -198,6 +198,7 @@ def _paper_rows(found: Any) -> list[list[Any]]:
 
 
 def _score_table(found: Any, markdown: bool) -> str:
+    from tinydilate.metrics import BACKGROUND
     from tinydilate.paper_tables import results_as
 
     form = "markdown" if markdown else "text"
@@ -210,15 +211,20 @@ def _score_table(found: Any, markdown: bool) -> str:
             score.classes, score.iou, score.accuracy, found.matrix.sum(axis=1).tolist(), strict=True
         )
     ]
+    without = f", {_per_cent(score.mean_iou_without_background)} without {BACKGROUND}"
     sums = [
         f"Mean IoU {_per_cent(score.mean_iou)} over {len(score.present)} of {len(score.classes)} "
-        f"classes, {_per_cent(score.mean_iou_without_background)} without background.",
+        f"classes{without if BACKGROUND in score.classes else ''}.",
         f"Mean accuracy {_per_cent(score.mean_accuracy)}, pixel accuracy "
         f"{_per_cent(score.pixel_accuracy)}, frequency weighted IoU "
         f"{_per_cent(score.frequency_weighted_iou)}.",
-        f"{found.images:,} images, {score.pixels:,} pixels; all figures in per cent.",
+        f"{_images(found.images)}, {score.pixels:,} pixels; all figures in per cent.",
     ]
     return "\n\n".join([columns(rows, right=(1, 2, 3)), "\n".join(sums), *tables])
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'s' * (count != 1)}"
 
 
 def _per_cent(value: float) -> str:
