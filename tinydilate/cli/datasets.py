@@ -13,7 +13,7 @@ from tinydilate.errors import ConfigError
 
 
 def add(commands: Any) -> None:
-    """``data check``, ``data show`` and ``score``."""
+    """``data check``, ``data show``, ``data submit`` and ``score``."""
     title = "Check and show data sets"
     data = commands.add_parser(
         "data",
@@ -39,6 +39,12 @@ def add(commands: Any) -> None:
     see.add_argument("--count", type=int, default=8, metavar="N", help="images (default: 8)")
     see.add_argument("--first", type=int, default=0, metavar="I", help="begin here (default: 0)")
     see.add_argument("--columns", type=int, default=4, metavar="N", help="default: 4")
+    submit = command(what, "submit", _submit, "Write label PNGs as an evaluation server wants them")
+    submit.add_argument("predicted", metavar="PREDICTED", help="folder of label PNGs")
+    submit.add_argument("out", metavar="OUT", help="folder for the results")
+    submit.add_argument(
+        "--classes", required=True, choices=("voc", "cityscapes"), help="which server"
+    )
     score = command(commands, "score", _score, "Score label PNGs against the truth", _SCORE)
     score.add_argument("predicted", metavar="PREDICTED", help="folder of label PNGs")
     score.add_argument("true", metavar="TRUE", help="folder of label PNGs, or of a data set")
@@ -146,6 +152,26 @@ def _show(arguments: argparse.Namespace) -> int:
         arguments.json,
         lambda: f"{arguments.out}: {_images(len(numbers))} of {arguments.kind}, split {split}.",
     )
+    return 0
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from tinydilate.data.pixels import read_labels
+    from tinydilate.evaluation import code_of, label_files
+    from tinydilate.submission import write_submission
+
+    classes = CLASSES[arguments.classes]
+    files = label_files(arguments.predicted)
+    if not files:
+        raise ConfigError(f"expected label PNGs in {arguments.predicted}; got none.")
+    written = [
+        write_submission(arguments.out, name, read_labels(path, code_of(path, classes)), classes)
+        for name, path in tqdm(files.items(), desc="writing", unit="image", leave=False)
+    ]
+    told = {"files": [str(path) for path in written]}
+    show(told, arguments.json, lambda: f"{_images(len(written))}, such as {written[0]}.")
     return 0
 
 
