@@ -40,7 +40,7 @@ CHAIN = [
     ["handover"],
     ["threads"],
     ["device", "field"],
-    ["launching"],
+    ["launching", "recording"],
     ["kernel"],
     ["simd"],
     ["gemm", "winograd", "gpu_gemm"],
