@@ -334,6 +334,11 @@ def test_numbers_stored_three_times(tmp_path):
     np.testing.assert_array_equal(read_labels(tmp_path / "a.png", CODE), labels)
 
 
+def test_one_bit(tmp_path):
+    Image.fromarray(np.array([[True, False]])).save(tmp_path / "a.png")
+    assert read_labels(tmp_path / "a.png", CODE).tolist() == [[1, 0]]
+
+
 def test_sixteen_bits(tmp_path):
     Image.fromarray(np.array([[0, 20, 255]], np.uint16)).save(tmp_path / "a.png")
     assert read_labels(tmp_path / "a.png", CODE).tolist() == [[0, 20, 255]]
@@ -688,6 +693,10 @@ def test_compressed_run_lengths_by_hand():
     [
         ({"size": [3, 2], "counts": [1, 2]}, r"run lengths that do not add up to the 3 x 2"),
         ({"size": [3, 2], "counts": [7, -1]}, r"run lengths that do not add up"),
+        (
+            {"size": [3, 2], "counts": [2**62, 2**62, 2**62, 2**62, 6]},
+            r"do not add up",
+        ),  # 2**64 + 6
         ({"size": [2, 3], "counts": [6]}, r"size \[2, 3\] in an image of \[3, 2\]"),
         ({"size": [3, 2], "counts": "\x7f"}, r"run lengths with the letter '\\x7f'"),
         ({"size": [3, 2], "counts": "o" * 9}, r"with a number too large"),
@@ -704,7 +713,12 @@ def test_masks_that_are_refused(segmentation, text):
 def test_broken_masks_name_object_and_file(tmp_path):
     tiny.write_coco(tmp_path)
     path = tmp_path / "annotations" / "instances_train2014.json"
-    for wrong in ('"counts": "?"', '"count": 1', '"counts": {}'):
+    for wrong in (
+        '"counts": "?"',
+        '"count": 1',
+        '"counts": {}',
+        '"counts": [1e99, 10000000000000000000000]',
+    ):
         content = json.loads(path.read_text(encoding="utf-8"))
         text = json.dumps(content)
         counts = json.dumps(content["annotations"][3]["segmentation"]["counts"])
@@ -784,8 +798,17 @@ def test_a_list_that_has_changed_since(tmp_path):
     tiny.write_coco(tmp_path)
     dataset = open_dataset("coco", tmp_path, "train")
     path = tmp_path / "annotations" / "instances_train2014.json"
-    path.write_text("x" + path.read_text(encoding="utf-8"), encoding="utf-8")
+    content = path.read_text(encoding="utf-8")
+    path.write_text("x" + content, encoding="utf-8")
     with pytest.raises(DataError, match=r"as it was when the data set was opened; it has changed"):
+        dataset.labels(0)
+    path.write_text("7" + " " * len(content) * 2, encoding="utf-8")
+    with pytest.raises(DataError, match=r"was opened; it has changed"):
+        dataset.labels(0)
+    start = dataset.members[0].decode.args  # the image's number; its first object starts here
+    first = int(dataset.members[0].decode.func.__self__.spans[start[0]][0, 0])
+    path.write_bytes(b" " * first + b"7" + b" " * 10_000)
+    with pytest.raises(DataError, match=rf"byte {first:,} holds something else now. Open the data"):
         dataset.labels(0)
 
 
