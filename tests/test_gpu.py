@@ -152,6 +152,7 @@ def test_ten_thousand_steps_take_the_memory_of_a_few():
     step = training("cuda")
     for _ in range(warm):
         loss = step()  # the last step's loss is still there during the next
+    del loss
     gc.collect()
     before = device.cuda_statistics()
     for number in range(count):
