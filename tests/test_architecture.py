@@ -54,6 +54,7 @@ CHAIN = [
     ["models"],
     ["receptive_field"],
     ["optim", "data", "metrics", "io"],
+    ["evaluation", "submission", "paper_tables"],
     ["see", "warmup", "gpu_checkup"],
     ["predict"],
     ["train"],
