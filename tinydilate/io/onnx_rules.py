@@ -464,11 +464,23 @@ def _reflect_border(sketch: Sketch, x: str, op: Any, added: Added) -> str:
         x = sketch.node("Pad", x, _pads(flat), mode="edge")
     left = [(0, 0) if size == 1 else pair for pair, size in zip(added, sizes, strict=True)]
     while np.any(left):
-        step = [(min(b, n - 1), min(a, n - 1)) for (b, a), n in zip(left, sizes, strict=True)]
-        x = sketch.node("Pad", x, _pads(step), mode="reflect")
-        sizes = [size + sum(pair) for size, pair in zip(sizes, step, strict=True)]
-        left = [(b - c, a - d) for (b, a), (c, d) in zip(left, step, strict=True)]
+        steps = [
+            (_reach(before, size, now), _reach(after, size, now))
+            for (before, after), size, now in zip(left, op.shape, sizes, strict=True)
+        ]
+        x = sketch.node("Pad", x, _pads(steps), mode="reflect")
+        sizes = [size + sum(step) for size, step in zip(sizes, steps, strict=True)]
+        left = [(b - c, a - d) for (b, a), (c, d) in zip(left, steps, strict=True)]
     return x
+
+
+def _reach(left: int, size: int, now: int) -> int:
+    """How far one reflection goes where ``left`` pixels are left to add.
+
+    The image had ``size`` pixels and has grown to ``now``. Unless it is the last, a reflection ends
+    at a mirror, and mirrors stand size - 1 pixels apart: 0 1 2 | 1 0 | 1 2 | 1 ...
+    """
+    return left if left < now else (now - 1) // (size - 1) * (size - 1)
 
 
 def _reflect_any_size(sketch: Sketch, x: str, axis: int, before: int, after: int) -> str:
