@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import struct
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -176,6 +177,23 @@ def test_the_weights_are_not_copied(tmp_path, monkeypatch):
     views = [np.frombuffer(piece, np.uint8) for piece in seen if isinstance(piece, memoryview)]
     for parameter in network.parameters():
         assert any(np.shares_memory(view, parameter.data) for view in views)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pth"])
+def test_writing_takes_no_memory_beside_the_weights(tmp_path, kind):
+    network = nn.Linear(1024, 4096, rng=0)  # 16 MB
+    weights = {name: parameter.data for name, parameter in network.named_parameters()}
+    tracemalloc.start()
+    try:
+        if kind == "onnx":
+            export_onnx(network, tmp_path / "a", (1, 1024))
+        else:
+            save_state_dict(tmp_path / "a", weights)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "a").stat().st_size > 2**24
+    assert peak < 2**22
 
 
 def test_the_network_is_left_as_it_is(tmp_path):

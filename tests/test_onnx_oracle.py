@@ -1,4 +1,9 @@
-"""ONNX files, run by ONNX's own reference evaluator: what comes out is what tinydilate computes."""
+"""ONNX files, run by others: what comes out is what tinydilate computes.
+
+They are run by ONNX's own reference evaluator and, where it is installed, by ONNX Runtime.
+"""
+
+import importlib.util
 
 import numpy as np
 import pytest
@@ -17,6 +22,21 @@ pytestmark = pytest.mark.oracle
 onnx = pytest.importorskip("onnx")
 torch = pytest.importorskip("torch")
 reference = pytest.importorskip("onnx.reference")
+
+
+def results(path, image):
+    """(engine, what comes out) for each engine that is here; the file is checked first."""
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    session = reference.ReferenceEvaluator(model, new_ops=[ConvTranspose])
+    yield "evaluator", session.run(None, {"input": image})
+    if importlib.util.find_spec("onnxruntime"):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # warnings tell that a shape's name fits no other
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        yield "ONNX Runtime", session.run(None, {"input": image})
 
 
 class ConvTranspose(reference.op_run.OpRun):
@@ -49,21 +69,18 @@ class Run(nn.Module):
 def agree(network, path, shape, *others, tolerance=1e-5, dtype=np.float32, rng=0, **options):
     """Export for one shape, then compare on images of this and of other shapes."""
     exported = export_onnx(network, path, shape, **options)
-    model = onnx.load(path)
-    onnx.checker.check_model(model, full_check=True)
-    session = reference.ReferenceEvaluator(model, new_ops=[ConvTranspose])
     network.eval()
     for each in (shape, *others):
         image = np.random.default_rng(rng).normal(size=each).astype(dtype)
         with no_grad():
             ours = network(tensor(image))
         ours = ours if isinstance(ours, tuple) else (ours,)
-        theirs = session.run(None, {"input": image})
-        assert len(theirs) == len(ours)
-        for a, b in zip(ours, theirs, strict=True):
-            assert b.dtype == a.dtype
-            compare(a.numpy(), b, tolerance)
-    return exported, model
+        for _, theirs in results(path, image):
+            assert len(theirs) == len(ours)
+            for a, b in zip(ours, theirs, strict=True):
+                assert b.dtype == a.dtype
+                compare(a.numpy(), b, tolerance)
+    return exported, onnx.load(path)
 
 
 def compare(ours, theirs, tolerance=1e-5):
@@ -95,11 +112,8 @@ def test_every_op(tmp_path_factory, case: Case, data, opset):
         ours = network(tensor(first))
     assume(0 not in ours.shape)
     export_onnx(network, path, first.shape, opset=opset)
-    model = onnx.load(path)
-    onnx.checker.check_model(model, full_check=True)
-    session = reference.ReferenceEvaluator(model, new_ops=[ConvTranspose])
-    (theirs,) = session.run(None, {"input": first})
-    compare(ours.numpy(), theirs)
+    for _, (theirs,) in results(path, first):
+        compare(ours.numpy(), theirs)
 
 
 # ---- networks --------------------------------------------------------------------------------

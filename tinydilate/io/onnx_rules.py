@@ -354,8 +354,15 @@ def _single_taps(sketch: Sketch, window: Window, dtype: Any) -> str:
 
 @rule(MaxPool)
 def _max_pool(sketch: Sketch, op: Any, inputs: list[str], result: Tensor) -> str:
-    window = _agreed(sketch, op.window, op.size)
-    return sketch.node("MaxPool", *inputs, **_of_window(window), ceil_mode=int(window.ceil_mode))
+    x, window = inputs[0], _agreed(sketch, op.window, op.size)
+    sides = zip(window.padding, window.kernel, strict=True)
+    if any(max(around) >= taps for around, taps in sides):  # more than engines take
+        (top, bottom), (left, right) = window.padding
+        lowest = sketch.constant(np.array(-np.inf, result.dtype))
+        border = _pads([(0, 0), (0, 0), (top, bottom), (left, right)])
+        x = sketch.node("Pad", x, border, lowest, mode="constant")
+        window = window._replace(padding=((0, 0), (0, 0)))
+    return sketch.node("MaxPool", x, **_of_window(window), ceil_mode=int(window.ceil_mode))
 
 
 @rule(AvgPool)
@@ -373,8 +380,7 @@ def _avg_pool(sketch: Sketch, op: Any, inputs: list[str], result: Tensor) -> str
     if window.padding == padding and not window.ceil_mode:
         return _average(sketch, x, window, count_include_pad=1)
     # The zeros count, and what hangs over beyond them does not: so the zeros become pixels.
-    pads = (0, 0, padding[0][0], padding[1][0], 0, 0, padding[0][1], padding[1][1])
-    image = sketch.node("Pad", x, Numbers(pads), mode="constant")
+    image = sketch.node("Pad", x, _pads([(0, 0), (0, 0), *padding]), mode="constant")
     beyond = [
         (0, after - zeros) for (_, after), (_, zeros) in zip(window.padding, padding, strict=True)
     ]
