@@ -57,6 +57,7 @@ CHAIN = [
     ["evaluation", "submission", "paper_tables"],
     ["see", "warmup", "gpu_checkup"],
     ["predict"],
+    ["exporting"],
     ["train"],
     ["doctor"],
     ["cli"],

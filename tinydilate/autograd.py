@@ -478,7 +478,9 @@ def as_tensors(*values: Any) -> tuple[Tensor, ...]:
             tensors.append(value)
         elif isinstance(value, _NUMBERS):
             number = np.asarray(value, dtype=first.dtype)
-            tensors.append(Tensor(move(number, first.device)))
+            meta = first.device == "meta"
+            data = MetaArray((), first.dtype, float(number)) if meta else move(number, first.device)
+            tensors.append(Tensor(data))
         else:
             tensors.append(tensor(value))
     for other in tensors:

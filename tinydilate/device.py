@@ -46,13 +46,24 @@ Array = npt.NDArray[Any]
 
 
 class MetaArray:
-    """A shape and a dtype, without any numbers."""
+    """A shape and a dtype, without any numbers.
 
-    __slots__ = ("dtype", "shape")
+    Attributes
+    ----------
+    shape : tuple of int
+    dtype : numpy.dtype
+    number : float or None
+        The 2 of ``x * 2``, which a recorded graph would not know otherwise; else None.
+    """
 
-    def __init__(self, shape: Sequence[int], dtype: Any = np.float32) -> None:
+    __slots__ = ("dtype", "number", "shape")
+
+    def __init__(
+        self, shape: Sequence[int], dtype: Any = np.float32, number: float | None = None
+    ) -> None:
         self.shape = tuple(int(size) for size in shape)
         self.dtype = np.dtype(dtype)
+        self.number = number
 
     @property
     def ndim(self) -> int:

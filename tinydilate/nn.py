@@ -273,7 +273,8 @@ class Module(ABC):
         if any(tensor.device == "meta" for tensor in own.values()):
             raise DeviceError(
                 "expected a module with numbers to load into; got one on the meta device, which "
-                'has shapes only. Build it again with device="cpu".'
+                'has shapes only. Build it again with device="cpu", or give it memory first with '
+                'to_empty("cpu").'
             )
         given = {name: _array(name, value) for name, value in state_dict.items()}
         missing = [name for name in own if name not in given]
@@ -318,6 +319,26 @@ class Module(ABC):
         for tensor, data, grad in zip(tensors, moved, grads, strict=True):
             tensor.data = data
             tensor.grad = None if grad is None else Tensor(grad)
+        return self
+
+    def to_empty(self, device: str) -> Self:
+        """Give every parameter and buffer fresh memory on a device, numbers to follow.
+
+        For a network that was built on the meta device and gets its numbers from a file. Until
+        then they are zeros, which take no memory on the processor: the system hands it out when it
+        is first written to.
+
+        Raises
+        ------
+        DeviceError
+            If the device cannot be used.
+        """
+        check_device(device)
+        for _, tensor in self._named_tensors():
+            meta = device == "meta"
+            shape, dtype = tensor.shape, tensor.dtype
+            tensor.data = MetaArray(shape, dtype) if meta else move(np.zeros(shape, dtype), device)
+            tensor.grad = None
         return self
 
     def zero_grad(self) -> None:

@@ -13,7 +13,16 @@ import sys
 from collections.abc import Sequence
 
 from tinydilate import __version__
-from tinydilate.cli import datasets, fields, machine, networks, runs
+from tinydilate.cli import (
+    conversion,
+    datasets,
+    export,
+    fields,
+    machine,
+    networks,
+    predict,
+    runs,
+)
 from tinydilate.cli.common import BAD_INPUT, INTERRUPTED, Parser
 from tinydilate.errors import TinydilateError
 
@@ -61,6 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tinydilate {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for part in (runs, networks, fields, datasets, machine):  # in the order of --help
+    # In the order of --help.
+    for part in (runs, predict, datasets, networks, fields, conversion, export, machine):
         part.add(commands)
     return parser
