@@ -41,7 +41,7 @@ CHAIN = [
     ["handover"],
     ["threads"],
     ["device", "field"],
-    ["launching"],
+    ["launching", "recording"],
     ["kernel"],
     ["simd"],
     ["gemm", "winograd", "gpu_gemm"],

@@ -139,7 +139,9 @@ def test_reflection_by_walking(length):
 
 def test_blue_green_red_minus_mean():
     image = np.array([[[200, 100, 50]]], np.uint8)
-    assert bgr_minus_mean(image, (1.0, 2.0, 3.0)).ravel().tolist() == [49, 98, 197]
+    found = bgr_minus_mean(image.repeat(4, 0).repeat(5, 1), (1.0, 2.0, 3.0))
+    assert found[:, 3, 4].tolist() == [49, 98, 197]
+    assert (found.shape, found.dtype, found.flags.c_contiguous) == ((3, 4, 5), np.float32, True)
 
 
 # ---- chance ----------------------------------------------------------------------------------

@@ -1,12 +1,13 @@
 """Every reader on a tiny data set in the true format, and what each says when things are wrong."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_datasets as tiny
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -333,6 +334,11 @@ def test_numbers_stored_three_times(tmp_path):
     np.testing.assert_array_equal(read_labels(tmp_path / "a.png", CODE), labels)
 
 
+def test_one_bit(tmp_path):
+    Image.fromarray(np.array([[True, False]])).save(tmp_path / "a.png")
+    assert read_labels(tmp_path / "a.png", CODE).tolist() == [[1, 0]]
+
+
 def test_sixteen_bits(tmp_path):
     Image.fromarray(np.array([[0, 20, 255]], np.uint16)).save(tmp_path / "a.png")
     assert read_labels(tmp_path / "a.png", CODE).tolist() == [[0, 20, 255]]
@@ -446,6 +452,12 @@ def test_every_kind_is_tested():
     assert set(WRITERS) == set(KINDS)
 
 
+def test_every_place_that_was_looked_at_is_told(tmp_path):
+    text = r"expected \S+.cls or \S+dataset.cls or \S+benchmark_RELEASE.dataset.cls; there is none"
+    with pytest.raises(DataError, match=text):
+        open_dataset("sbd", tmp_path, "train")
+
+
 @pytest.mark.parametrize("kind", WRITERS)
 def test_an_empty_folder_says_what_to_download(tmp_path, kind):
     split = KINDS[kind].splits[0]
@@ -474,16 +486,43 @@ def test_any_file_that_is_missing_is_named(tmp_path, kind):
             open_dataset(kind, tmp_path, split)
         except DataError as error:
             said = str(error)
-        assert not said or path.stem in said
+        assert not said or path.stem in said or f"images in {path.parent}" in said
         noticed += bool(said)
         path.write_bytes(content)
     members = open_dataset(kind, tmp_path, split).members
-    if kind == "kitti":  # its images are what is there: no list says what should be
-        assert noticed == len(members)
-    elif kind in ("camvid", "cityscapes"):
-        assert noticed >= len(members)
-    else:
-        assert noticed >= 2 * len(members) or kind in ("coco", "folder")
+    # The images and labels of this split, and the lists; a folder's own list was not asked for.
+    assert noticed >= (len(members) + 1 if kind == "coco" else 2 * len(members))
+
+
+@pytest.mark.parametrize(
+    ("kind", "split", "folder", "text"),
+    [
+        (
+            "kitti",
+            "train",
+            "Training_00/RGB",
+            "expected images in .*RGB; got none. Download the KITTI",
+        ),
+        ("cityscapes", "val", "leftImg8bit/val/lindau", "images such as .*; got none. Register"),
+        ("cityscapes", "val", "leftImg8bit/val", "images such as .*; got none. Register"),
+        ("camvid", "val", "701_StillsRaw_full", "images in .*StillsRaw_full; got none. Either"),
+        ("folder", "all", "images", "images in .*images; got none. A plain folder holds"),
+    ],
+)
+def test_a_folder_without_images(tmp_path, kind, split, folder, text):
+    WRITERS[kind](tmp_path)
+    shutil.rmtree(tmp_path / folder)
+    (tmp_path / folder).mkdir()
+    with pytest.raises(DataError, match=text):
+        open_dataset(kind, tmp_path, split)
+
+
+def test_camvid_without_the_frames_of_a_split(tmp_path):
+    tiny.write_camvid_raw(tmp_path)
+    for path in tmp_path.glob("*/0016E5*"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"images of the split val in .*, such as 0016E5_07959.png"):
+        open_dataset("camvid", tmp_path, "val")
 
 
 def test_the_number_of_missing_files_is_told(tmp_path):
@@ -654,6 +693,10 @@ def test_compressed_run_lengths_by_hand():
     [
         ({"size": [3, 2], "counts": [1, 2]}, r"run lengths that do not add up to the 3 x 2"),
         ({"size": [3, 2], "counts": [7, -1]}, r"run lengths that do not add up"),
+        (
+            {"size": [3, 2], "counts": [2**62, 2**62, 2**62, 2**62, 6]},
+            r"do not add up",
+        ),  # 2**64 + 6
         ({"size": [2, 3], "counts": [6]}, r"size \[2, 3\] in an image of \[3, 2\]"),
         ({"size": [3, 2], "counts": "\x7f"}, r"run lengths with the letter '\\x7f'"),
         ({"size": [3, 2], "counts": "o" * 9}, r"with a number too large"),
@@ -670,7 +713,12 @@ def test_masks_that_are_refused(segmentation, text):
 def test_broken_masks_name_object_and_file(tmp_path):
     tiny.write_coco(tmp_path)
     path = tmp_path / "annotations" / "instances_train2014.json"
-    for wrong in ('"counts": "?"', '"count": 1', '"counts": {}'):
+    for wrong in (
+        '"counts": "?"',
+        '"count": 1',
+        '"counts": {}',
+        '"counts": [1e99, 10000000000000000000000]',
+    ):
         content = json.loads(path.read_text(encoding="utf-8"))
         text = json.dumps(content)
         counts = json.dumps(content["annotations"][3]["segmentation"]["counts"])
@@ -750,8 +798,17 @@ def test_a_list_that_has_changed_since(tmp_path):
     tiny.write_coco(tmp_path)
     dataset = open_dataset("coco", tmp_path, "train")
     path = tmp_path / "annotations" / "instances_train2014.json"
-    path.write_text("x" + path.read_text(encoding="utf-8"), encoding="utf-8")
+    content = path.read_text(encoding="utf-8")
+    path.write_text("x" + content, encoding="utf-8")
     with pytest.raises(DataError, match=r"as it was when the data set was opened; it has changed"):
+        dataset.labels(0)
+    path.write_text("7" + " " * len(content) * 2, encoding="utf-8")
+    with pytest.raises(DataError, match=r"was opened; it has changed"):
+        dataset.labels(0)
+    start = dataset.members[0].decode.args  # the image's number; its first object starts here
+    first = int(dataset.members[0].decode.func.__self__.spans[start[0]][0, 0])
+    path.write_bytes(b" " * first + b"7" + b" " * 10_000)
+    with pytest.raises(DataError, match=rf"byte {first:,} holds something else now. Open the data"):
         dataset.labels(0)
 
 
@@ -788,3 +845,47 @@ def test_outlines_are_not_kept(tmp_path):
     tiny.write_coco(tmp_path)
     instances = read_instances(Path(tmp_path) / "annotations" / "instances_train2014.json")
     assert sum(spans.size for spans in instances.spans.values()) == 3 * 5
+
+
+# ---- damage ----------------------------------------------------------------------------------
+
+
+def damaged(content, place, byte, cut):
+    """One byte changed, and perhaps the end cut off."""
+    place = int(place * (len(content) - 1))
+    changed = content[:place] + bytes([byte]) + content[place + 1 :]
+    return changed[: int(cut * len(changed))] if cut < 0.5 else changed
+
+
+@pytest.fixture(scope="module")
+def a_data_set_of_each_kind(tmp_path_factory):
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in WRITERS}
+    for kind, folder in folders.items():
+        WRITERS[kind](folder)
+    return folders
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's and SciPy's, about the damage
+@given(
+    kind=st.sampled_from(sorted(WRITERS)),
+    which=st.integers(0, 10**6),
+    place=st.floats(0, 1),
+    byte=st.integers(0, 255),
+    cut=st.floats(0, 1),
+)
+@settings(max_examples=60)
+def test_damaged_files_are_read_or_refused(a_data_set_of_each_kind, kind, which, place, byte, cut):
+    """Any one file of a data set is damaged; nothing else than our errors may come out."""
+    files = files_below(a_data_set_of_each_kind[kind])
+    path = files[which % len(files)]
+    content = path.read_bytes()
+    path.write_bytes(damaged(content, place, byte, cut))
+    try:
+        dataset = open_dataset(kind, a_data_set_of_each_kind[kind], KINDS[kind].splits[0])
+        for i in range(len(dataset)):
+            assert dataset.image(i).ndim == 3
+            assert set(np.unique(dataset.labels(i))) <= {*range(len(dataset.classes.names)), IGNORE}
+    except (DataError, ConfigError):
+        pass
+    finally:
+        path.write_bytes(content)

@@ -365,6 +365,23 @@ def test_data_show(tmp_path, capsys):
     assert "--first of 0 to 2; got 8 and 9" in err
 
 
+def test_data_submit(tmp_path, capsys):
+    truth = tiny.write_cityscapes(tmp_path)["val"]
+    write_predictions(tmp_path / "p", truth, CITYSCAPES, "_leftImg8bit-labels")
+    out = tmp_path / "out"
+    options = ("--classes", "cityscapes", "--json")
+    code, text, _ = run(capsys, "data", "submit", tmp_path / "p", out, *options)
+    assert code == 0
+    assert json.loads(text) == {"files": [str(out / "lindau_000000_000019_pred_labelIds.png")]}
+    truth = tmp_path / "gtFine" / "val"
+    again = evaluate_folders(out, truth, CITYSCAPES)
+    np.testing.assert_array_equal(
+        again.matrix, evaluate_folders(tmp_path / "p", truth, CITYSCAPES).matrix
+    )
+    code, _, err = run(capsys, "data", "submit", tmp_path / "leftImg8bit/none", out, *options)
+    assert (code, "expected a folder of label PNGs at" in err) == (2, True)
+
+
 def test_score_a_data_set(tmp_path, capsys):
     truth = tiny.write_cityscapes(tmp_path)["val"]
     matrix = write_predictions(tmp_path / "p", truth, CITYSCAPES)
@@ -372,7 +389,7 @@ def test_score_a_data_set(tmp_path, capsys):
     assert code == 0
     assert "Table 7: Dilation10, val" in out
     assert "Table 8: Dilation10, val" in out
-    assert f"1 images, {matrix.sum():,} pixels" in out
+    assert f"1 image, {matrix.sum():,} pixels" in out
     code, out, _ = run(
         capsys,
         "score",
@@ -417,3 +434,9 @@ def test_score_options_that_are_refused(tmp_path, capsys, options, text):
     code, _, err = run(capsys, "score", tmp_path, tmp_path, *options)
     assert code == 2
     assert text in err
+
+
+def test_a_row_with_its_mean_alone_leaves_its_cells_blank():
+    rows = [Row("a", ("cat", "cow"), (1.0, 2.0), 1.5), Row("b", ("cat", "cow"), (None, None), 9.0)]
+    assert results_as(rows).splitlines()[2] == "b             9.0"
+    assert results_as(rows, "markdown").splitlines()[3] == "| b |  |  | 9.0 |"

@@ -152,6 +152,12 @@ def test_names_must_match_the_classes():
         Score.of(np.eye(3, dtype=np.int64), ("a", "b"))
 
 
+def test_frequencies_are_those_of_the_truth():
+    """Four pixels are class 0, though two were called so: IoU 1/2 and 1/3, weights 4 and 1."""
+    matrix = confusion_matrix([0, 0, 0, 0, 1], [0, 0, 1, 1, 1], 2)
+    assert frequency_weighted_iou(matrix) == pytest.approx((4 / 2 + 1 / 3) / 5)
+
+
 def test_the_mean_with_and_without_background():
     matrix = confusion_matrix([0, 0, 0, 1, 2], [0, 0, 1, 1, 0], 3)
     score = Score.of(matrix, ("background", "cat", "dog"))

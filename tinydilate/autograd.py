@@ -33,6 +33,7 @@ from tinydilate.device import (
     check_device,
     device_of,
     is_foreign,
+    kept,
     move,
 )
 from tinydilate.errors import DeviceError, DtypeError, GraphError, ShapeError
@@ -547,6 +548,8 @@ def _seed(root: Tensor, gradient: Any) -> Any:
                 "for example with .sum(), or pass backward(gradient)."
             )
         gradient = np.ones(root.shape, root.dtype)
+        if root.device == "cuda":
+            gradient = kept(gradient)  # nobody writes to a gradient
     given = gradient.data if isinstance(gradient, Tensor) else gradient
     if not isinstance(given, CudaArray | MetaArray):
         given = np.asarray(given, given.dtype if isinstance(gradient, Tensor) else root.dtype)

@@ -223,7 +223,7 @@ def results_as(rows: Sequence[Row], form: str = "text") -> str:
     if form == "json":
         return json.dumps([row_to_dict(row) for row in rows], indent=2)
     head = ["", *(SHORT.get(name, name) for name in rows[0].columns), "mean"]
-    lines = [[row.name, *map(_cell, row.values), _cell(row.mean)] for row in rows]
+    lines = [[row.name, *_cells(row), _cell(row.mean)] for row in rows]
     if form == "markdown":
         ruler = ["---", *["---:"] * (len(head) - 1)]
         return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ruler, *lines))
@@ -244,6 +244,13 @@ def row_to_dict(row: Row) -> dict[str, Any]:
         "mean_iou": row.mean,
         "iou": dict(zip(row.columns, row.values, strict=True)),
     }
+
+
+def _cells(row: Row) -> list[str]:
+    """Figures of the classes; blank where the row has none but its mean."""
+    if all(value is None for value in row.values):
+        return [""] * len(row.values)
+    return [_cell(value) for value in row.values]
 
 
 def _cell(value: float | None) -> str:

@@ -25,7 +25,6 @@ from tinydilate.cli import (
     runs,
 )
 from tinydilate.cli.common import BAD_INPUT, INTERRUPTED, Parser
-from tinydilate.cli.runs import results_table as results_table
 from tinydilate.errors import TinydilateError
 
 
@@ -76,10 +75,10 @@ def make_parser() -> argparse.ArgumentParser:
     for part in (
         runs,
         predict,
+        datasets,
         recipes,
         networks,
         fields,
-        datasets,
         conversion,
         export,
         machine,

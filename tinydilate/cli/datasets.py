@@ -13,7 +13,7 @@ from tinydilate.errors import ConfigError
 
 
 def add(commands: Any) -> None:
-    """``data check``, ``data show`` and ``score``."""
+    """``data check``, ``data show``, ``data submit`` and ``score``."""
     title = "Check and show data sets"
     data = commands.add_parser(
         "data",
@@ -39,6 +39,12 @@ def add(commands: Any) -> None:
     see.add_argument("--count", type=int, default=8, metavar="N", help="images (default: 8)")
     see.add_argument("--first", type=int, default=0, metavar="I", help="begin here (default: 0)")
     see.add_argument("--columns", type=int, default=4, metavar="N", help="default: 4")
+    submit = command(what, "submit", _submit, "Write label PNGs as an evaluation server wants them")
+    submit.add_argument("predicted", metavar="PREDICTED", help="folder of label PNGs")
+    submit.add_argument("out", metavar="OUT", help="folder for the results")
+    submit.add_argument(
+        "--classes", required=True, choices=("voc", "cityscapes"), help="which server"
+    )
     score = command(commands, "score", _score, "Score label PNGs against the truth", _SCORE)
     score.add_argument("predicted", metavar="PREDICTED", help="folder of label PNGs")
     score.add_argument("true", metavar="TRUE", help="folder of label PNGs, or of a data set")
@@ -91,7 +97,7 @@ def _check(arguments: argparse.Namespace) -> int:
         "labelled": dataset.labelled,
     }
     head = (
-        f"{arguments.kind}, split {split}: {len(dataset):,} images"
+        f"{arguments.kind}, split {split}: {_images(len(dataset))}"
         f"{'' if dataset.labelled else ' without labels'}, every file is there."
     )
     if arguments.quick:
@@ -144,8 +150,28 @@ def _show(arguments: argparse.Namespace) -> int:
     show(
         told,
         arguments.json,
-        lambda: f"{arguments.out}: {len(numbers)} images of {arguments.kind}, split {split}.",
+        lambda: f"{arguments.out}: {_images(len(numbers))} of {arguments.kind}, split {split}.",
     )
+    return 0
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from tinydilate.data.pixels import read_labels
+    from tinydilate.evaluation import code_of, label_files
+    from tinydilate.submission import write_submission
+
+    classes = CLASSES[arguments.classes]
+    files = label_files(arguments.predicted)
+    if not files:
+        raise ConfigError(f"expected label PNGs in {arguments.predicted}; got none.")
+    written = [
+        write_submission(arguments.out, name, read_labels(path, code_of(path, classes)), classes)
+        for name, path in tqdm(files.items(), desc="writing", unit="image", leave=False)
+    ]
+    told = {"files": [str(path) for path in written]}
+    show(told, arguments.json, lambda: f"{_images(len(written))}, such as {written[0]}.")
     return 0
 
 
@@ -198,6 +224,7 @@ def _paper_rows(found: Any) -> list[list[Any]]:
 
 
 def _score_table(found: Any, markdown: bool) -> str:
+    from tinydilate.metrics import BACKGROUND
     from tinydilate.paper_tables import results_as
 
     form = "markdown" if markdown else "text"
@@ -210,15 +237,20 @@ def _score_table(found: Any, markdown: bool) -> str:
             score.classes, score.iou, score.accuracy, found.matrix.sum(axis=1).tolist(), strict=True
         )
     ]
+    without = f", {_per_cent(score.mean_iou_without_background)} without {BACKGROUND}"
     sums = [
         f"Mean IoU {_per_cent(score.mean_iou)} over {len(score.present)} of {len(score.classes)} "
-        f"classes, {_per_cent(score.mean_iou_without_background)} without background.",
+        f"classes{without if BACKGROUND in score.classes else ''}.",
         f"Mean accuracy {_per_cent(score.mean_accuracy)}, pixel accuracy "
         f"{_per_cent(score.pixel_accuracy)}, frequency weighted IoU "
         f"{_per_cent(score.frequency_weighted_iou)}.",
-        f"{found.images:,} images, {score.pixels:,} pixels; all figures in per cent.",
+        f"{_images(found.images)}, {score.pixels:,} pixels; all figures in per cent.",
     ]
     return "\n\n".join([columns(rows, right=(1, 2, 3)), "\n".join(sums), *tables])
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'s' * (count != 1)}"
 
 
 def _per_cent(value: float) -> str:

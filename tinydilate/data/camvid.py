@@ -151,10 +151,13 @@ def _segnet(folder: Path, split: str) -> list[tuple[Path, Path]]:
 def _original(root: Path, split: str) -> list[tuple[Path, Path]]:
     images = find_root(root, ["."], "701_StillsRaw_full", ADVICE) / "701_StillsRaw_full"
     labels = find_root(root, ["."], "LabeledApproved_full", ADVICE) / "LabeledApproved_full"
+    # No list says what should be there; but no image lacks its labels, and no labels their image.
+    found = {path.stem for path in images_in(images, ADVICE)}
+    found |= {path.stem.removesuffix("_L") for path in images_in(labels, ADVICE)}
     pairs = [
-        (image, labels / f"{image.stem}_L.png")
-        for image in images_in(images)
-        if split_of(image.stem) == split
+        (images / f"{name}.png", labels / f"{name}_L.png")
+        for name in sorted(found)
+        if split_of(name) == split
     ]
     if not pairs:
         raise DataError(

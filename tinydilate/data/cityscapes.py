@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from tinydilate.classes import CITYSCAPES, IGNORE, Colour
 from tinydilate.data.labelled import LabelledImages, Member
-from tinydilate.data.layout import check_files, check_split, find_root, images_in
+from tinydilate.data.layout import check_files, check_split, find_root
 from tinydilate.data.pixels import Code, plain_code, read_labels
 from tinydilate.errors import DataError
 
@@ -117,28 +117,29 @@ def open_cityscapes(
     """
     check_split("cityscapes", split, SPLITS)
     root = find_root(folder, [".", "cityscapes"], f"leftImg8bit/{split}", ADVICE)
-    images = [
-        path
-        for city in sorted((root / "leftImg8bit" / split).iterdir())
-        if city.is_dir()
-        for path in images_in(city)
-        if path.stem.endswith(IMAGE_END)
-    ]
-    if not images:
+    found = {
+        path.stem.removesuffix(IMAGE_END) for path in root.glob(f"leftImg8bit/{split}/*/*.png")
+    }
+    if not found:
         raise DataError(
             f"expected images such as {root}/leftImg8bit/{split}/CITY/CITY_000000_000019"
             f"{IMAGE_END}.png; got none. {ADVICE}"
         )
-    members = [_member(root, split, image) for image in images]
+    # No list says what should be there; but no image lacks its labels, and no labels their image.
+    for end in (IDS_END, TRAIN_IDS_END):
+        found |= {path.name.removesuffix(end) for path in root.glob(f"gtFine/{split}/*/*{end}")}
+    members = [_member(root, split, name) for name in sorted(found)]
+    check_files((member.image for member in members), "an image", ADVICE)
     check_files((member.labels for member in members if member.labels), "labels", ADVICE)
     return LabelledImages(CITYSCAPES, members, size)
 
 
-def _member(root: Path, split: str, image: Path) -> Member:
-    name = image.stem.removesuffix(IMAGE_END)  # aachen_000000_000019
-    if split == "test":  # the files that stand there are filled with "out of roi"
+def _member(root: Path, split: str, name: str) -> Member:
+    city = name.partition("_")[0]  # aachen_000000_000019
+    image = root / "leftImg8bit" / split / city / f"{name}{IMAGE_END}.png"
+    if split == "test":  # the label files that stand there are filled with "out of roi"
         return Member(name, image)
-    folder = root / "gtFine" / split / image.parent.name
+    folder = root / "gtFine" / split / city
     path, code = folder / f"{name}{TRAIN_IDS_END}", TRAIN_IDS
     if not path.exists():
         path, code = folder / f"{name}{IDS_END}", IDS

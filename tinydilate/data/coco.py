@@ -123,20 +123,31 @@ class Instances(NamedTuple):
         picture = self.images[number]
         canvas = np.zeros((picture.height, picture.width), np.uint8)
         objects = [
-            (read_span(self.path, start, stop), int(label))
+            (_object(self.path, start, stop), int(label))
             for start, stop, label in self.spans[number].tolist()
         ]
         objects.sort(key=lambda each: (not each[0].get("iscrowd", 0), -_area(each[0])))
         for entry, label in objects:
             try:
                 mask = object_mask(entry["segmentation"], canvas.shape)
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise DataError(
                     f"expected outlines or run lengths of object {entry.get('id')} in {self.path}; "
                     f"got something else ({error}). Download the file again."
                 ) from None
             canvas[mask] = IGNORE if entry.get("iscrowd", 0) else label
         return canvas
+
+
+def _object(path: Path, start: int, stop: int) -> dict[str, Any]:
+    """Read an object's description again."""
+    entry = read_span(path, start, stop)
+    if not isinstance(entry, dict):
+        raise DataError(
+            f"expected {path} as it was when the data set was opened; byte {start:,} holds "
+            "something else now. Open the data set again."
+        )
+    return entry
 
 
 def _area(entry: dict[str, Any]) -> float:
@@ -274,7 +285,9 @@ def polygon_mask(corners: NDArray[np.float64], shape: tuple[int, int]) -> NDArra
 def run_length_mask(counts: Any, shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Mask from run lengths, column after column: so many outside, so many inside, and so on."""
     lengths = np.asarray(counts, np.int64)
-    if lengths.ndim != 1 or (lengths < 0).any() or lengths.sum() != shape[0] * shape[1]:
+    pixels = shape[0] * shape[1]
+    fits = lengths.ndim == 1 and ((lengths >= 0) & (lengths <= pixels)).all()
+    if not fits or lengths.sum() != pixels:
         raise ValueError(f"run lengths that do not add up to the {shape[0]} x {shape[1]} pixels")
     inside = np.arange(len(lengths)) % 2 == 1
     return np.asarray(np.repeat(inside, lengths).reshape(shape[::-1]).T)

@@ -238,7 +238,7 @@ def cut(
 
 def bgr_minus_mean(image: Bytes, mean: tuple[float, float, float]) -> Floats:
     """uint8 (H, W, 3), RGB -> float32 (3, H, W), BGR minus mean: what the networks take."""
-    channels = image[..., ::-1].transpose(2, 0, 1)  # (3, H, W), BGR
+    channels = np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))  # (3, H, W), BGR
     return channels - np.array(mean, np.float32)[:, None, None]
 
 

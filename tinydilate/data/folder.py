@@ -55,9 +55,9 @@ def open_folder(
     """
     root = find_root(folder, ["."], "images", ADVICE)
     classes = read_classes(root / "classes.txt")
-    images = {path.stem: path for path in images_in(root / "images")}
+    images = {path.stem: path for path in images_in(root / "images", ADVICE)}
     if split == ALL:
-        names = sorted(images)
+        names = sorted({*images, *(path.stem for path in (root / "labels").glob("*.png"))})
     else:
         source = root / f"{split}.txt"
         names = read_list(source, ADVICE)

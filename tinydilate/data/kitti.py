@@ -46,11 +46,18 @@ def open_kitti(
     """
     check_split("kitti", split, tuple(FOLDERS))
     root = find_root(folder, [".", "KITTI_SEMANTIC"], FOLDERS[split], ADVICE) / FOLDERS[split]
-    images = images_in(find_root(root, ["."], "RGB", ADVICE) / "RGB")
-    labels = [root / "GT" / f"{image.stem}.png" for image in images]
-    check_files(labels, "labels", ADVICE)
+    images, labels = (find_root(root, ["."], part, ADVICE) / part for part in ("RGB", "GT"))
+    # No list says what should be there; but no image lacks its labels, and no labels their image.
+    names = sorted({path.stem for path in images_in(images, ADVICE) + images_in(labels, ADVICE)})
+    check_files((images / f"{name}.png" for name in names), "an image", ADVICE)
+    check_files((labels / f"{name}.png" for name in names), "labels", ADVICE)
     members = [
-        Member(image.stem, image, label, partial(read_labels, label, CODE))
-        for image, label in zip(images, labels, strict=True)
+        Member(
+            name,
+            images / f"{name}.png",
+            labels / f"{name}.png",
+            partial(read_labels, labels / f"{name}.png", CODE),
+        )
+        for name in names
     ]
     return LabelledImages(KITTI, members, size)

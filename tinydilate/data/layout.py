@@ -16,7 +16,7 @@ def check_split(kind: str, split: str, splits: Sequence[str]) -> None:
         raise ConfigError(f"expected a split of {kind}: {', '.join(splits)}; got {split!r}.")
 
 
-def find_root(folder: Path | str, candidates: Iterable[str], mark: str, advice: str) -> Path:
+def find_root(folder: Path | str, candidates: Sequence[str], mark: str, advice: str) -> Path:
     """The first of some folders below ``folder`` that holds the file or folder ``mark``.
 
     Parameters
@@ -39,7 +39,8 @@ def find_root(folder: Path | str, candidates: Iterable[str], mark: str, advice: 
     for candidate in candidates:
         if (folder / candidate / mark).exists():
             return folder / candidate
-    raise DataError(f"expected {folder / mark}; there is none. {advice}")
+    places = " or ".join(str(folder / candidate / mark) for candidate in candidates)
+    raise DataError(f"expected {places}; there is none. {advice}")
 
 
 def check_files(paths: Iterable[Path], what: str, advice: str) -> None:
@@ -91,10 +92,19 @@ def safe_path(root: Path, name: str, source: Path) -> Path:
     return root / parts
 
 
-def images_in(folder: Path) -> list[Path]:
-    """Image files of a folder, by name."""
-    return sorted(
+def images_in(folder: Path, advice: str) -> list[Path]:
+    """Image files of a folder, by name.
+
+    Raises
+    ------
+    DataError
+        If there are none.
+    """
+    images = sorted(
         path
         for path in folder.iterdir()
         if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith(".")
     )
+    if not images:
+        raise DataError(f"expected images in {folder}; got none. {advice}")
+    return images

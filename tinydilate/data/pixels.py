@@ -14,7 +14,8 @@ An image comes out as uint8 (H, W, 3), red, green, blue. Label files are PNGs of
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,39 +135,32 @@ def _open(path: Path) -> Any:
             return file.copy()
 
 
-class _explained:  # noqa: N801 - used like a function, in a with statement
-    """Turns what goes wrong while an image file is opened into a `DataError` that names it."""
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while an image file is opened into a `DataError` that names it."""
+    from PIL import Image, UnidentifiedImageError
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: object) -> None:
-        from PIL import Image, UnidentifiedImageError
-
-        path = self.path
-        if isinstance(error, FileNotFoundError):
-            raise DataError(
-                f"expected an image at {path}; there is no such file. Unpack the data set again, "
-                "or check the folder's name."
-            ) from None
-        if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
-            raise DataError(
-                f"expected an image of at most {Image.MAX_IMAGE_PIXELS or 0:,} pixels; {path} "
-                "claims more, which may be a trap that fills the memory. Remove it."
-            ) from None
-        if isinstance(error, UnidentifiedImageError):
-            raise DataError(
-                f"expected an image; {path} is none that Pillow knows. Unpack the data set again."
-            ) from None
-        if isinstance(error, OSError | SyntaxError | ValueError | EOFError | IndexError):
-            # Pillow's decoders answer broken files with any of these.
-            raise DataError(
-                f"expected a whole image; {path} cannot be read: {error}. "
-                "Unpack or download it again."
-            ) from None
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(
+            f"expected an image at {path}; there is no such file. Unpack the data set again, or "
+            "check the folder's name."
+        ) from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise DataError(
+            f"expected an image of at most {Image.MAX_IMAGE_PIXELS or 0:,} pixels; {path} claims "
+            "more, which may be a trap that fills the memory. Remove it."
+        ) from None
+    except UnidentifiedImageError:
+        raise DataError(
+            f"expected an image; {path} is none that Pillow knows. Unpack the data set again."
+        ) from None
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+        # Pillow's decoders answer broken files with any of these.
+        raise DataError(
+            f"expected a whole image; {path} cannot be read: {error}. Unpack or download it again."
+        ) from None
 
 
 # ---- numbers and colours ---------------------------------------------------------------------

@@ -355,11 +355,45 @@ def conv2d_grad_input_cuda(
         return gpu_winograd.convolution(
             grad, w, None, window, size, groups, side=tiles, adjoint=True
         )
+    if side is None and _folds(grad, w, size, window, groups):
+        return conv2d_grad_input_folded(grad, w, size, window, groups)
     gather = gpu_gemm.adjoint_gather(window, size)
     return gpu_gemm.gathered_product(grad, w, None, gather, groups, adjoint=True, tile=tile)
 
 
 _add_forced_on_gpu(conv2d_grad_input, conv2d_grad_input_cuda)
+
+
+# Who gathers from the pixel's side asks all taps of every pixel, also those that no output has: of
+# fc6's 40x40 pixels and 49 taps, six in seven. Who multiplies first and folds then does what there
+# is to do, and moves the columns to memory and back.
+@conv2d_grad_input.variant("cuda:folded")
+def conv2d_grad_input_folded(
+    grad: CudaArray, w: CudaArray, size: Pair, window: Window, groups: int = 1
+) -> CudaArray:
+    if grad.dtype != np.float32:
+        return conv2d_grad_input_readable(grad, w, size, window, groups)
+    out: Pair = (grad.shape[2], grad.shape[3])
+    one_pixel = gpu_gemm.forward_gather(Window.of(1), out)
+    weights = w.reshape(w.shape[0], w.shape[1] * window.taps, 1, 1)  # (F, K, 1, 1)
+    columns = gpu_gemm.gathered_product(grad, weights, None, one_pixel, groups, adjoint=True)
+    columns = columns.reshape(grad.shape[0], groups * w.shape[1], *window.kernel, *out)
+    return fold_forward_cuda(columns, size, window)
+
+
+MOVED = 80  # multiply-adds in the time that a number takes to memory and back
+
+
+def _folds(grad: CudaArray, w: CudaArray, size: Pair, window: Window, groups: int) -> bool:
+    """Whether folding is faster; a tile has 32 rows at least."""
+
+    def rows(count: int) -> int:
+        return -(-count // 32) * 32
+
+    filters, inner = w.shape[0] // groups, w.shape[1] * window.taps
+    gathered = rows(w.shape[1]) * window.taps * filters * size[0] * size[1]
+    folded = (rows(inner) * filters + MOVED * inner) * grad.shape[2] * grad.shape[3]
+    return folded < gathered
 
 
 @conv2d_grad_input.meta

@@ -354,8 +354,15 @@ def _single_taps(sketch: Sketch, window: Window, dtype: Any) -> str:
 
 @rule(MaxPool)
 def _max_pool(sketch: Sketch, op: Any, inputs: list[str], result: Tensor) -> str:
-    window = _agreed(sketch, op.window, op.size)
-    return sketch.node("MaxPool", *inputs, **_of_window(window), ceil_mode=int(window.ceil_mode))
+    x, window = inputs[0], _agreed(sketch, op.window, op.size)
+    sides = zip(window.padding, window.kernel, strict=True)
+    if any(max(around) >= taps for around, taps in sides):  # more than engines take
+        (top, bottom), (left, right) = window.padding
+        lowest = sketch.constant(np.array(-np.inf, result.dtype))
+        border = _pads([(0, 0), (0, 0), (top, bottom), (left, right)])
+        x = sketch.node("Pad", x, border, lowest, mode="constant")
+        window = window._replace(padding=((0, 0), (0, 0)))
+    return sketch.node("MaxPool", x, **_of_window(window), ceil_mode=int(window.ceil_mode))
 
 
 @rule(AvgPool)
@@ -373,8 +380,7 @@ def _avg_pool(sketch: Sketch, op: Any, inputs: list[str], result: Tensor) -> str
     if window.padding == padding and not window.ceil_mode:
         return _average(sketch, x, window, count_include_pad=1)
     # The zeros count, and what hangs over beyond them does not: so the zeros become pixels.
-    pads = (0, 0, padding[0][0], padding[1][0], 0, 0, padding[0][1], padding[1][1])
-    image = sketch.node("Pad", x, Numbers(pads), mode="constant")
+    image = sketch.node("Pad", x, _pads([(0, 0), (0, 0), *padding]), mode="constant")
     beyond = [
         (0, after - zeros) for (_, after), (_, zeros) in zip(window.padding, padding, strict=True)
     ]
@@ -464,11 +470,23 @@ def _reflect_border(sketch: Sketch, x: str, op: Any, added: Added) -> str:
         x = sketch.node("Pad", x, _pads(flat), mode="edge")
     left = [(0, 0) if size == 1 else pair for pair, size in zip(added, sizes, strict=True)]
     while np.any(left):
-        step = [(min(b, n - 1), min(a, n - 1)) for (b, a), n in zip(left, sizes, strict=True)]
-        x = sketch.node("Pad", x, _pads(step), mode="reflect")
-        sizes = [size + sum(pair) for size, pair in zip(sizes, step, strict=True)]
-        left = [(b - c, a - d) for (b, a), (c, d) in zip(left, step, strict=True)]
+        steps = [
+            (_reach(before, size, now), _reach(after, size, now))
+            for (before, after), size, now in zip(left, op.shape, sizes, strict=True)
+        ]
+        x = sketch.node("Pad", x, _pads(steps), mode="reflect")
+        sizes = [size + sum(step) for size, step in zip(sizes, steps, strict=True)]
+        left = [(b - c, a - d) for (b, a), (c, d) in zip(left, steps, strict=True)]
     return x
+
+
+def _reach(left: int, size: int, now: int) -> int:
+    """How far one reflection goes where ``left`` pixels are left to add.
+
+    The image had ``size`` pixels and has grown to ``now``. Unless it is the last, a reflection ends
+    at a mirror, and mirrors stand size - 1 pixels apart: 0 1 2 | 1 0 | 1 2 | 1 ...
+    """
+    return left if left < now else (now - 1) // (size - 1) * (size - 1)
 
 
 def _reflect_any_size(sketch: Sketch, x: str, axis: int, before: int, after: int) -> str:
