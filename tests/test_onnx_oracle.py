@@ -11,8 +11,11 @@ from cases import CASES, Case
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+import tinydilate
 import tinydilate.functional as F
-from tinydilate import nn, no_grad, tensor
+from tinydilate import models, nn, no_grad, tensor
+from tinydilate.errors import ConfigError
+from tinydilate.functional.padding import reflect_border
 from tinydilate.io.onnx import export_onnx
 
 pytestmark = pytest.mark.oracle
