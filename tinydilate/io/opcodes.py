@@ -206,8 +206,9 @@ class Machine:
         DamagedError
             If the pickle is cut short or makes no sense, or wants anything but tensors.
         """
+        begin = self.position
         if self._whole(1) != 0x80 or not 2 <= self._whole(1) <= 5:
-            raise DamagedError(f"no pickle of protocol 2 to 5 begins at byte {self.position - 2:,}")
+            raise DamagedError(f"no pickle of protocol 2 to 5 begins at byte {begin:,}")
         while self._left > 0:
             self._left -= 1
             code = self._whole(1)
