@@ -523,6 +523,15 @@ def test_command(command, tmp_path, tiny):  # noqa: F811
     assert told["sha256"] == hashlib.sha256((tmp_path / "vgg").read_bytes()).hexdigest()
 
 
+def test_help(command):  # noqa: F811
+    code, out, _ = command("--help")
+    assert code == 0
+    assert re.search("^    convert +Convert weights to safetensors$", out, re.MULTILINE)
+    out = " ".join(command("convert", "--help")[1].split())
+    assert "dilation10_cityscapes or vgg16 (default: told by the names of the layers)" in out
+    assert "from 0 to 255 (default: torchvision)" in out
+
+
 def test_command_refuses(command, tmp_path):  # noqa: F811
     write(tmp_path / "a", b"<html>404</html>")
     result = command("convert", tmp_path / "a", tmp_path / "b")
