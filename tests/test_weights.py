@@ -350,6 +350,15 @@ def test_the_mean_has_to_be_known(torchvision):
         load_weights(front_end(), path)
 
 
+@pytest.mark.parametrize(
+    "mean", [(0.4, 0.5, 0.5), 110.0, (1, 2), (1, 2, "x"), (-1, 9, 9), (9, 9, 999)]
+)
+def test_a_mean_that_is_none(tmp_path, mean):
+    save_checkpoint(tmp_path / "a", as_torchvision(noise(front_end())))
+    with pytest.raises(ConfigError, match="expected mean as three levels from 0 to 255, blue, gre"):
+        load_weights(front_end(), tmp_path / "a", mean=mean)
+
+
 def test_caffe_weights_under_torchvisions_names(torchvision):
     """J. Johnson's conversions of 2016: Caffe's numbers, which want Caffe's pixels."""
     state = noise(front_end())

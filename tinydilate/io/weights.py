@@ -259,6 +259,7 @@ def find(weights: Weights, mean: Pixel | None = None, colours: str | None = None
             "is made for other colours and has to be changed for ours. If it wants Caffe's "
             'colours after all, say colours="caffe".'
         )
+    _check_mean(mean)
     first = ("conv1_1.weight", "conv1_1.bias")
     if first[1] not in arrays:
         raise DataError(
@@ -268,6 +269,16 @@ def find(weights: Weights, mean: Pixel | None = None, colours: str | None = None
     folded = fold_colours(arrays[first[0]], arrays[first[1]], TORCHVISION_COLOURS, wanted)
     arrays |= dict(zip(first, folded, strict=True))
     return Found(arrays, sources, True)
+
+
+def _check_mean(mean: Any) -> None:
+    numbers = np.asarray(mean)
+    whole = numbers.shape == (3,) and numbers.dtype.kind in "iuf" and np.isfinite(numbers).all()
+    if not whole or not 1 < numbers.max() <= 255 or numbers.min() < 0:
+        raise ConfigError(
+            "expected mean as three levels from 0 to 255, blue, green and red, such as "
+            f"tinydilate.classes.VOC.mean; got {mean!r:.80}."
+        )
 
 
 class Plan(NamedTuple):
