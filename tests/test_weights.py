@@ -79,7 +79,9 @@ def tiny(monkeypatch):
         name, classes, input_size = "dilation8_voc", VOC, (900, 900)
         zoom, stride, border = 8, 8, 186
 
-        def build(self, **options):
+        def build(self, part="whole", **options):
+            if part == "front end":
+                return front_end(final_name="fc-final", **options)
             return whole("fc-final", "ct", **options)
 
     monkeypatch.setattr(conversion, "PUBLISHED", {"dilation8_voc": Tiny()})
@@ -458,6 +460,43 @@ def test_convert_what_nobody_knows(tmp_path):
     assert found["steps"] == 7
 
 
+def test_convert_a_front_end(tmp_path, tiny):
+    state = noise(tiny.build())
+    path = write(tmp_path / "a", caffemodel(state))
+    done = convert_weights(path, tmp_path / "b", "dilation8_voc", part="front end")
+    arrays, note = load_checkpoint(tmp_path / "b")
+    assert (note["published"]["name"], note["published"]["part"]) == ("dilation8_voc", "front end")
+    assert set(arrays) == {name for name in state if not name.startswith("ct_")}
+    assert len(done.report.left_over) == len(state) - len(arrays)
+    for options in (
+        {"part": "front end"},
+        {"network": "vgg16", "part": "front end"},
+        {"part": "x"},
+    ):
+        with pytest.raises(
+            ConfigError, match="expected part to be whole or front end, of a publis"
+        ):
+            convert_weights(path, tmp_path / "c", **options)
+
+
+def test_a_fixed_layer_may_be_missing(tmp_path, tiny, monkeypatch):
+    """The original's training networks have no ctx_upsample; its numbers are known anyway."""
+
+    def build(part="whole", **options):
+        front, up = whole("fc-final", "ct", **options), models.bilinear_upsampling(3, 8, **options)
+        return nn.Sequential(*front.named_children(), ("ctx_upsample", up))
+
+    monkeypatch.setattr(type(tiny), "build", staticmethod(build))
+    network = build()
+    state = noise(network)
+    for keep in (state, {name: a for name, a in state.items() if not name.startswith("ctx_up")}):
+        path = write(tmp_path / "a", caffemodel(keep))
+        done = convert_weights(path, tmp_path / "b")
+        assert done.network == "dilation8_voc"
+        assert set(load_checkpoint(tmp_path / "b")[0]) == set(keep)
+        assert done.report.missing == (() if keep is state else ("ctx_upsample.weight",))
+
+
 def test_convert_for_a_network_that_it_is_not(tmp_path, tiny):
     path = write(tmp_path / "a", caffemodel(as_vgg(noise(front_end()))))
     with pytest.raises(DataError, match=r"missing ct_conv1_1\.weight"):
@@ -492,13 +531,14 @@ def test_what_a_file_says_of_the_true_networks(network):
         == {"d": 11, "c": 19}["c" if "city" in network else "d"]
     )
     assert note["zoom"] == (1 if "city" in network else 8)
-    places = places_of(network)
-    assert places["fc6.weight"] == (4096, 512, 7, 7)
-    assert ("ctx_upsample.weight" in places) == ("city" in network)
+    shapes, fixed = places_of(network)
+    assert shapes["fc6.weight"] == (4096, 512, 7, 7)
+    assert fixed == (["ctx_upsample.weight"] if "city" in network else [])
+    assert set(fixed) <= set(shapes)
 
 
 def test_the_true_networks_are_told_apart_by_their_names():
-    names = [frozenset(places_of(network)) for network in conversion.TARGETS]
+    names = [frozenset(places_of(network).shapes) for network in conversion.TARGETS]
     assert len(set(names)) == len(names) == 5
 
 

@@ -5,10 +5,10 @@ text or an empty list, or put what lies on top into the list below. Two are dang
 any function of any Python module, and REDUCE calls it. Python's own reader carries them out, so
 that opening a file can run whatever its author wished.
 
-This machine knows the same instructions, and a short list of names. Each stands for something that we build
-here, from plain values; no name is ever looked up in Python, nothing is imported, and whatever is
-not on the list is refused by name. What the machine makes is lists, tuples, dictionaries, texts,
-numbers, and `TensorNote`: where a tensor's numbers lie, not the numbers.
+This machine knows the same instructions, and a short list of names. Each stands for something that
+we build here, from plain values; no name is ever looked up in Python, nothing is imported, and
+whatever is not on the list is refused by name. What the machine makes is lists, tuples,
+dictionaries, texts, numbers, and `TensorNote`: where a tensor's numbers lie, not the numbers.
 
 ===============  ===========================================================================
 instruction      what it does
