@@ -479,6 +479,16 @@ def test_convert_a_front_end(tmp_path, tiny):
             convert_weights(path, tmp_path / "c", **options)
 
 
+def test_a_vgg_is_no_front_end(tmp_path, tiny):
+    """It lacks the layer that tells classes apart, which loading for training excuses."""
+    state = as_vgg(noise(front_end()))
+    with pytest.raises(DataError, match=r"missing fc-final\.weight, fc-final\.bias\. Nothing"):
+        convert_weights(
+            write(tmp_path / "a", caffemodel(state)), tmp_path / "b", "dilation8_voc",
+            part="front end",
+        )  # fmt: skip
+
+
 def test_a_fixed_layer_may_be_missing(tmp_path, tiny, monkeypatch):
     """The original's training networks have no ctx_upsample; its numbers are known anyway."""
 
@@ -499,7 +509,7 @@ def test_a_fixed_layer_may_be_missing(tmp_path, tiny, monkeypatch):
 
 def test_convert_for_a_network_that_it_is_not(tmp_path, tiny):
     path = write(tmp_path / "a", caffemodel(as_vgg(noise(front_end()))))
-    with pytest.raises(DataError, match=r"missing ct_conv1_1\.weight"):
+    with pytest.raises(DataError, match=r"missing fc-final\.weight.*, ct_conv1_1\.weight"):
         convert_weights(path, tmp_path / "b", "dilation8_voc")
     with pytest.raises(ConfigError, match="one of dilation8_voc, vgg16; got 'alexnet'"):
         convert_weights(path, tmp_path / "b", "alexnet")

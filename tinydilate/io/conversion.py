@@ -100,15 +100,7 @@ def convert_weights(
     ConfigError
         If there is no such network, or the target is the source.
     """
-    if network not in (None, *TARGETS):
-        raise ConfigError(
-            f"expected a network to convert for, one of {', '.join(TARGETS)}; got {network!r}."
-        )
-    if part not in PARTS or (part != "whole" and network not in PUBLISHED):
-        raise ConfigError(
-            f"expected part to be {' or '.join(PARTS)}, of a published network that is named; got "
-            f"{part!r} of {network!r}."
-        )
+    _check_options(network, part)
     weights = read_weights(source)
     target = Path(target)
     if target.exists() and target.samefile(weights.path):
@@ -125,8 +117,7 @@ def convert_weights(
         disable=not progress,
     ) as bar:  # fmt: skip
         sha256 = _sha256(weights.file, bar.update)
-        origin = {"file": weights.path.name, "bytes": weights.file.size, "sha256": sha256}
-        note = {"source": {**origin, "format": weights.format}}
+        note = {"source": describe_source(weights, sha256)}
         if network:
             note["published"] = describe(network, part)
         try:
@@ -140,6 +131,31 @@ def convert_weights(
         str(weights.path), weights.format, plan.loaded, plan.missing, plan.left_over, found.folded
     )
     return Conversion(network, str(target), sha256, report)
+
+
+def _check_options(network: str | None, part: str) -> None:
+    if network not in (None, *TARGETS):
+        raise ConfigError(
+            f"expected a network to convert for, one of {', '.join(TARGETS)}; got {network!r}."
+        )
+    if part not in PARTS or (part != "whole" and network not in PUBLISHED):
+        raise ConfigError(
+            f"expected part to be {' or '.join(PARTS)}, of a published network that is named; got "
+            f"{part!r} of {network!r}."
+        )
+
+
+# ---- the note --------------------------------------------------------------------------------
+
+
+def describe_source(weights: Weights, sha256: str) -> dict[str, Any]:
+    """Where a converted file came from."""
+    return {
+        "file": weights.path.name,
+        "bytes": weights.file.size,
+        "sha256": sha256,
+        "format": weights.format,
+    }
 
 
 def describe(network: str, part: str = "whole") -> dict[str, Any]:

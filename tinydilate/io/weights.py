@@ -302,18 +302,13 @@ def make_plan(
     weights : Weights
     found : Found
     allow_missing : sequence of str
-        See `load_weights`.
+        Names or patterns of layers that need not be there.
 
     Raises
     ------
     DataError
         If an array is missing that may not be, or has another shape.
-    ConfigError
-        If ``allow_missing`` names what the network does not have.
     """
-    _check_patterns(allow_missing, places)
-    if is_vgg(found.arrays):  # it ends where the paper's own layer begins
-        allow_missing = (*allow_missing, *FINAL)
     missing = tuple(name for name in places if name not in found.arrays)
     refused = [name for name in missing if not _named_by(allow_missing, name)]
     pairs, reshaped = {}, []
@@ -449,6 +444,9 @@ def load_weights(
         )
     found = find(weights, mean, colours)
     places = {name: tensor.shape for name, tensor in tensors.items()}
+    _check_patterns(allow_missing, places)
+    if is_vgg(found.arrays):  # it ends where the paper's own layer begins
+        allow_missing = (*allow_missing, *FINAL)
     plan = make_plan(places, weights, found, allow_missing)
     _refuse_zeros(tensors, plan.missing)
     total = sum(stored.size * stored.dtype.itemsize for stored in plan.pairs.values())
