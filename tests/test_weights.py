@@ -362,7 +362,7 @@ def test_a_mean_that_is_none(tmp_path, mean):
 
 
 def test_caffe_weights_under_torchvisions_names(torchvision):
-    """J. Johnson's conversions of 2016: Caffe's numbers, which want Caffe's pixels."""
+    """Somebody renamed them: Caffe's numbers, which want Caffe's pixels."""
     state = noise(front_end())
     network = front_end()
     report = load_weights(network, torchvision(state), colours="caffe")
