@@ -82,7 +82,7 @@ class _Slice(NamedTuple):
     start: int
 
 
-_TYPES = {
+STORAGE_TYPES = {
     kind.name: kind
     for kind in (
         StorageType("FloatStorage", "<f4"),
@@ -154,7 +154,7 @@ _NAMES: dict[str, Any] = {
         _Name("torch.nn.parameter.Parameter", _parameter),
     )
 }
-for _type in _TYPES.values():
+for _type in STORAGE_TYPES.values():
     _NAMES[f"torch.{_type.name}"] = _type
     _NAMES[f"torch.cuda.{_type.name}"] = _type
 
