@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from docutils import nodes
@@ -132,6 +133,30 @@ def roundings(name: str) -> Rows:
     return rows
 
 
+def loading(name: str) -> Rows:
+    """Seconds that weights take to load, beside reading and copying their file."""
+    seconds: dict[str, list[float]] = results(name)["seconds"]
+    whole, pieces = seconds["read and copy"], seconds["read and copy, in pieces"]
+    rows: Rows = [["", "seconds", "by read and copy", "by the same in pieces"]]
+    for what, each in seconds.items():
+        ratios = [
+            median(ours / theirs for ours, theirs in zip(each, side, strict=True))
+            for side in (whole, pieces)
+        ]
+        rows.append([what, f"{median(each):.2f}", *(f"{ratio:.2f}" for ratio in ratios)])
+    return rows
+
+
+def loading_peaks(name: str) -> Rows:
+    """Memory that it takes, beyond what the process had before."""
+    weights = results(name)["weight_bytes"]
+    rows: Rows = [["", "MB", "beyond the weights, MB"]]
+    for what, each in results(name)["peak_bytes_beyond_start"].items():
+        beyond = "" if what == "convert" else f"{(each - weights) / 1e6:.0f}"
+        rows.append([what, f"{each / 1e6:.0f}", beyond])
+    return rows
+
+
 def seeds(name: str) -> Rows:
     """Mean IoU of the demo's networks, seed by seed."""
     keys = ("front end", "front end alone", "with context", "context, dilation 1")
@@ -189,6 +214,8 @@ TABLES: dict[str, Callable[[str], Rows]] = {
     "receptive_field": fields,
     "rounding": roundings,
     "demo_seeds": seeds,
+    "weights": loading,
+    "weights_memory": lambda _: loading_peaks("weights"),
     "gpu": on_gpu,
     "gpu_ops": gpu_ops,
     "gpu_networks": gpu_networks,

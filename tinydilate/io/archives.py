@@ -102,7 +102,7 @@ def _failures_explained() -> Iterator[None]:
         zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError,
         UnicodeDecodeError,
     ) as error:  # fmt: skip
-        raise DamagedError(f"the archive is damaged or cut short ({error})") from None
+        raise DamagedError(f"the archive is damaged or cut short ({error!s:.100})") from None
 
 
 def _check_directory_size(file: MappedFile) -> None:

@@ -5,10 +5,10 @@ text or an empty list, or put what lies on top into the list below. Two are dang
 any function of any Python module, and REDUCE calls it. Python's own reader carries them out, so
 that opening a file can run whatever its author wished.
 
-This machine knows the same instructions, and eight names. Each stands for something that we build
-here, from plain values; no name is ever looked up in Python, nothing is imported, and whatever is
-not on the list is refused by name. What the machine makes is lists, tuples, dictionaries, texts,
-numbers, and `TensorNote`: where a tensor's numbers lie, not the numbers.
+This machine knows the same instructions, and a short list of names. Each stands for something that
+we build here, from plain values; no name is ever looked up in Python, nothing is imported, and
+whatever is not on the list is refused by name. What the machine makes is lists, tuples,
+dictionaries, texts, numbers, and `TensorNote`: where a tensor's numbers lie, not the numbers.
 
 ===============  ===========================================================================
 instruction      what it does
@@ -206,8 +206,9 @@ class Machine:
         DamagedError
             If the pickle is cut short or makes no sense, or wants anything but tensors.
         """
+        begin = self.position
         if self._whole(1) != 0x80 or not 2 <= self._whole(1) <= 5:
-            raise DamagedError(f"no pickle of protocol 2 to 5 begins at byte {self.position - 2:,}")
+            raise DamagedError(f"no pickle of protocol 2 to 5 begins at byte {begin:,}")
         while self._left > 0:
             self._left -= 1
             code = self._whole(1)

@@ -50,17 +50,24 @@ def is_safetensors(head: bytes) -> bool:
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
 
 
+def _is_text(head: bytes) -> bool:
+    """Whether all of it can be read; a .caffemodel begins with a name, which alone could be."""
+    return all(byte >= 32 or byte in b"\t\n\r" for byte in head) and head.isascii()
+
+
 def foreign(head: bytes) -> str:
     """What a file is that we do not read, as the end of "the file ..."; "" if it may be ours."""
     if not head:
         return "is empty"
+    if is_safetensors(head) or is_zip(head) or is_pickle(head):  # a length may look like anything
+        return ""
     start = head.lstrip()[:64].lower()
     if start.startswith(_WEB_PAGE):
         return "is a web page: the download went wrong"
     if head[_TAR] == b"ustar":
         return "is a tar archive: unpack it first (or, if PyTorch of before 2017 wrote it, load \
 and save it again with a newer one)"
-    if start.startswith(_PROTOTXT):
+    if start.startswith(_PROTOTXT) and _is_text(head[:64]):
         return "is text, such as Caffe's description of a network: the weights are in another file"
     for first, what in _FOREIGN:
         if head.startswith(first):

@@ -31,7 +31,7 @@ from tinydilate.io.recognition import DamagedError
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 _WIDTH = {FIXED64: 8, FIXED32: 4}
 
-MOST_FIELDS = 1_000_000  # VGG-16 has some 500. Bounds what a hostile file can cost, about a second.
+MOST_FIELDS = 200_000  # VGG-16 has some 500. Bounds what a hostile file can cost: a second.
 
 
 class Field(NamedTuple):
@@ -85,7 +85,7 @@ class Wire:
         while position < stop:
             self._left -= 1
             if self._left < 0:
-                raise DamagedError("it has more than a million fields, which no network has")
+                raise DamagedError(f"it has more than {MOST_FIELDS:,} fields, which no network has")
             begin = position
             tag, position = self.varint(position, stop)
             number, kind = tag >> 3, tag & 7
