@@ -14,10 +14,12 @@ from tinydilate.cli import main
 from tinydilate.errors import ConfigError, DataError
 from tinydilate.io.checkpoint import load_checkpoint, save_checkpoint
 from tinydilate.io.logbook import read_log
-from tinydilate.models import plan_of_note
+from tinydilate.models import Plan, plan_of_note
 from tinydilate.predict import load_any
+from tinydilate.recipes import preparing
 from tinydilate.recipes import stage as module
-from tinydilate.recipes.stage import Call, dry_run, run_recipe
+from tinydilate.recipes.preparing import Call, estimate_recipe, told_forecast
+from tinydilate.recipes.stage import dry_run, run_recipe
 from tinydilate.recipes.starting import load_start
 from tinydilate.recipes.table import Recipe
 from tinydilate.running import Interrupted
@@ -142,7 +144,7 @@ def test_a_published_network_is_noted_by_its_name(tmp_path, monkeypatch):
     """The notes of a run whose plan is a published one, without training 134 million weights."""
     write_folder(tmp_path / "data")
     r = joint_recipe(start="nothing", steps=1, save_every=1, validate_images=1)
-    monkeypatch.setattr(module.Plan, "published", "dilation8_camvid")
+    monkeypatch.setattr(Plan, "published", "dilation8_camvid")
     run(tmp_path, "a", r)
     note = load_checkpoint(tmp_path / "a/network.safetensors")[1]
     assert note["published"]["name"] == "dilation8_camvid"
@@ -247,7 +249,7 @@ def test_accidents_at_any_moment_change_nothing(home, name, monkeypatch):
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(home, monkeypatch, capsys):
-    real, steps = module.batch_gradient, iter(range(5))
+    real, steps = module.batch_gradient, iter(range(3))
 
     def interrupted(*arguments):
         if next(steps, None) is None:
@@ -263,6 +265,27 @@ def test_ctrl_c_saves_and_says_how_to_go_on(home, monkeypatch, capsys):
     assert main(command[1:]) == 0  # what it says can be typed
     assert "Mean IoU" in capsys.readouterr().out
     same_run(home / "stopped", home / "front")
+    shutil.rmtree(home / "stopped")
+
+
+def test_ctrl_c_while_features_are_stored(home, monkeypatch):
+    from tinydilate.recipes import stored
+
+    real, images = stored.canvas_input, iter(range(5))
+
+    def interrupted(*arguments):
+        if next(images, None) is None:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    r, before = CHAIN["context"]
+    with monkeypatch.context() as patch:
+        patch.setattr(stored, "canvas_input", interrupted)
+        with pytest.raises(Interrupted, match=r"stopped while features were stored; .* --resume\."):
+            run(home, "stopped", r, before)
+    assert (home / "stopped/features/train.features.part").exists()
+    run(home, "stopped", r, before, resume=True)
+    same_run(home / "stopped", home / "context")
     shutil.rmtree(home / "stopped")
 
 
@@ -374,15 +397,15 @@ def test_a_dry_run_writes_nothing(home, name):
 
 def test_a_dry_run_says_what_would_fit(home, monkeypatch):
     r = recipe(batch=16, crop=74)
-    room = module.estimate_recipe(Recipe.of({**r.to_dict(), "iter_size": 4}), 3).memory
-    monkeypatch.setattr(module, "free_memory", lambda device: room)
+    room = estimate_recipe(Recipe.of({**r.to_dict(), "iter_size": 4}), 3).memory
+    monkeypatch.setattr(preparing, "free_memory", lambda device: room)
     found = dry_run(r, call(home, "new"))
     assert not found["fits"]
     assert found["iter_size_that_fits"] == 4
-    text = module.told_forecast(r, found)
+    text = told_forecast(r, found)
     assert "It will not fit. The same step in more parts would: --set iter_size=4." in text
-    monkeypatch.setattr(module, "free_memory", lambda device: 2**20)
-    text = module.told_forecast(r, dry_run(r, call(home, "new")))
+    monkeypatch.setattr(preparing, "free_memory", lambda device: 2**20)
+    text = told_forecast(r, dry_run(r, call(home, "new")))
     assert "not even one image at a time. Take a smaller crop" in text
 
 
@@ -393,9 +416,9 @@ def test_hot_steps_are_warned_of():
     from tinydilate.recipes.table import read_recipe
 
     fine = read_recipe("kitti-1-front-end")
-    assert "(1 - momentum)" not in module.told_forecast(fine, forecast)
+    assert "(1 - momentum)" not in told_forecast(fine, forecast)
     hot = read_recipe("kitti-1-front-end", ["lr=1e-3"])  # issue 25 of fyu/dilation
-    text = module.told_forecast(hot, forecast)
+    text = told_forecast(hot, forecast)
     assert "lr / (1 - momentum) is 0.1; the paper's largest is 0.01." in text
 
 

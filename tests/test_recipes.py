@@ -26,7 +26,7 @@ from tinydilate.recipes.estimates import (
     told_bytes,
     told_seconds,
 )
-from tinydilate.recipes.stage import build_parts, crop_of, estimate_recipe
+from tinydilate.recipes.preparing import build_parts, crop_of, estimate_recipe
 from tinydilate.recipes.starting import fingerprint
 from tinydilate.recipes.stepping import batch_gradient, make_optimizer, schedule_of
 from tinydilate.recipes.stored import Canvas, canvas_input, store_features

@@ -65,7 +65,7 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
 
 def _show(arguments: argparse.Namespace) -> int:
     from tinydilate.recipes.estimates import told_bytes
-    from tinydilate.recipes.stage import estimate_recipe
+    from tinydilate.recipes.preparing import estimate_recipe
     from tinydilate.recipes.table import read_recipe, recipe_path
 
     recipe = read_recipe(arguments.name, arguments.settings)
@@ -117,7 +117,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from tinydilate.errors import ConfigError
-    from tinydilate.recipes.stage import Call, dry_run, run_recipe, told_forecast
+    from tinydilate.recipes.preparing import Call, told_forecast
+    from tinydilate.recipes.stage import dry_run, run_recipe
     from tinydilate.recipes.table import read_recipe
 
     recipe = read_recipe(arguments.name, arguments.settings)
