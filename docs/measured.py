@@ -147,6 +147,27 @@ def seeds(name: str) -> Rows:
     return [["seed", *names], *rows, ["mean", *(f"{found['mean'][key]:.3f}" for key in keys)]]
 
 
+def poolings(name: str) -> Rows:
+    """Mean IoU of the small networks that keep or delete their last pooling, seed by seed."""
+    found = results(name)
+    kinds = list(found["mean"])
+    rows = [[str(run["seed"]), *(f"{run[kind]:.3f}" for kind in kinds)] for run in found["runs"]]
+    return [["seed", *kinds], *rows, ["mean", *(f"{found['mean'][kind]:.3f}" for kind in kinds)]]
+
+
+def forward(name: str) -> Rows:
+    """Seconds and peak of a published network's forward pass on both sides."""
+    found = results(name)
+    rows: Rows = [["", "tinydilate", "PyTorch", "PyTorch / tinydilate"]]
+    for what, key, scale, how, ratio in (
+        ("seconds", "seconds", 1, ".2f", "torch_over_tinydilate"),
+        ("peak of resident memory, MiB", "bytes", 2**20, ",.0f", "torch_over_tinydilate_bytes"),
+    ):
+        sides = [format(found[f"{side}_{key}"] / scale, how) for side in ("tinydilate", "torch")]
+        rows.append([what, *sides, f"{found[ratio]:.2f}"])
+    return rows
+
+
 TABLES: dict[str, Callable[[str], Rows]] = {
     "conv_layers": layers,
     "conv_layers_direct": layers,
@@ -158,6 +179,8 @@ TABLES: dict[str, Callable[[str], Rows]] = {
     "receptive_field": fields,
     "rounding": roundings,
     "demo_seeds": seeds,
+    "poolings": poolings,
+    "published": forward,
 }
 
 
