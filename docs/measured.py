@@ -150,9 +150,11 @@ def seeds(name: str) -> Rows:
 def poolings(name: str) -> Rows:
     """Mean IoU of the small networks that keep or delete their last pooling, seed by seed."""
     found = results(name)
-    kinds = list(found["mean"])
+    kinds = [key for key in found["runs"][0] if key != "seed"]
     rows = [[str(run["seed"]), *(f"{run[kind]:.3f}" for kind in kinds)] for run in found["runs"]]
-    return [["seed", *kinds], *rows, ["mean", *(f"{found['mean'][kind]:.3f}" for kind in kinds)]]
+    if "mean" in found:
+        rows.append(["mean", *(f"{found['mean'][kind]:.3f}" for kind in kinds)])
+    return [["seed", *kinds], *rows]
 
 
 def forward(name: str) -> Rows:
