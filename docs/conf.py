@@ -64,6 +64,7 @@ SINGLE_PAGES = (
     "gpu",
     "explore",
     "receptive_fields",
+    "datasets",
     "measurements",
 )
 html_sidebars = {name: [] for name in SINGLE_PAGES}

@@ -170,6 +170,37 @@ def forward(name: str) -> Rows:
     return rows
 
 
+def on_gpu(name: str) -> Rows:
+    """TFLOP/s of a GPU, share of its rate and ratio of each layer's passes."""
+    rows: dict[str, list[Any]] = {}
+    for row in results("gpu")["layers"]["rows"]:
+        figures = f"{row['tflops']:.1f}, {row['share_of_rate']:.0%}, "
+        rows.setdefault(row["layer"], [row["layer"]]).append(
+            figures + f"{row['torch_over_tinydilate']:.2f}"
+        )
+    return [["layer", "forward", "by the input", "by the weights"], *rows.values()]
+
+
+def gpu_ops(name: str) -> Rows:
+    """Ops on a GPU beside a copy and beside PyTorch."""
+    rows: Rows = [["op", "ms", "GB/s", "of a copy", "PyTorch / tinydilate"]]
+    for row in results("gpu")["ops"]["rows"]:
+        of_copy, ratio = row["share_of_copy"], row["torch_over_tinydilate"]
+        cells = [f"{row['tinydilate_ms']:.3f}", f"{row['gb_per_s']:,.0f}", f"{of_copy:.0%}"]
+        rows.append([row["name"], *cells, f"{ratio:.2f}"])
+    return rows
+
+
+def gpu_networks(name: str) -> Rows:
+    """Training steps and launches on a GPU."""
+    rows: Rows = [["", "tinydilate, ms", "PyTorch / tinydilate"]]
+    for part in ("networks", "launches"):
+        for row in results("gpu")[part]["rows"]:
+            ratio = f"{row['torch_over_tinydilate']:.2f}"
+            rows.append([row["name"], f"{row['tinydilate_ms']:.3f}", ratio])
+    return rows
+
+
 TABLES: dict[str, Callable[[str], Rows]] = {
     "conv_layers": layers,
     "conv_layers_direct": layers,
@@ -183,6 +214,9 @@ TABLES: dict[str, Callable[[str], Rows]] = {
     "demo_seeds": seeds,
     "poolings": poolings,
     "published": forward,
+    "gpu": on_gpu,
+    "gpu_ops": gpu_ops,
+    "gpu_networks": gpu_networks,
 }
 
 

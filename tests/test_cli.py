@@ -166,7 +166,8 @@ def test_predict(command, folder, tmp_path):
     with Image.open(tmp_path / "out/example-labels.png") as image:
         assert (image.mode, image.size) == ("P", (18, 18))
     code, out, _ = command("predict", folder, folder / "example.png", *options, "--json")
-    assert json.loads(out)["overlay"] == str(tmp_path / "out/example-overlay.png")
+    (found,) = json.loads(out)["predictions"]
+    assert found["overlay"] == str(tmp_path / "out/example-overlay.png")
 
 
 # ---- tables ----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from tinydilate.errors import ConfigError, DataError
 from tinydilate.io.checkpoint import save_checkpoint
 from tinydilate.metrics import confusion_matrix, mean_iou
 from tinydilate.predict import (
+    Options,
     Recipe,
     label_maps,
     load_network,
@@ -170,7 +171,9 @@ def test_predict_file(folder, scene):
 
 
 def test_predict_into_another_folder_at_another_scale(folder, scene, tmp_path):
-    found = predict_file(load_network(folder), scene[0], tmp_path / "new" / "place", scale=0.5)
+    found = predict_file(
+        load_network(folder), scene[0], tmp_path / "new" / "place", Options(scale=0.5)
+    )
     assert found.labels.parent == tmp_path / "new" / "place"
     with Image.open(found.labels) as image:
         assert image.size == (20, 20)
@@ -182,7 +185,7 @@ def test_invert(folder, scene, tmp_path):
     plain = predict_file(trained, path, tmp_path / "plain")
     negative = tmp_path / "negative.png"
     Image.fromarray(np.rint((1 - grey) * 255).astype(np.uint8)).save(negative)
-    inverted = predict_file(trained, negative, tmp_path / "inverted", invert=True)
+    inverted = predict_file(trained, negative, tmp_path / "inverted", Options(invert=True))
     images = []
     for file in (plain.labels, inverted.labels):
         with Image.open(file) as image:

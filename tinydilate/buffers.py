@@ -165,7 +165,6 @@ class Pool:
             waiting = [blocks for blocks in self.waiting.values() if blocks]
             oldest = min(waiting, key=lambda blocks: blocks[0].number).popleft()
             self.held -= oldest.size
-            self.release(oldest)
 
     def _make(self, size: int) -> Block:
         try:
@@ -181,9 +180,6 @@ class Pool:
         memory = np.empty(size + ALIGNMENT, np.uint8)
         begin = memory.ctypes.data
         return memory, begin + -begin % ALIGNMENT
-
-    def release(self, block: Block) -> None:
-        """Let the system have a block: NumPy sees to it when its last name is gone."""
 
     def empty_cache(self) -> None:
         """Let go of every block that waits, and count the peak from here on."""

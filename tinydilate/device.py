@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 import warnings
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
@@ -45,13 +46,24 @@ Array = npt.NDArray[Any]
 
 
 class MetaArray:
-    """A shape and a dtype, without any numbers."""
+    """A shape and a dtype, without any numbers.
 
-    __slots__ = ("dtype", "shape")
+    Attributes
+    ----------
+    shape : tuple of int
+    dtype : numpy.dtype
+    number : float or None
+        The 2 of ``x * 2``, which a recorded graph would not know otherwise; else None.
+    """
 
-    def __init__(self, shape: Sequence[int], dtype: Any = np.float32) -> None:
+    __slots__ = ("dtype", "number", "shape")
+
+    def __init__(
+        self, shape: Sequence[int], dtype: Any = np.float32, number: float | None = None
+    ) -> None:
         self.shape = tuple(int(size) for size in shape)
         self.dtype = np.dtype(dtype)
+        self.number = number
 
     @property
     def ndim(self) -> int:
@@ -131,11 +143,15 @@ class CudaArray:
             )
         return CudaArray(self.flat, tuple(new), self.dtype, self.memory, self)
 
+    def as_own(self, shape: tuple[int, ...]) -> CudaArray:
+        """`reshape` of an array that nobody else will use: the result is no view of another."""
+        return CudaArray(self.flat, shape, self.dtype, self.memory, self.base)
+
     def copy(self) -> CudaArray:
         """The same numbers in memory of their own."""
         result = empty(self.shape, self.dtype)
         if self.size:
-            _copy(self.flat, result.flat, self.nbytes)
+            copy_into(self, result)
         return result
 
     def astype(self, dtype: Any) -> CudaArray:
@@ -446,9 +462,10 @@ class _Memory:
     block to the pool; but its memory would be gone by then.
     """
 
-    __slots__ = ("address", "lines", "simulated")
+    __slots__ = ("address", "lines", "simulated", "size")
 
     def __init__(self, size: int) -> None:
+        self.size = size
         self.lines: dict[tuple[int, np.dtype[Any]], Any] = {}
         self.simulated: Any = None
         if SIMULATED:
@@ -457,14 +474,12 @@ class _Memory:
             self.address = int(driver().call("cuMemAlloc", size))
 
     def line(self, count: int, dtype: np.dtype[Any]) -> Any:
-        """The first ``count`` numbers of a type."""
-        line = self.lines.get((count, dtype))
-        if line is None:
-            if SIMULATED:
-                line = self.simulated[: count * dtype.itemsize].view(dtype)
-            else:
-                line = Line(self.address, count, dtype)
-            self.lines[count, dtype] = line
+        """The first ``count`` numbers of a type, kept among the lines."""
+        if SIMULATED:
+            line = self.simulated[: count * dtype.itemsize].view(dtype)
+        else:
+            line = Line(self.address, count, dtype)
+        self.lines[count, dtype] = line
         return line
 
     def free(self) -> None:
@@ -473,35 +488,74 @@ class _Memory:
             driver().call("cuMemFree", self.address)
 
 
-class _CudaPool(buffers.Pool):
-    """The pool of buffers.py with blocks on the GPU."""
+class _CudaPool:
+    """The GPU's memory, in blocks of some sizes: those in use, and those that wait for a next use.
 
-    held_at_most = 2**63
+    Like PyTorch's, it keeps what it was given until the driver has no more. To ask the driver takes
+    as long as a small layer does, and to give memory back waits until the GPU has done all its
+    work.
 
-    def allocate(self, size: int) -> tuple[Any, int]:
-        """Fresh memory from the driver."""
+    Arrays die at any moment, on any thread. A dying one only appends its block to a deque, which in
+    Python is a single step, and so is taking one from its end: no lock is held.
+    """
+
+    def __init__(self) -> None:
+        self.waiting = defaultdict[int, deque[_Memory]](deque)  # by size; the latest is the last
+        self.in_use = self.peak = self.made = 0
+
+    def take(self, size: int) -> _Memory:
+        """A block of ``size`` bytes: one that waits, the one used last, or a new one."""
         try:
-            return _Memory(size), 0
+            memory = self.waiting[size].pop()
+        except IndexError:
+            memory = self._make(size)
+        self.in_use += size
+        if self.in_use > self.peak:
+            self.peak = self.in_use
+        return memory
+
+    def give_back(self, memory: _Memory) -> None:
+        """Called by a dying array."""
+        self.in_use -= memory.size
+        self.waiting[memory.size].append(memory)
+
+    def _make(self, size: int) -> _Memory:
+        try:
+            memory = _Memory(size)
         except DriverError as error:
             if "OUT_OF_MEMORY" not in str(error):
                 raise
-            raise MemoryError from error
+            self._let_go()  # and once more with all that waited
+            memory = _Memory(size)
+        self.made += 1
+        return memory
 
-    def release(self, block: buffers.Block) -> None:
-        """Memory back to the driver."""
-        block.memory.free()
+    def _let_go(self) -> None:
+        for blocks in list(self.waiting.values()):
+            while blocks:
+                blocks.pop().free()
+
+    def empty_cache(self) -> None:
+        """Let go of every block that waits, and count the peak from here on."""
+        self._let_go()
+        self.peak = self.in_use
+
+    def statistics(self) -> buffers.Statistics:
+        """What there is at this moment."""
+        held = sum(size * len(blocks) for size, blocks in list(self.waiting.items()))
+        return buffers.Statistics(self.in_use, held, self.peak, self.made)
 
 
 class _Lease:
     """A block in use; it comes back when the last array in it is gone."""
 
-    __slots__ = ("block", "pool")
+    __slots__ = ("memory", "pool")
 
-    def __init__(self, pool: buffers.Pool, block: buffers.Block) -> None:
-        self.pool, self.block = pool, block
+    def __init__(self, pool: _CudaPool, memory: _Memory) -> None:
+        self.pool, self.memory = pool, memory
 
     def __del__(self) -> None:
-        self.pool.give_back(self.block)
+        self.pool.give_back(self.memory)
 
 
 _pool = _CudaPool()
@@ -519,6 +573,20 @@ def empty(shape: tuple[int, ...], dtype: Any) -> CudaArray:
     ShapeError
         If it has more elements than a kernel can count.
     """
+    shape, dtype, count, size = _needed(shape, dtype)
+    try:
+        memory = _pool.take(size)
+    except DriverError as error:
+        if "OUT_OF_MEMORY" not in str(error):
+            raise
+        raise DeviceError(_out_of_memory(size)) from None
+    line = memory.lines.get((count, dtype)) or memory.line(count, dtype)
+    return CudaArray(line, shape, dtype, _Lease(_pool, memory))
+
+
+@lru_cache(4096)
+def _needed(shape: tuple[int, ...], dtype: Any) -> tuple[Any, ...]:
+    """(shape, dtype, elements of the line, bytes of the block)."""
     dtype, count = np.dtype(dtype), math.prod(shape)
     if count > _LONGEST:
         raise ShapeError(
@@ -526,13 +594,8 @@ def empty(shape: tuple[int, ...], dtype: Any) -> CudaArray:
             f"{shape}. Use smaller batches or crops."
         )
     size = buffers.block_size(max(_LEAST, count * dtype.itemsize))
-    try:
-        block = _pool.take(size)
-    except MemoryError:
-        raise DeviceError(_out_of_memory(size)) from None
-    lease = _Lease(_pool, block)
-    # Of an array without elements no kernel reads the line, but Numba wants one.
-    return CudaArray(block.memory.line(max(1, count), dtype), tuple(shape), dtype, lease)
+    # Of an array without elements no kernel reads the line, but it has one.
+    return tuple(map(int, shape)), dtype, max(1, count), size
 
 
 def _out_of_memory(size: int) -> str:
@@ -565,12 +628,13 @@ def zeros(shape: tuple[int, ...], dtype: Any) -> CudaArray:
     return array
 
 
-def _copy(source: Any, target: Any, size: int) -> None:
-    """From the GPU to the GPU."""
+def copy_into(source: CudaArray, target: CudaArray, first: int = 0) -> None:
+    """Copy an array's numbers to those of another one from number ``first`` on."""
+    line = target.flat[first : first + source.size]
     if SIMULATED:
-        target.copy_to_device(source)
-    else:
-        arguments = target.address, source.address, size, driver().queue
+        line.copy_to_device(source.flat)
+    elif source.size:
+        arguments = line.address, source.flat.address, source.nbytes, driver().queue
         driver().call("cuMemcpyDtoDAsync", *arguments)
 
 
@@ -604,6 +668,64 @@ def cuda_statistics() -> buffers.Statistics:
 def cuda_empty_cache() -> None:
     """Give all of the GPU's memory that waits for a next use back, and count the peak anew."""
     _pool.empty_cache()
+
+
+# ---------------------------------------------------------------------------------------------
+# Recording
+
+
+class Recorded(NamedTuple):
+    """Launches that the driver repeats as one: what it made of them, and the memory they use."""
+
+    graph: Any
+    pool: _CudaPool
+    result: Any
+
+
+_recording = False
+
+
+def refuse_while_recording(what: str, instead: str) -> None:
+    """Refuse what a repetition could not repeat.
+
+    Raises
+    ------
+    DeviceError
+        While `capture` runs.
+    """
+    if _recording:
+        raise DeviceError(f"expected launches alone while they are recorded; got {what}. {instead}")
+
+
+def capture(function: Callable[[], Any]) -> Recorded:
+    """Let a function put its launches into a *CUDA graph* in place of the queue: nothing runs.
+
+    A graph knows addresses, so what the function takes from the pool comes from a pool of the
+    recording's own, and nobody else gets it.
+    """
+    global _pool, _recording
+    outside, _pool, _recording = _pool, _CudaPool(), True
+    inside = _pool
+    try:
+        if SIMULATED:
+            return Recorded(function, inside, function())
+        mode = driver().bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+        driver().call("cuStreamBeginCapture", driver().queue, mode)
+        try:
+            result = function()
+        finally:
+            graph = driver().call("cuStreamEndCapture", driver().queue)
+        return Recorded(driver().call("cuGraphInstantiate", graph, 0), inside, result)
+    finally:
+        _pool, _recording = outside, False
+
+
+def repeat(recorded: Recorded) -> Any:
+    """Put all recorded launches into the queue at once; the function's result."""
+    if SIMULATED:
+        return recorded.graph()
+    driver().call("cuGraphLaunch", recorded.graph, driver().queue)
+    return recorded.result
 
 
 # ---------------------------------------------------------------------------------------------
@@ -690,6 +812,9 @@ def _upload(array: Array) -> CudaArray:
 
 
 def _write(array: Array, target: CudaArray) -> None:
+    refuse_while_recording(
+        "a copy to the GPU", "Make the array before; between repetitions, device.write changes it."
+    )
     if target.size:
         line = np.ascontiguousarray(array).reshape(-1)
         with _failures_explained():
@@ -697,6 +822,7 @@ def _write(array: Array, target: CudaArray) -> None:
 
 
 def _download(array: CudaArray) -> Array:
+    refuse_while_recording("a copy from the GPU", "Look at what it returns after each repetition.")
     result = np.empty(array.shape, array.dtype)
     if array.size:
         with _failures_explained():

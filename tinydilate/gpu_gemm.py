@@ -423,14 +423,14 @@ def gathered_product(
     channels = images.shape[1] // groups
     filters = weights.shape[1] if adjoint else weights.shape[0] // groups
     pixels = images.shape[0] * math.prod(gather.output)
-    cut = fastest_cut(filters, pixels, groups, _rounds(channels, math.prod(gather.kernel)), tile)
+    cut = fastest_cut(filters, pixels, groups, rounds_of(channels, math.prod(gather.kernel)), tile)
     packed = _packed(weights, groups, filters, channels, TILES[cut.tile], adjoint)
     return product(
         images, packed, bias, gather, filters, groups, relu, cut._replace(parts=parts or cut.parts)
     )
 
 
-def _rounds(channels: int, taps: int) -> int:
+def rounds_of(channels: int, taps: int) -> int:
     """Of eight steps in k, in a sum over taps and channels."""
     return taps * -(-channels // STEPS)
 

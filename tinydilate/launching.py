@@ -209,7 +209,7 @@ def _three(sizes: Any) -> tuple[int, int, int]:
 class _Launcher:
     """A kernel with its blocks and threads."""
 
-    __slots__ = ("compiled", "kernel", "runs", "shape", "sizes")
+    __slots__ = ("compiled", "kernel", "runs", "seen", "shape", "sizes")
 
     def __init__(self, kernel: CudaKernel, blocks: Any, threads: Any, shared: int) -> None:
         self.kernel = kernel
@@ -217,29 +217,26 @@ class _Launcher:
         self.sizes = *_three(blocks), *_three(threads), shared
         self.runs = 0 not in self.sizes[:3]
         self.compiled: dict[np.dtype[Any], _Compiled] = {}
+        self.seen: dict[tuple[Any, ...], np.dtype[Any]] = {}
 
     def __call__(self, *arguments: Any) -> None:
         """Launch, and do not wait; without blocks there is nothing to launch."""
-        parameters = self.kernel.parameters
-        if len(arguments) != len(parameters):
-            raise KernelError(
-                f"{self.kernel.name} expected {len(parameters)} arguments; got {len(arguments)}."
-            )
-        dtype, words = None, []
-        for (is_array, own), argument in zip(parameters, arguments, strict=True):
-            if not is_array:
+        words: list[Any] = []
+        dtypes: list[Any] = []  # of each argument, None for numbers
+        for argument in arguments:
+            if type(argument) is CudaArray:
+                dtypes.append(argument.dtype)
+                words += [argument.flat] if SIMULATED else argument.flat.words
+            else:
+                dtypes.append(None)
                 words.append(argument)
-                continue
-            # A compiled kernel does not look at what it is given, so this is the place to look.
-            if type(argument) is not CudaArray or argument.dtype != (
-                own or dtype or argument.dtype
-            ):
-                raise self._refused(argument, own or dtype)
-            dtype = dtype if own else argument.dtype
-            words += [argument.flat] if SIMULATED else argument.flat.words
+        seen = tuple(dtypes)
+        try:
+            dtype = self.seen[seen]
+        except KeyError:
+            dtype = self.seen[seen] = self._check(arguments)
         if not self.runs:
             return
-        dtype = dtype or self.kernel.dtypes[0]
         if SIMULATED:
             self._simulate(dtype, words)
             return
@@ -252,6 +249,32 @@ class _Launcher:
                 device.stream().synchronize()
         except Exception as error:
             raise LaunchError(self.kernel.name, self.shape, error) from error
+
+    def _check(self, arguments: tuple[Any, ...]) -> np.dtype[Any]:
+        """The dtype that the kernel runs in; once for all arguments of the same types.
+
+        A compiled kernel does not look at what it is given, so this is the place to look.
+        """
+        parameters = self.kernel.parameters
+        if len(arguments) != len(parameters):
+            raise KernelError(
+                f"{self.kernel.name} expected {len(parameters)} arguments; got {len(arguments)}."
+            )
+        dtype = None
+        for (is_array, own), argument in zip(parameters, arguments, strict=True):
+            if not is_array:
+                if isinstance(argument, CudaArray):
+                    raise DtypeError(
+                        f"{self.kernel.name} expected a number; got an array of shape "
+                        f"{argument.shape}. Take .item()."
+                    )
+                continue
+            if type(argument) is not CudaArray or argument.dtype != (
+                own or dtype or argument.dtype
+            ):
+                raise self._refused(argument, own or dtype)
+            dtype = dtype if own else argument.dtype
+        return dtype or self.kernel.dtypes[0]
 
     def _simulate(self, dtype: np.dtype[Any], values: list[Any]) -> None:
         typed = [

@@ -1,4 +1,4 @@
-"""``train``, ``eval`` and ``predict``: the demo's networks."""
+"""``train`` and ``eval``: the demo's networks."""
 
 from __future__ import annotations
 
@@ -17,9 +17,6 @@ def add(commands: Any) -> None:
     """The commands of runs."""
     _add_train(command(commands, "train", _train, "Train the networks of the demo", _TRAIN))
     _add_eval(command(commands, "eval", _eval, "Score trained networks on scenes"))
-    _add_predict(
-        command(commands, "predict", _predict, "Label every pixel of an image file", _PREDICT)
-    )
 
 
 # ---- train -----------------------------------------------------------------------------------
@@ -95,7 +92,7 @@ def results_table(results: dict[str, Any], folder: str) -> str:
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="a run folder or a network's checkpoint")
-    _add_network(parser)
+    add_network(parser)
     parser.add_argument(
         "--split", default="test", choices=("train", "validation", "test"),
         help="whose handwriting (default: test)",
@@ -105,7 +102,8 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
 
 
-def _add_network(parser: argparse.ArgumentParser) -> None:
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """The option --network, of a run."""
     parser.add_argument(
         "--network", choices=("joint", "context", "alone", "front"),
         help="which of a run folder's networks (default: the first of these that is there)",
@@ -128,50 +126,4 @@ def _eval(arguments: argparse.Namespace) -> int:
         return f"{trained.path}\n\n{columns(rows, right=(1,))}\n\n{found}"
 
     show({"checkpoint": str(trained.path), **found.to_dict()}, arguments.json, table)
-    return 0
-
-
-# ---- predict ---------------------------------------------------------------------------------
-
-_PREDICT = (
-    "Writes NAME-labels.png, whose pixels are class numbers with a palette, and NAME-overlay.png. "
-    "The demo network knows bright strokes on a dark ground, digits of 24 to 30 pixels; see "
-    "--scale and --invert."
-)
-
-
-def _add_predict(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="PATH", help="a run folder or a network's checkpoint")
-    parser.add_argument("image", metavar="IMAGE", help="a PNG, JPEG or other image file")
-    _add_network(parser)
-    parser.add_argument(
-        "--out", metavar="FOLDER", help="where the results go (default: beside the image)"
-    )
-    parser.add_argument(
-        "--scale", type=float, default=1.0, metavar="X", help="resize the image first (default: 1)"
-    )
-    parser.add_argument(
-        "--invert", action="store_true", help="exchange black and white first (default: no)"
-    )
-    add_device(parser)
-
-
-def _predict(arguments: argparse.Namespace) -> int:
-    from tinydilate.predict import load_network, predict_file
-
-    trained = load_network(arguments.path, arguments.network, arguments.device)
-    found = predict_file(trained, arguments.image, arguments.out, arguments.scale, arguments.invert)
-
-    def table() -> str:
-        shares = sorted(found.shares.items(), key=lambda item: -item[1])
-        rows = [("class", "pixels"), *((name, f"{share:.1%}") for name, share in shares if share)]
-        return f"{columns(rows, right=(1,))}\n\nWrote {found.labels} and {found.overlay}."
-
-    value = {
-        "checkpoint": str(trained.path),
-        "labels": str(found.labels),
-        "overlay": str(found.overlay),
-        "shares": found.shares,
-    }
-    show(value, arguments.json, table)
     return 0

@@ -1,0 +1,217 @@
+"""Networks and their weights in files: those of a run, and published ones.
+
+A network checkpoint says everything that is needed to use it: which network to build, what the
+classes are called and coloured, and how its input images are prepared. Checkpoints of a run say it
+in full (`Recipe`). A converted file of published weights names the network (`PublishedRecipe`), and
+`models.PUBLISHED` knows the rest.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinydilate import models, nn
+from tinydilate.config import Config
+from tinydilate.errors import ConfigError, DataError, program
+from tinydilate.io.checkpoint import load_checkpoint, save_checkpoint
+from tinydilate.models import FrontEndWithContext
+
+NETWORKS = ("joint", "context", "alone", "front")  # stages whose networks a run keeps; best first
+
+
+class Recipe(NamedTuple):
+    """What a checkpoint of a run says about its network, beside the weights."""
+
+    config: Config
+    context: bool  # whether a context module follows the front end
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]  # red, green, blue of each class
+    mean: float  # network input = (grey level in [0, 1] - mean) / std
+    std: float
+
+    @property
+    def channels(self) -> int:
+        """Images are read in grey."""
+        return 1
+
+    @property
+    def tile(self) -> None:
+        """No published file says how large the pieces are that it is given."""
+        return None
+
+    def build(self) -> FrontEndWithContext:
+        """The network, with first weights from the configuration's seed."""
+        config, count = self.config, len(self.classes)
+        front = models.small_front_end(count, rng=np.random.default_rng([config.seed, 0]))
+        if not self.context:
+            return FrontEndWithContext(front)
+        context = models.context(
+            count,
+            config.variant,
+            dilations=config.dilations,
+            noise=config.noise,
+            rng=np.random.default_rng([config.seed, 1]),
+        )
+        return FrontEndWithContext(front, context)
+
+    def prepare(self, levels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Grey levels (1, H, W) in [0, 1] -> what the network takes, (1, H, W)."""
+        return (levels - np.float32(self.mean)) / np.float32(self.std)
+
+
+class PublishedRecipe(NamedTuple):
+    """What a file of published weights says: which of the networks it belongs to."""
+
+    published: models.Published
+    part: str = "whole"  # or "front end"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names, by number."""
+        return self.published.classes.names
+
+    @property
+    def palette(self) -> tuple[tuple[int, int, int], ...]:
+        """Red, green, blue of each class."""
+        return self.published.classes.palette
+
+    @property
+    def channels(self) -> int:
+        """Images are read in colour."""
+        return 3
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Pixels that the original code gives the network at a time, border included."""
+        return self.published.input_size
+
+    def prepare(self, levels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Red, green, blue (3, H, W) in [0, 1] -> blue, green, red, 0 to 255 minus the mean."""
+        mean = np.array(self.published.classes.mean, np.float32)
+        return levels[::-1] * np.float32(255) - mean[:, None, None]
+
+
+class Trained(NamedTuple):
+    """A network with its weights."""
+
+    network: FrontEndWithContext
+    recipe: Recipe
+    path: Path
+
+
+class TrainedPublished(NamedTuple):
+    """A published network with its weights."""
+
+    network: nn.Sequential
+    recipe: PublishedRecipe
+    path: Path
+
+
+AnyTrained = Trained | TrainedPublished
+
+# ---- checkpoints of runs ---------------------------------------------------------------------
+
+
+def save_network(path: Path | str, network: nn.Module, recipe: Recipe) -> None:
+    """Write a network's weights and its recipe to one file."""
+    note = {**recipe._asdict(), "config": recipe.config.to_dict()}
+    save_checkpoint(path, network.state_dict(), {"network": note})
+
+
+def load_network(path: Path | str, name: str | None = None, device: str = "cpu") -> Trained:
+    """Read a network from its checkpoint, or from the folder of the run that trained it.
+
+    Parameters
+    ----------
+    path : path of a file or of a run folder
+    name : {"joint", "context", "alone", "front"}, optional
+        Which of a run's networks; the first of these that is there by default.
+    device : {"cpu", "cuda"}
+        Where it will compute, which need not be where it was trained.
+
+    Raises
+    ------
+    DataError
+        If there is none, or the file is damaged.
+    DeviceError
+        If the device cannot be used.
+    """
+    path = _network_file(Path(path), name)
+    return _of_a_run(path, *load_checkpoint(path), device)
+
+
+def _of_a_run(path: Path, arrays: dict[str, Any], note: Any, device: str) -> Trained:
+    try:
+        fields = dict(note["network"])
+        recipe = Recipe(
+            Config.of(fields.pop("config"), str(path)),
+            classes=tuple(fields.pop("classes")),
+            palette=tuple(tuple(colour) for colour in fields.pop("palette")),
+            **fields,
+        )
+    except (TypeError, KeyError, ValueError):
+        raise DataError(
+            f"expected the checkpoint of a trained network; {path} holds other things. Name a run "
+            "folder, or a file such as checkpoints/joint.safetensors in it."
+        ) from None
+    network = recipe.build()
+    network.load_state_dict(arrays)
+    return Trained(network.to(device).eval(), recipe, path)
+
+
+def _network_file(path: Path, name: str | None) -> Path:
+    if not path.is_dir():
+        if name is not None:
+            raise ConfigError(
+                f"expected a run folder to take the network {name!r} from; got the file {path}. "
+                "Leave the name out."
+            )
+        return path
+    for candidate in NETWORKS if name is None else (name,):
+        file = path / "checkpoints" / f"{candidate}.safetensors"
+        if file.exists():
+            return file
+    raise DataError(
+        f"expected a run folder with {name or 'a network'} in its checkpoints/; got {path}. Train "
+        f"first, or finish the run with: {program()} train --resume --out {path}"
+    )
+
+
+# ---- published weights -----------------------------------------------------------------------
+
+
+def load_any(path: Path | str, name: str | None = None, device: str = "cpu") -> AnyTrained:
+    """`load_network`, which also takes converted weights of a published network.
+
+    Such a file is a safetensors file whose note is ``{"published": {"name": "dilation8_voc"}}``;
+    ``"part": "front end"`` beside the name says that it ends there.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged or holds other things.
+    """
+    path = _network_file(Path(path), name)
+    arrays, note = load_checkpoint(path)
+    if not isinstance(note, dict) or "published" not in note:
+        return _of_a_run(path, arrays, note, device)
+    recipe = _published_recipe(path, note["published"])
+    network = recipe.published.build(part=recipe.part, weights="zeros")
+    # The fixed upsampling has its numbers already: a file may have it or not.
+    fixed = {key: value for key, value in network.state_dict().items() if "upsample" in key}
+    network.load_state_dict({**fixed, **arrays})
+    return TrainedPublished(network.to(device).eval(), recipe, path)
+
+
+def _published_recipe(path: Path, note: Any) -> PublishedRecipe:
+    name = note.get("name") if isinstance(note, dict) else note
+    if name not in models.PUBLISHED:
+        raise DataError(
+            f"expected the weights of a published network, {', '.join(models.PUBLISHED)}; {path} "
+            f"says {name!r}. Convert them again: {program()} convert --help"
+        )
+    return PublishedRecipe(models.PUBLISHED[name], str(note.get("part", "whole")))
