@@ -172,6 +172,29 @@ def seeds(name: str) -> Rows:
     return [["seed", *names], *rows, ["mean", *(f"{found['mean'][key]:.3f}" for key in keys)]]
 
 
+def poolings(name: str) -> Rows:
+    """Mean IoU of the small networks that keep or delete their last pooling, seed by seed."""
+    found = results(name)
+    kinds = [key for key in found["runs"][0] if key != "seed"]
+    rows = [[str(run["seed"]), *(f"{run[kind]:.3f}" for kind in kinds)] for run in found["runs"]]
+    if "mean" in found:
+        rows.append(["mean", *(f"{found['mean'][kind]:.3f}" for kind in kinds)])
+    return [["seed", *kinds], *rows]
+
+
+def forward(name: str) -> Rows:
+    """Seconds and peak of a published network's forward pass on both sides."""
+    found = results(name)
+    rows: Rows = [["", "tinydilate", "PyTorch", "PyTorch / tinydilate"]]
+    for what, key, scale, how, ratio in (
+        ("seconds", "seconds", 1, ".2f", "torch_over_tinydilate"),
+        ("peak of resident memory, MiB", "bytes", 2**20, ",.0f", "torch_over_tinydilate_bytes"),
+    ):
+        sides = [format(found[f"{side}_{key}"] / scale, how) for side in ("tinydilate", "torch")]
+        rows.append([what, *sides, f"{found[ratio]:.2f}"])
+    return rows
+
+
 def on_gpu(name: str) -> Rows:
     """TFLOP/s of a GPU, share of its rate and ratio of each layer's passes."""
     rows: dict[str, list[Any]] = {}
@@ -216,6 +239,8 @@ TABLES: dict[str, Callable[[str], Rows]] = {
     "demo_seeds": seeds,
     "weights": loading,
     "weights_memory": lambda _: loading_peaks("weights"),
+    "poolings": poolings,
+    "published": forward,
     "gpu": on_gpu,
     "gpu_ops": gpu_ops,
     "gpu_networks": gpu_networks,
