@@ -122,7 +122,9 @@ def forget_what_was_worked_out() -> None:
     """
     threads._dismiss()
     for function in loaded(type(loaded)):
-        if (function.__module__ or "").startswith("tinydilate."):
+        module = function.__module__ or ""
+        # What device.py keeps is no result: the queue that kernels are in, above all.
+        if module.startswith("tinydilate.") and module != "tinydilate.device":
             function.cache_clear()
 
 
@@ -943,9 +945,44 @@ GPU_MUTANTS = [
     Mutant(
         "the last part is not added",
         GEMM,
-        "for part in range(parts):",
-        "for part in range(parts - 1):",
+        "for part in range(parts):\n            total += sums[np.uint32(part) * result.size",
+        "for part in range(parts - 1):\n            total += sums[np.uint32(part) * result.size",
         "check_parts",
+    ),
+    Mutant(
+        "the last part of a map is not added",
+        GEMM,
+        "for part in range(parts):\n            total += sums[np.uint32(part) * out.size",
+        "for part in range(parts - 1):\n            total += sums[np.uint32(part) * out.size",
+        "check_map_in_parts",
+    ),
+    Mutant(
+        "each part of a map adds the bias",
+        GEMM,
+        "*(finish if parts == 1 else (0, 0))",
+        "*finish",
+        "check_map_in_parts",
+    ),
+    Mutant(
+        "a part begins with the first tap",
+        GEMM,
+        "tap = np.uint32(start // in_a_tap)",
+        "tap = np.uint32(0)",
+        "check_map_in_parts",
+    ),
+    Mutant(
+        "each part of a map sums to the end",
+        GEMM,
+        "steps = np.uint32(min(each, np.uint32(rounds - start)))",
+        "steps = np.uint32(rounds - start)",
+        "check_map_in_parts",
+    ),
+    Mutant(
+        "weights turned over before they are read",
+        GEMM,
+        "    cuda.syncthreads()\n    f = np.uint32(f0 + x)\n",
+        "    f = np.uint32(f0 + x)\n",
+        "check_tails",
     ),
     Mutant(
         "the row of the next pixel is not looked up anew",
@@ -974,6 +1011,67 @@ GPU_MUTANTS = [
         "if i >= 0 and i % sizes[6] == 0 and",
         "if i >= 0 and",
         "check_columns",
+    ),
+]
+
+# In the transforms of the GPU, killed by a check of test_gpu_winograd.
+GPU_WINOGRAD = "gpu_winograd.py"
+GPU_WINOGRAD_MUTANTS = [
+    Mutant(
+        "the kernel is not turned round for the gradient",
+        GPU_WINOGRAD,
+        "place = np.uint32(np.uint32(8) - place)",
+        "place = np.uint32(place)",
+        "check_padding",
+    ),
+    Mutant(
+        "the gradient's padding is the layer's own",
+        GPU_WINOGRAD,
+        "tuple(2 * d - b for d, b",
+        "tuple(b for d, b",
+        "check_no_padding",
+    ),
+    Mutant(
+        "tiles begin as if there were one phase",
+        GPU_WINOGRAD,
+        "z = np.int32(column % across + column // across * side * across)",
+        "z = np.int32(column * side)",
+        "check_phases",
+    ),
+    Mutant(
+        "a tile's pixels lie side by side",
+        GPU_WINOGRAD,
+        "z = np.int32(z0 + np.int32(j) * layer[ACROSS])\n                value",
+        "z = np.int32(z0 + np.int32(j))\n                value",
+        "check_phases",
+    ),
+    Mutant(
+        "gradients are padded as images are",
+        GPU_WINOGRAD,
+        "unpadded = grid._replace(before=(0, 0))",
+        "unpadded = grid",
+        "check_padding",
+    ),
+    Mutant(
+        "outputs written that do not exist",
+        GPU_WINOGRAD,
+        "if y < rows and z < columns:",
+        "if y < rows + 1 and z < columns + 1:",
+        "check_padding",
+    ),
+    Mutant(
+        "each band has the first tiles",
+        GPU_WINOGRAD,
+        "*(band.tiles, band.first, planes,",
+        "*(band.tiles, 0, planes,",
+        "check_bands",
+    ),
+    Mutant(
+        "the last band's gradient is not added",
+        GPU_WINOGRAD,
+        "for part in range(parts):",
+        "for part in range(parts - 1):",
+        "check_bands",
     ),
 ]
 

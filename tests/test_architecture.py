@@ -44,6 +44,7 @@ CHAIN = [
     ["kernel"],
     ["simd"],
     ["gemm", "winograd", "gpu_gemm"],
+    ["gpu_winograd"],
     ["autograd"],
     *([f"functional.{page}"] for page in PAGES),
     ["functional"],

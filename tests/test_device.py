@@ -3,6 +3,7 @@
 from __future__ import annotations  # the signatures of kernels are read as they are written
 
 import copy
+import ctypes
 import gc
 import re
 import types
@@ -13,7 +14,7 @@ from guarded_cuda import guarded
 
 import tinydilate
 import tinydilate.functional as F
-from tinydilate import device, kernel, nn, tensor
+from tinydilate import device, kernel, launching, nn, tensor
 from tinydilate.device import Array, CudaArray, cover
 from tinydilate.errors import DeviceError, DtypeError, KernelError, ShapeError
 from tinydilate.kernel import cuda
@@ -21,28 +22,32 @@ from tinydilate.kernel import cuda
 # ---- without a GPU ---------------------------------------------------------------------------
 
 
-class CudaAPIError(RuntimeError):
-    pass
+class FakeDriver:
+    """The driver as far as the pool needs it.
+
+    It has ``room`` bytes; ``made`` are the sizes that were asked for, ``freed`` the addresses that
+    came back.
+    """
+
+    def __init__(self):
+        self.room, self.made, self.freed, self.code = 2**40, [], [], "CUDA_ERROR_OUT_OF_MEMORY"
+
+    def call(self, name, number):
+        if name == "cuMemFree":
+            self.freed.append(number)
+            return None
+        assert name == "cuMemAlloc"
+        if number > self.room:
+            raise device.DriverError(name, self.code)
+        self.made.append(number)
+        return 2**20 * len(self.made)
 
 
 @pytest.fixture
 def card(monkeypatch):
-    """Numba's interface as far as the pool needs it, with memory of the processor's.
-
-    Its ``room`` is how many bytes it has, and ``made`` the sizes that were asked for.
-    """
-    fake = types.SimpleNamespace(room=2**40, made=[])
-
-    def device_array(size, dtype):
-        if size > fake.room:
-            raise CudaAPIError("[2] Call to cuMemAlloc results in CUDA_ERROR_OUT_OF_MEMORY")
-        fake.made.append(size)
-        return np.empty(size, dtype)
-
-    fake.device_array = device_array
-    driver = types.SimpleNamespace(CudaAPIError=CudaAPIError)
-    fake.cudadrv = types.SimpleNamespace(driver=driver)
-    monkeypatch.setattr(device, "numba_cuda", lambda: fake)
+    fake = FakeDriver()
+    monkeypatch.setattr(device, "SIMULATED", False)
+    monkeypatch.setattr(device, "driver", lambda: fake)
     monkeypatch.setattr(device, "_pool", device._CudaPool())
     monkeypatch.setattr(device, "card", lambda: device.Card("fake", (9, 0), 1, 2**34))
     return fake
@@ -63,17 +68,36 @@ def test_memory_is_used_again(card):
     assert device.cuda_statistics().in_use == 2 * 5120
     del view, other
     assert device.cuda_statistics() == (0, 3 * 5120, 3 * 5120, 3)
+    assert card.freed == []
     device.cuda_empty_cache()
     assert device.cuda_statistics() == (0, 0, 0, 3)
+    assert sorted(card.freed) == [2**20, 2**21, 3 * 2**20]
+
+
+def test_memory_in_a_cycle_comes_back_whole(card):
+    class Node:
+        pass
+
+    node = Node()
+    node.itself, node.array = node, device.empty((1200,), np.float32)
+    place = node.array.flat.address
+    del node
+    gc.collect()
+    assert device.cuda_statistics().held == 5120
+    assert card.freed == [], "it waits in the pool, so the driver must not have it"
+    assert device.empty((1200,), np.float32).flat.address == place
 
 
 def test_another_type_in_the_same_memory(card):
     whole = device.empty((256,), np.float32)
-    whole.flat[:] = 1
+    place = whole.flat.address
     del whole
     again = device.empty((128,), np.float64)
     assert again.flat.dtype == np.float64
-    assert again.flat.shape == (128,)
+    assert (again.flat.size, again.flat.address) == (128, place)
+    part = again.flat[8:100]
+    assert (part.size, part.address) == (92, place + 64)
+    assert part.words == (0, 0, 92, 8, place + 64, 92, 8)
     assert len(card.made) == 1
 
 
@@ -95,12 +119,9 @@ def test_out_of_memory_says_what_is_held_and_what_to_do(card):
     assert device.empty((2**22,), np.float32).size == 2**22
 
 
-def test_another_failure_of_the_driver_is_not_called_lack_of_memory(card, monkeypatch):
-    def device_array(size, dtype):
-        raise CudaAPIError("CUDA_ERROR_ILLEGAL_ADDRESS")
-
-    card.device_array = device_array
-    with pytest.raises(CudaAPIError, match="ILLEGAL"):
+def test_another_failure_of_the_driver_is_not_called_lack_of_memory(card):
+    card.room, card.code = 0, "CUDA_ERROR_ILLEGAL_ADDRESS"
+    with pytest.raises(device.DriverError, match=r"^cuMemAlloc: CUDA_ERROR_ILLEGAL_ADDRESS$"):
         device.empty((4,), np.float32)
 
 
@@ -340,8 +361,7 @@ def test_guards_notice_a_kernel_that_writes_beside_its_array():
 
 def _beyond(array):
     """The line of an array, and what lies behind it."""
-    interface = {**array.__cuda_array_interface__, "shape": (array.size + 4,)}
-    return device._line_of(interface, array)
+    return device._line_of(array.__cuda_array_interface__, array.size + 4, array.dtype)
 
 
 @gpu
@@ -367,3 +387,24 @@ def test_time_is_measured():
     assert 0 < device.seconds(kernel.KERNELS["relu_forward"], x) < 60
     device.synchronize()
     assert device.card().multiprocessors >= 1
+
+
+def test_a_kernels_arguments_are_packed_as_numba_reads_them(monkeypatch):
+    """What the driver is handed: one address for each argument, an array's in seven words."""
+    taken = []
+
+    class Driver:
+        def launch(self, function, shape, arguments):
+            places = (ctypes.c_void_p * 12).from_address(arguments)
+            kinds = [ctypes.c_int32, *[ctypes.c_uint64] * 7, ctypes.c_bool]
+            kinds += [ctypes.c_float, ctypes.c_double, ctypes.c_int64]
+            read = [kind.from_address(at).value for kind, at in zip(kinds, places, strict=True)]
+            taken.append((function, shape, read))
+
+    monkeypatch.setattr(device, "driver", Driver)
+    compiled = launching._Compiled("function", "<i4x7Q?7xf4xdq")
+    line = device.Line(4096, 10, np.dtype(np.float32))
+    compiled.launch((1, 2, 3, 4, 5, 6, 0), [-7, *line.words, True, 0.5, 0.25, 2**40])
+    assert taken == [
+        ("function", (1, 2, 3, 4, 5, 6, 0), [-7, 0, 0, 10, 4, 4096, 10, 4, True, 0.5, 0.25, 2**40])
+    ]

@@ -108,6 +108,26 @@ def test_a_sum_in_parts_is_the_whole_sum(tile, parts):
     parts_agree(tile, parts)
 
 
+@tiles
+@pytest.mark.parametrize("parts", [2, 3, 20])
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_map_in_parts_is_the_whole_map(tile, parts, relu):
+    """Two taps of nine channels are four rounds of eight steps; some begin in the middle of one."""
+    map_in_parts_agrees(tile, parts, relu)
+
+
+def map_in_parts_agrees(tile="tile128", parts=3, relu=True):
+    window = Window.of((1, 2), padding=(0, 1))
+    x, w, b = numbers(2, 18, 2, 3), numbers(10, 9, 1, 2), numbers(10)
+    expected = conv2d_forward.implementations["numpy"](x, w, b, window, 2, relu)
+    gather = gpu_gemm.forward_gather(window, (2, 4))
+    with guarded():
+        moved = [device.move(array, "cuda") for array in (x, w, b)]
+        result = gpu_gemm.gathered_product(*moved, gather, 2, relu, tile=tile, parts=parts)
+        result = device.move(result, "cpu")
+    np.testing.assert_array_equal(result, expected)
+
+
 def parts_agree(tile="tile128", parts=2):
     window = Window.of((1, 2), padding=(0, 1))
     x, grad = numbers(3, 2, 1, 10), numbers(3, 3, 1, 11)
@@ -130,7 +150,9 @@ def test_the_number_of_parts_fills_the_card_and_leaves_each_enough(monkeypatch):
     assert gpu_gemm._parts(4, 9, tile) == 1
 
 
-def test_few_filters_get_a_small_tile(monkeypatch):
+@pytest.fixture
+def h100(monkeypatch):
+    """The tiles and the card of an H100, to choose among."""
     card = device.card()._replace(multiprocessors=132)
     monkeypatch.setattr(gpu_gemm, "card", lambda: card)
     large = {
@@ -139,10 +161,25 @@ def test_few_filters_get_a_small_tile(monkeypatch):
         "tile32": gpu_gemm.Tile(32, 128, 4, 8, 4, 4, 0.67),
     }
     monkeypatch.setattr(gpu_gemm, "TILES", large)
+    gpu_gemm.fastest_cut.cache_clear()
+    yield
+    gpu_gemm.fastest_cut.cache_clear()
+
+
+@pytest.mark.usefixtures("h100")
+def test_few_filters_get_a_small_tile():
     pixels = 4 * 90_000
-    assert gpu_gemm.fastest_tile(11, pixels, 1) == "tile32"
-    assert gpu_gemm.fastest_tile(64, pixels, 1) == "tile64"
-    assert gpu_gemm.fastest_tile(512, pixels, 1) == "tile128"
+    for filters, tile in ((11, "tile32"), (64, "tile64"), (512, "tile128")):
+        assert gpu_gemm.fastest_cut(filters, pixels, 1, 72) == (tile, 1)
+        assert gpu_gemm._outer_tile(filters, 9 * 512, 1) == tile
+
+
+@pytest.mark.usefixtures("h100")
+def test_a_small_map_of_many_channels_is_summed_in_parts():
+    tile, parts = gpu_gemm.fastest_cut(512, 44 * 44, 1, 9 * 64)  # conv5 of a 500x500 crop
+    blocks = parts * 512 // gpu_gemm.TILES[tile].rows * -(-44 * 44 // 128)
+    assert 132 < blocks <= 8 * 132
+    assert gpu_gemm.fastest_cut(21, 66 * 66, 1, 27)[1] == 1, "a part has sixteen rounds at least"
 
 
 # ---- products --------------------------------------------------------------------------------
@@ -185,7 +222,18 @@ def check_columns():
     on_both(unfold_forward, "cuda", numbers(1, 2, 4, 3), window)
 
 
-CHECKS = [check_tails, check_window, check_parts, check_products, check_columns]
+def check_map_in_parts():
+    map_in_parts_agrees()
+
+
+CHECKS = [
+    check_tails,
+    check_window,
+    check_parts,
+    check_map_in_parts,
+    check_products,
+    check_columns,
+]
 
 
 @pytest.mark.skipif(not device.SIMULATED, reason="bugs are planted in Python")

@@ -286,7 +286,7 @@ def check_cuda_twins(case: Case, call: Call, dtype=np.float64, way=""):
         for name, twin in twins.items():
             if not name.startswith("cuda") or way not in ("", name):
                 continue
-            if name.startswith("cuda:tile") and dtype == np.float64:
+            if name.startswith(("cuda:tile", "cuda:winograd")) and dtype == np.float64:
                 continue  # the tiles are float32: this would be the readable way once more
             with guarded():
                 arguments = on(launch.arguments, "cuda")

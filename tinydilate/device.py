@@ -6,9 +6,9 @@ can be studied on a laptop.
 
 A `CudaArray` is a line of numbers in the memory of a GPU, and a shape. There is one memory layout
 only, the C-contiguous one, so a kernel takes the line and never asks for strides. This module is
-the only one that speaks to Numba's CUDA interface from the host's side: it loads it when the first
-array goes to the GPU, keeps the memory, copies to and fro, and measures time. The kernels
-themselves are compiled and launched by launching.py.
+the only one that speaks to the GPU's driver and to Numba's CUDA interface from the host's side: it
+loads them when the first array goes to the GPU, keeps the memory, copies to and fro, launches, and
+measures time. What is launched is compiled by launching.py.
 
 Everything runs on one stream, a queue of work that the GPU does in order. So memory whose array
 died while the GPU still reads it can be given to the next array at once: what fills it comes later
@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 import warnings
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
@@ -84,8 +85,8 @@ class CudaArray:
 
     Attributes
     ----------
-    flat : Numba's device array of one axis
-        The line: what kernels are given.
+    flat : Line
+        The line: what kernels are given. In the simulator, the simulator's array of one axis.
     shape : tuple of int
     dtype : numpy.dtype
     memory : object
@@ -135,7 +136,7 @@ class CudaArray:
         """The same numbers in memory of their own."""
         result = empty(self.shape, self.dtype)
         if self.size:
-            result.flat.copy_to_device(self.flat, stream=stream())
+            copy_into(self, result)
         return result
 
     def astype(self, dtype: Any) -> CudaArray:
@@ -269,6 +270,56 @@ def stream() -> Any:
     return numba_cuda().stream()
 
 
+class _Driver:
+    """CUDA's driver: its functions by their names, with errors raised.
+
+    It knows of a *context*, what a process has on the GPU, for each thread of Python's; Numba makes
+    the one that PyTorch and CuPy use as well.
+    """
+
+    def __init__(self) -> None:
+        from cuda.bindings import driver  # comes with numba-cuda
+
+        self.bindings = driver
+        self.queue = driver.CUstream(int(stream().handle))
+        self.here = threading.local()
+
+    def enter(self) -> None:
+        """Let the calling thread speak to the GPU."""
+        numba_cuda().current_context()
+        self.here.entered = True
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """Call a function; its result, if it has one."""
+        if not hasattr(self.here, "entered"):
+            self.enter()
+        code, *results = getattr(self.bindings, name)(*arguments)
+        if code:
+            raise DriverError(name, code)
+        return results[0] if results else None
+
+    def launch(self, function: Any, shape: tuple[int, ...], arguments: int) -> None:
+        """Put a kernel into the queue: blocks (3), threads (3), bytes of shared memory.
+
+        ``arguments`` is where the addresses of its arguments stand.
+        """
+        if not hasattr(self.here, "entered"):
+            self.enter()
+        (code,) = self.bindings.cuLaunchKernel(function, *shape, self.queue, arguments, 0)
+        if code:
+            raise DriverError("cuLaunchKernel", code)
+
+
+class DriverError(Exception):
+    """What the driver answers if something is wrong."""
+
+    def __init__(self, function: str, code: Any) -> None:
+        super().__init__(f"{function}: {getattr(code, 'name', code)}")
+
+
+driver = cache(_Driver)
+
+
 class Card(NamedTuple):
     """What there is to know of the GPU: name, compute capability, processors, bytes of memory."""
 
@@ -337,7 +388,7 @@ def _failures_explained() -> Iterator[None]:
     """The GPU works on its own, so a kernel's failure shows where somebody waits for it."""
     try:
         yield
-    except numba_cuda().cudadrv.driver.CudaAPIError as error:
+    except (DriverError, numba_cuda().cudadrv.driver.CudaAPIError) as error:
         raise DeviceError(
             f"expected the GPU to finish its work; a kernel failed earlier on ({error}). Set "
             "TINYDILATE_CUDA_DEBUG=1 to wait after each kernel and be told which, then start "
@@ -349,52 +400,147 @@ def _failures_explained() -> Iterator[None]:
 # Memory
 
 
+class Line:
+    """Numbers of one type, one after the other, in the GPU's memory.
+
+    Attributes
+    ----------
+    address : int
+    size : int
+        How many there are.
+    dtype : numpy.dtype
+    words : tuple of int
+        How a compiled kernel is told of them: as Numba's array of one axis, which is two owners,
+        of which it has none on a GPU, the count, bytes of a number, the address, and the shape and
+        the strides.
+    """
+
+    __slots__ = ("address", "dtype", "size", "words")
+
+    def __init__(self, address: int, size: int, dtype: np.dtype[Any]) -> None:
+        self.address, self.size, self.dtype = address, size, dtype
+        self.words = 0, 0, size, dtype.itemsize, address, size, dtype.itemsize
+
+    def __getitem__(self, part: slice) -> Line:
+        start, stop, _ = part.indices(self.size)
+        return Line(self.address + start * self.dtype.itemsize, stop - start, self.dtype)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": (self.size,),
+            "typestr": self.dtype.str,
+            "data": (self.address, False),
+            "strides": None,
+            "stream": 1,
+            "version": 3,
+        }
+
+
 class _Memory:
     """A piece of the GPU's memory, and the lines of numbers that it was read as so far.
 
     A training step asks for the same arrays as the step before, so the lines are found again.
+
+    It is freed when the pool says so and not when Python has forgotten it: what Python's garbage
+    collector finds in a cycle it may bring back to life, as it does when a dying array returns its
+    block to the pool; but its memory would be gone by then.
     """
 
-    __slots__ = ("bytes", "lines")
+    __slots__ = ("address", "lines", "simulated", "size")
 
     def __init__(self, size: int) -> None:
-        self.bytes = numba_cuda().device_array(size, np.uint8)
+        self.size = size
         self.lines: dict[tuple[int, np.dtype[Any]], Any] = {}
+        self.simulated: Any = None
+        if SIMULATED:
+            self.simulated = numba_cuda().device_array(size, np.uint8)
+        else:
+            self.address = int(driver().call("cuMemAlloc", size))
 
     def line(self, count: int, dtype: np.dtype[Any]) -> Any:
-        """The first ``count`` numbers of a type."""
-        line = self.lines.get((count, dtype))
-        if line is None:
-            line = self.bytes[: count * dtype.itemsize].view(dtype)
-            self.lines[count, dtype] = line
+        """The first ``count`` numbers of a type, kept among the lines."""
+        if SIMULATED:
+            line = self.simulated[: count * dtype.itemsize].view(dtype)
+        else:
+            line = Line(self.address, count, dtype)
+        self.lines[count, dtype] = line
         return line
 
+    def free(self) -> None:
+        """Give it back to the driver."""
+        if not SIMULATED:
+            driver().call("cuMemFree", self.address)
 
-class _CudaPool(buffers.Pool):
-    """The pool of buffers.py with blocks on the GPU."""
 
-    held_at_most = 2**63
+class _CudaPool:
+    """The GPU's memory, in blocks of some sizes: those in use, and those that wait for a next use.
 
-    def allocate(self, size: int) -> tuple[Any, int]:
-        """Fresh memory from the driver."""
+    Like PyTorch's, it keeps what it was given until the driver has no more. To ask the driver takes
+    as long as a small layer does, and to give memory back waits until the GPU has done all its
+    work.
+
+    Arrays die at any moment, on any thread. A dying one only appends its block to a deque, which in
+    Python is a single step, and so is taking one from its end: no lock is held.
+    """
+
+    def __init__(self) -> None:
+        self.waiting = defaultdict[int, deque[_Memory]](deque)  # by size; the latest is the last
+        self.in_use = self.peak = self.made = 0
+
+    def take(self, size: int) -> _Memory:
+        """A block of ``size`` bytes: one that waits, the one used last, or a new one."""
         try:
-            return _Memory(size), 0
-        except numba_cuda().cudadrv.driver.CudaAPIError as error:
-            if "OUT_OF_MEMORY" not in str(error).upper():
+            memory = self.waiting[size].pop()
+        except IndexError:
+            memory = self._make(size)
+        self.in_use += size
+        if self.in_use > self.peak:
+            self.peak = self.in_use
+        return memory
+
+    def give_back(self, memory: _Memory) -> None:
+        """Called by a dying array."""
+        self.in_use -= memory.size
+        self.waiting[memory.size].append(memory)
+
+    def _make(self, size: int) -> _Memory:
+        try:
+            memory = _Memory(size)
+        except DriverError as error:
+            if "OUT_OF_MEMORY" not in str(error):
                 raise
-            raise MemoryError from error
+            self._let_go()  # and once more with all that waited
+            memory = _Memory(size)
+        self.made += 1
+        return memory
+
+    def _let_go(self) -> None:
+        for blocks in list(self.waiting.values()):
+            while blocks:
+                blocks.pop().free()
+
+    def empty_cache(self) -> None:
+        """Let go of every block that waits, and count the peak from here on."""
+        self._let_go()
+        self.peak = self.in_use
+
+    def statistics(self) -> buffers.Statistics:
+        """What there is at this moment."""
+        held = sum(size * len(blocks) for size, blocks in list(self.waiting.items()))
+        return buffers.Statistics(self.in_use, held, self.peak, self.made)
 
 
 class _Lease:
     """A block in use; it comes back when the last array in it is gone."""
 
-    __slots__ = ("block", "pool")
+    __slots__ = ("memory", "pool")
 
-    def __init__(self, pool: buffers.Pool, block: buffers.Block) -> None:
-        self.pool, self.block = pool, block
+    def __init__(self, pool: _CudaPool, memory: _Memory) -> None:
+        self.pool, self.memory = pool, memory
 
     def __del__(self) -> None:
-        self.pool.give_back(self.block)
+        self.pool.give_back(self.memory)
 
 
 _pool = _CudaPool()
@@ -412,6 +558,20 @@ def empty(shape: tuple[int, ...], dtype: Any) -> CudaArray:
     ShapeError
         If it has more elements than a kernel can count.
     """
+    shape, dtype, count, size = _needed(shape, dtype)
+    try:
+        memory = _pool.take(size)
+    except DriverError as error:
+        if "OUT_OF_MEMORY" not in str(error):
+            raise
+        raise DeviceError(_out_of_memory(size)) from None
+    line = memory.lines.get((count, dtype)) or memory.line(count, dtype)
+    return CudaArray(line, shape, dtype, _Lease(_pool, memory))
+
+
+@lru_cache(4096)
+def _needed(shape: tuple[int, ...], dtype: Any) -> tuple[Any, ...]:
+    """(shape, dtype, elements of the line, bytes of the block)."""
     dtype, count = np.dtype(dtype), math.prod(shape)
     if count > _LONGEST:
         raise ShapeError(
@@ -419,13 +579,8 @@ def empty(shape: tuple[int, ...], dtype: Any) -> CudaArray:
             f"{shape}. Use smaller batches or crops."
         )
     size = buffers.block_size(max(_LEAST, count * dtype.itemsize))
-    try:
-        block = _pool.take(size)
-    except MemoryError:
-        raise DeviceError(_out_of_memory(size)) from None
-    lease = _Lease(_pool, block)
-    # Of an array without elements no kernel reads the line, but Numba wants one.
-    return CudaArray(block.memory.line(max(1, count), dtype), tuple(shape), dtype, lease)
+    # Of an array without elements no kernel reads the line, but it has one.
+    return tuple(map(int, shape)), dtype, max(1, count), size
 
 
 def _out_of_memory(size: int) -> str:
@@ -451,10 +606,21 @@ def empty_like(array: CudaArray) -> CudaArray:
 def zeros(shape: tuple[int, ...], dtype: Any) -> CudaArray:
     """An array of zeros on the GPU."""
     array = empty(shape, dtype)
-    if array.size:
-        memset = numba_cuda().cudadrv.driver.device_memset
-        memset(array.flat, 0, array.nbytes, stream=stream())
+    if array.size and SIMULATED:
+        array.flat[:] = 0
+    elif array.size:
+        driver().call("cuMemsetD8Async", array.flat.address, 0, array.nbytes, driver().queue)
     return array
+
+
+def copy_into(source: CudaArray, target: CudaArray, first: int = 0) -> None:
+    """Copy an array's numbers to those of another one from number ``first`` on."""
+    line = target.flat[first : first + source.size]
+    if SIMULATED:
+        line.copy_to_device(source.flat)
+    elif source.size:
+        arguments = line.address, source.flat.address, source.nbytes, driver().queue
+        driver().call("cuMemcpyDtoDAsync", *arguments)
 
 
 @lru_cache(maxsize=1024)
@@ -487,8 +653,6 @@ def cuda_statistics() -> buffers.Statistics:
 def cuda_empty_cache() -> None:
     """Give all of the GPU's memory that waits for a next use back, and count the peak anew."""
     _pool.empty_cache()
-    if not SIMULATED and stream.cache_info().currsize:
-        numba_cuda().current_context().deallocations.clear()  # Numba, too, waits before it frees
 
 
 # ---------------------------------------------------------------------------------------------
@@ -512,8 +676,8 @@ class _Staging:
         self.events = [cuda.event(timing=False) if not SIMULATED else cuda.event() for _ in "ab"]
         self.next = 0
 
-    def up(self, source: Array, target: Any) -> None:
-        """Bytes of the processor to bytes of the GPU; returns when ``source`` may be changed."""
+    def up(self, source: Array, target: CudaArray) -> None:
+        """Bytes of the processor to the GPU; returns when ``source`` may be changed."""
         with self.lock:
             for start in range(0, len(source), self.piece):
                 self.next = 1 - self.next
@@ -521,12 +685,11 @@ class _Staging:
                 part = source[start : start + self.piece]
                 event.synchronize()  # the GPU has read what was here before
                 half[: len(part)] = part
-                piece = target[start : start + len(part)]
-                piece.copy_to_device(half[: len(part)], stream=stream())
+                _send(half, target, start, len(part))
                 event.record(stream())
 
-    def down(self, source: Any, target: Array) -> None:
-        """Bytes of the GPU to bytes of the processor."""
+    def down(self, source: CudaArray, target: Array) -> None:
+        """Numbers of the GPU to bytes of the processor."""
         waiting: tuple[Any, Array, Array] | None = None
         with self.lock:
             for start in range(0, len(target), self.piece):
@@ -534,12 +697,29 @@ class _Staging:
                 half, event = self.halves[self.next], self.events[self.next]
                 part = target[start : start + self.piece]
                 event.synchronize()
-                piece = source[start : start + len(part)]
-                piece.copy_to_host(half[: len(part)], stream=stream())
+                _fetch(half, source, start, len(part))
                 event.record(stream())
                 _arrive(waiting)
                 waiting = event, half, part
             _arrive(waiting)
+
+
+def _send(half: Array, target: CudaArray, start: int, size: int) -> None:
+    """Bytes of pinned memory to an array's bytes from ``start`` on."""
+    if SIMULATED:
+        target.flat.view(np.uint8)[start : start + size].copy_to_device(half[:size])
+    else:
+        to, source = target.flat.address + start, half.ctypes.data
+        driver().call("cuMemcpyHtoDAsync", to, source, size, driver().queue)
+
+
+def _fetch(half: Array, source: CudaArray, start: int, size: int) -> None:
+    """The other way."""
+    if SIMULATED:
+        source.flat.view(np.uint8)[start : start + size].copy_to_host(half[:size])
+    else:
+        to, place = half.ctypes.data, source.flat.address + start
+        driver().call("cuMemcpyDtoHAsync", to, place, size, driver().queue)
 
 
 def _arrive(waiting: tuple[Any, Array, Array] | None) -> None:
@@ -562,14 +742,14 @@ def _write(array: Array, target: CudaArray) -> None:
     if target.size:
         line = np.ascontiguousarray(array).reshape(-1)
         with _failures_explained():
-            _staging().up(line.view(np.uint8), target.flat.view(np.uint8))
+            _staging().up(line.view(np.uint8), target)
 
 
 def _download(array: CudaArray) -> Array:
     result = np.empty(array.shape, array.dtype)
     if array.size:
         with _failures_explained():
-            _staging().down(array.flat.view(np.uint8), result.reshape(-1).view(np.uint8))
+            _staging().down(array, result.reshape(-1).view(np.uint8))
     return result
 
 
@@ -616,8 +796,8 @@ def adopt(data: Any) -> CudaArray:
         raise DtypeError(f"expected real numbers; got an array of dtype {dtype}. Convert it first.")
     if not math.prod(shape):
         return empty(shape, dtype)
-    line = {**interface, "shape": (math.prod(shape),), "strides": None}
-    return CudaArray(_line_of(line, owner), shape, dtype.newbyteorder("="), owner, owner)
+    line = _line_of(interface, math.prod(shape), dtype.newbyteorder("="))
+    return CudaArray(line, shape, dtype.newbyteorder("="), owner, owner)
 
 
 def _c_strides(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:
@@ -631,17 +811,19 @@ class _Described:
         self.__array_interface__ = {**interface, "stream": None}
 
 
-def _line_of(interface: dict[str, Any], owner: Any) -> Any:
-    cuda = numba_cuda()
+def _line_of(interface: dict[str, Any], count: int, dtype: np.dtype[Any]) -> Any:
+    """A line where another library's numbers are, once the work on them is in our queue's past."""
     if SIMULATED:
-        return cuda.cudadrv.devicearray.FakeCUDAArray(np.asarray(_Described(interface)))
-    return cuda.from_cuda_array_interface(interface, owner=owner)
+        described = _Described({**interface, "shape": (count,), "strides": None})
+        return numba_cuda().cudadrv.devicearray.FakeCUDAArray(np.asarray(described))
+    queue = interface.get("stream")
+    if queue not in (None, 1):  # 1 is CUDA's default stream, for which ours waits by itself
+        driver().call("cuStreamSynchronize", queue)
+    return Line(int(interface["data"][0]), count, dtype)
 
 
 def _address(line: Any) -> int:
-    if SIMULATED:
-        return int(line.ctypes.data)
-    return int(line.__cuda_array_interface__["data"][0])
+    return int(line.ctypes.data if SIMULATED else line.address)
 
 
 def _interface_of_dlpack(data: Any) -> tuple[dict[str, Any], Any]:

@@ -49,11 +49,12 @@ Forward: step = stride, origin = -padding, spacing = dilation, divisor = 1. The 
 input is the same sum turned around, as in `fold`: step = 1, origin = +padding, spacing = -dilation,
 divisor = stride. Nothing is flipped, and no two threads add to one number.
 
-**The gradient of the weights** has a small result and a long sum: (F, K) numbers, P products each.
-There may be four tiles of the result, and 132 multiprocessors want work. So the sum over the pixels
-is cut into parts (*split-K*): each part has blocks of its own, which write their sums into a
-workspace, and a last kernel adds the parts, always in the same order: the same numbers give the
-same bits, which adding by atomics would not.
+**Split-K.** The gradient of the weights has a small result and a long sum: (F, K) numbers, P
+products each. There may be four tiles of the result, and 132 multiprocessors want work. So the sum
+is cut into parts: each part has blocks of its own, which write their sums into a workspace, and a
+last kernel adds the parts, always in the same order: the same numbers give the same bits, which
+adding by atomics would not. A small map of many channels (conv5, fc6, fc7) is in the same case
+forwards, where the sum runs over taps and channels.
 
 float32 only. With other numbers convolution and products take the readable way of their pages.
 """
@@ -61,6 +62,7 @@ float32 only. With other numbers convolution and products take the readable way 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -146,16 +148,43 @@ if SIMULATED:
     }
 
 
-def fastest_tile(rows: int, columns: int, groups: int) -> str:
-    """The tile by which the busiest multiprocessor has done its part first."""
+class Cut(NamedTuple):
+    """The tile of a product, and in how many parts its sums are taken."""
+
+    tile: str
+    parts: int
+
+
+AREA_A_CLOCK = 128  # multiply-adds of a multiprocessor
+ALONE = 0.7  # how fast a multiprocessor is that has one block, and nothing to do while it waits
+BYTES_A_CLOCK = 1400  # that all of the card reads and writes: 2.4 TB/s at 1.75 GHz
+LAUNCH = 10_000  # clocks of one kernel more
+LEAST_ROUNDS = 16  # of a part, which has to begin and to write its sums
+
+
+@lru_cache(4096)
+def fastest_cut(rows: int, columns: int, groups: int, rounds: int, tile: str = "") -> Cut:
+    """The tile, and the parts, by which the busiest multiprocessor has done its work first.
+
+    ``rounds`` of eight steps is how long a sum is. The constants are an H100's, rounded; they
+    decide between ways that all give the right numbers.
+    """
     processors = card().multiprocessors
 
-    def cost(name: str) -> float:
-        tile = TILES[name]
-        blocks = groups * -(-rows // tile.rows) * -(-columns // tile.columns)
-        return -(-blocks // processors) * tile.rows * tile.columns / tile.share
+    def clocks(cut: Cut) -> float:
+        tile = TILES[cut.tile]
+        blocks = cut.parts * groups * -(-rows // tile.rows) * -(-columns // tile.columns)
+        each = -(-blocks // processors)
+        work = each * -(-rounds // cut.parts) * STEPS * tile.rows * tile.columns / AREA_A_CLOCK
+        work /= tile.share * (ALONE if each == 1 else 1)
+        if cut.parts == 1:
+            return work
+        moved = 4 * (2 * cut.parts + 1) * groups * rows * columns
+        return work + moved / BYTES_A_CLOCK + LAUNCH
 
-    return min(TILES, key=cost)
+    most = max(1, min(32, rounds // LEAST_ROUNDS))
+    names = [tile] if tile else list(TILES)
+    return min((Cut(name, parts) for name in names for parts in range(1, most + 1)), key=clocks)
 
 
 # ---- a thread's multiply-adds ----------------------------------------------------------------
@@ -192,9 +221,9 @@ def _multiplier(tile: Tile) -> Any:
 # twenty. These are their places; after them follows how far each tap reads, row and column.
 PIXELS, CHANNELS, FILTERS, GROUPS, HEIGHT, WIDTH, OUT_HEIGHT, OUT_WIDTH = range(8)
 STEP_Y, STEP_Z, ORIGIN_Y, ORIGIN_Z, DIVISOR_Y, DIVISOR_Z = range(8, 14)
-PADDED, ROUNDS, BIASED, RELU = range(14, 18)  # of `_gather_kernel`
+PADDED, ROUNDS, ROUNDS_EACH, BIASED, RELU = range(14, 19)  # of `_gather_kernel`
 TAPS, EACH = range(14, 16)  # of `_outer_kernel`
-FIRST_TAP = np.uint32(18)
+FIRST_TAP = np.uint32(19)
 NOWHERE = np.uint32(0xFFFFFFFF)  # a place beyond the end of every plane
 FAR_ABOVE = np.int32(-0x40000000)  # a row from which no tap reaches the image
 
@@ -210,7 +239,7 @@ def _layer(
 ) -> CudaArray:
     """The table; ``others`` are the numbers that one kernel needs and the other does not."""
     places = *size, *gather.output, *gather.step, *gather.origin, *gather.divisor
-    rest = (0,) * (4 - len(others))
+    rest = (0,) * (5 - len(others))
     return device.constants(
         pixels, channels, filters, groups, *places, *others, *rest, *gather.taps()
     )
@@ -256,8 +285,8 @@ def _gather_kernel(name: str, tile: Tile) -> CudaKernel:
             np.uint32(layer[CHANNELS]),
             np.uint32(layer[FILTERS]),
         )
-        padded, steps = np.uint32(layer[PADDED]), np.uint32(layer[ROUNDS])
-        groups = np.uint32(layer[GROUPS])
+        padded, rounds = np.uint32(layer[PADDED]), np.uint32(layer[ROUNDS])
+        each, groups = np.uint32(layer[ROUNDS_EACH]), np.uint32(layer[GROUPS])
         plane = np.uint32(layer[HEIGHT] * layer[WIDTH])
         out_w, out_plane = (
             np.uint32(layer[OUT_WIDTH]),
@@ -270,7 +299,10 @@ def _gather_kernel(name: str, tile: Tile) -> CudaKernel:
         block = np.uint32(block // down)
         across = (pixels + COLUMNS - np.uint32(1)) // COLUMNS
         p0 = np.uint32(block % across * COLUMNS)
-        group = np.uint32(block // across)
+        block = np.uint32(block // across)
+        group, part = np.uint32(block % groups), np.uint32(block // groups)
+        start = np.uint32(part * each)  # this part's rounds of the sum
+        steps = np.uint32(min(each, np.uint32(rounds - start)))
 
         tile_a = cuda.shared.array(BOTH_A, np.float32, alignment=16)
         tile_b = cuda.shared.array(BOTH_B, np.float32, alignment=16)
@@ -283,7 +315,8 @@ def _gather_kernel(name: str, tile: Tile) -> CudaKernel:
         # This thread's share of the weights: neighbouring filters in one step of k ...
         to_a = np.uint32(thread * np.uint32(SHARE_A))
         k_a, m_a = to_a // ROWS, to_a % ROWS
-        at_a = np.uint32((group * steps * np.uint32(STEPS) + k_a) * padded + f0 + m_a)
+        k_a = np.uint32((group * rounds + start) * np.uint32(STEPS) + k_a)
+        at_a = np.uint32(k_a * padded + f0 + m_a)
         # ... and of the columns: one pixel, in neighbouring steps of k.
         k_b = np.uint32(thread // COLUMNS * np.uint32(SHARE_B))
         p_b = np.uint32(thread % COLUMNS)
@@ -296,7 +329,9 @@ def _gather_kernel(name: str, tile: Tile) -> CudaKernel:
         if p >= pixels:
             y0 = FAR_ABOVE  # no tap is in the image
         first = np.uint32((image * groups + group) * channels * plane)
-        tap, channel = np.uint32(0), k_b
+        in_a_tap = np.uint32((channels + np.uint32(STEPS - 1)) // np.uint32(STEPS))  # rounds
+        tap = np.uint32(start // in_a_tap)
+        channel = np.uint32(start % in_a_tap * np.uint32(STEPS) + k_b)
         place = locate(tap, y0, z0, layer)
         at_b = np.uint32(first + channel * plane + place)
 
@@ -342,6 +377,8 @@ def _gather_kernel(name: str, tile: Tile) -> CudaKernel:
             cuda.syncthreads()
             step = np.uint32(step + np.uint32(1))
 
+        # A part's sums have a result of their own, behind those of the parts before.
+        beyond = np.uint32(part * pixels * groups * filters)
         for j in range(THREAD_COLUMNS):
             p = np.uint32(p0 + from_b + np.uint32(j // VECTOR * APART_COLUMNS + j % VECTOR))
             if p < pixels:
@@ -356,7 +393,7 @@ def _gather_kernel(name: str, tile: Tile) -> CudaKernel:
                         if layer[RELU] != 0 and total < 0:  # nan < 0 is false: nan passes
                             total = np.float32(0)
                         f = (image * groups + group) * filters + row
-                        out[f * out_plane + rest] = total
+                        out[beyond + f * out_plane + rest] = total
 
     made: CudaKernel = gathered
     made.name = f"gpu_gemm.gathered {name}"
@@ -375,28 +412,87 @@ def gathered_product(
     relu: bool = False,
     adjoint: bool = False,
     tile: str = "",
+    parts: int = 0,
 ) -> CudaArray:
     """(N, G*C, H, W) -> (N, G*F, OH, OW): weights times what is gathered from the images.
 
     The weights are those of the convolution, (G*F, C, KH, KW), and for its ``adjoint``
-    (G*C, F, KH, KW). The tile is chosen by size, unless one is named.
+    (G*C, F, KH, KW). The tile, and into how many parts the sum is cut, are chosen by size, unless
+    they are given.
     """
-    count, channels = images.shape[0], images.shape[1] // groups
+    channels = images.shape[1] // groups
     filters = weights.shape[1] if adjoint else weights.shape[0] // groups
+    pixels = images.shape[0] * math.prod(gather.output)
+    cut = fastest_cut(filters, pixels, groups, rounds_of(channels, math.prod(gather.kernel)), tile)
+    packed = _packed(weights, groups, filters, channels, TILES[cut.tile], adjoint)
+    return product(
+        images, packed, bias, gather, filters, groups, relu, cut._replace(parts=parts or cut.parts)
+    )
+
+
+def rounds_of(channels: int, taps: int) -> int:
+    """Of eight steps in k, in a sum over taps and channels."""
+    return taps * -(-channels // STEPS)
+
+
+def product(
+    images: CudaArray,
+    packed: CudaArray,
+    bias: CudaArray | None,
+    gather: Gather,
+    filters: int,
+    groups: int,
+    relu: bool,
+    cut: Cut,
+) -> CudaArray:
+    """The same with weights that are packed already, (G, taps*C', F'), for the tile of the cut."""
+    count, channels = images.shape[0], images.shape[1] // groups
     out = device.empty((count, groups * filters, *gather.output), images.dtype)
     if not out.size:
         return out
-    pixels = count * math.prod(gather.output)
-    name = tile or fastest_tile(filters, pixels, groups)
-    cut = TILES[name]
-    packed = _packed(weights, groups, filters, channels, cut, adjoint)  # (G, taps*C', F')
-    padded = packed.shape[2]
-    others = padded, packed.shape[1] // STEPS, int(bias is not None), int(relu)
+    pixels, tile = count * math.prod(gather.output), TILES[cut.tile]
+    padded, rounds = packed.shape[2], packed.shape[1] // STEPS
+    each = -(-rounds // cut.parts)
+    parts = -(-rounds // each)  # those that have any
+    sums = out if parts == 1 else device.empty((parts, out.size), out.dtype)
+    finish = int(bias is not None), int(relu)
+    others = padded, rounds, each, *(finish if parts == 1 else (0, 0))
     layer = _layer(pixels, channels, filters, groups, images.shape[2:], gather, *others)
-    blocks = groups * (padded // cut.rows) * -(-pixels // cut.columns)
+    blocks = parts * groups * (padded // tile.rows) * -(-pixels // tile.columns)
     other = packed if bias is None else bias  # read only if the layer says that there is one
-    _GATHERED[name][blocks, cut.threads](images, packed, other, out, layer)
+    _GATHERED[cut.tile][blocks, tile.threads](images, packed, other, sums, layer)
+    if parts > 1:
+        plane = math.prod(gather.output)
+        _finish_parts[cover(out.size)](sums, other, out, parts, plane, groups * filters, *finish)
     return out
+
+
+@cuda.jit(dtypes=(np.float32,))
+def _finish_parts(
+    sums: Float32Array,
+    bias: Float32Array,
+    out: Float32Array,
+    parts: np.uint32,
+    plane: np.uint32,
+    filters: np.uint32,
+    biased: bool,
+    relu: bool,
+) -> None:
+    """Add the parts, in their order, and do what a block does at its end that has whole sums."""
+    n = np.uint32(cuda.grid(1))
+    if n < out.size:
+        total = np.float32(0)
+        for part in range(parts):
+            total += sums[np.uint32(part) * out.size + n]
+        if biased:
+            total += bias[n // plane % filters]
+        if relu and total < 0:
+            total = np.float32(0)
+        out[n] = total
+
+
+SIDE, HIGH = (4, 2) if SIMULATED else (32, 8)  # of `_pack`'s squares, and of its blocks' threads
+SQUARE = SIDE * (SIDE + 1)
 
 
 def _packed(
@@ -412,7 +508,10 @@ def _packed(
     packed = device.empty((groups, taps * deep, wide), weights.dtype)
     # From one filter's weights to the next one's, and from one channel's to the next one's.
     steps = (taps, filters * taps) if adjoint else (channels * taps, taps)
-    _pack[cover(packed.size)](weights, packed, filters, channels, taps, deep, wide, *steps)
+    squares = -(-wide // SIDE) * -(-taps * deep // SIDE)
+    _pack[(squares, groups), (SIDE, HIGH)](
+        weights, packed, filters, channels, taps, deep, wide, *steps
+    )
     return packed
 
 
@@ -428,15 +527,34 @@ def _pack(
     filter_step: np.uint32,
     channel_step: np.uint32,
 ) -> None:
-    n = np.uint32(cuda.grid(1))
-    if n < packed.size:
-        f, c, tap = n % wide, n // wide % deep, n // wide // deep % taps
-        group = n // wide // deep // taps
+    """Turn the weights over, a square of 32 filters and 32 taps of channels at a time.
+
+    In memory a filter's taps are neighbours, and packed, the filters. Neighbouring threads read and
+    write neighbouring numbers all the same: the square lies in shared memory in between. Its rows
+    are one number longer than they need to be, so that a column is spread over all banks.
+    """
+    square = cuda.shared.array(SQUARE, np.float32)
+    x, y = np.uint32(cuda.threadIdx.x), np.uint32(cuda.threadIdx.y)
+    block, group = np.uint32(cuda.blockIdx.x), np.uint32(cuda.blockIdx.y)
+    down = (wide + np.uint32(SIDE - 1)) // np.uint32(SIDE)
+    f0, k0 = np.uint32(block % down * np.uint32(SIDE)), np.uint32(block // down * np.uint32(SIDE))
+    first = np.uint32(group * filters * channels * taps)
+    k = np.uint32(k0 + x)  # numbered as in memory: channel by channel, tap by tap
+    c, tap = np.uint32(k // taps), np.uint32(k % taps)
+    for row in range(y, SIDE, HIGH):
+        f = np.uint32(f0 + np.uint32(row))
         value = np.float32(0)
         if f < filters and c < channels:
-            first = group * filters * channels * taps
             value = weights[first + f * filter_step + c * channel_step + tap]
-        packed[n] = value
+        square[np.uint32(row) * np.uint32(SIDE + 1) + x] = value
+    cuda.syncthreads()
+    f = np.uint32(f0 + x)
+    for row in range(y, SIDE, HIGH):
+        k = np.uint32(k0 + np.uint32(row))
+        c, tap = np.uint32(k // taps), np.uint32(k % taps)
+        if f < wide and c < deep:
+            to = np.uint32(((group * taps + tap) * deep + c) * wide + f)
+            packed[to] = square[x * np.uint32(SIDE + 1) + np.uint32(row)]
 
 
 def matmul(a: CudaArray, b: CudaArray) -> CudaArray:
@@ -627,7 +745,7 @@ def gathered_outer(
     if not pixels:
         return device.zeros(shape, images.dtype)
     result = device.empty(shape, images.dtype)
-    name = tile or fastest_tile(filters, channels * taps, groups)
+    name = tile or _outer_tile(filters, channels * taps, groups)
     cut = TILES[name]
     down, across = -(-filters // cut.rows), -(-channels * taps // cut.columns)
     parts = parts or _parts(groups * down * across, pixels, cut)
@@ -640,6 +758,17 @@ def gathered_outer(
     if parts > 1:
         _add_parts[cover(result.size)](sums, result, parts)
     return result
+
+
+def _outer_tile(rows: int, columns: int, groups: int) -> str:
+    """The tile that leaves the least of its numbers without use; the parts do the rest."""
+
+    def cost(name: str) -> float:
+        tile = TILES[name]
+        blocks = groups * -(-rows // tile.rows) * -(-columns // tile.columns)
+        return blocks * tile.rows * tile.columns / tile.share
+
+    return min(TILES, key=cost)
 
 
 def _parts(blocks: int, pixels: int, tile: Tile) -> int:

@@ -217,8 +217,8 @@ class Kernel:
         return add
 
     def __call__(self, *arguments: Any) -> Any:
-        if _ready(arguments):  # the common case, settled by one short walk over the arguments
-            name, implementation = self._choose("cpu")
+        if there := _ready(arguments):  # the common cases, settled by one walk over the arguments
+            name, implementation = self._choose(there)
         else:
             name, implementation = self._choose(_common_device(self.name, arguments))
             arguments = tuple(_at_the_door(argument) for argument in arguments)
@@ -260,24 +260,40 @@ def kernel(reference: Callable[..., Any]) -> Kernel:
 _HOLDERS = (np.ndarray, CudaArray, MetaArray, list)
 
 
-def _ready(arguments: tuple[Any, ...]) -> bool:
-    """Whether all arrays are on the CPU, of one floating-point dtype, and lie in memory as wanted.
+def _ready(arguments: tuple[Any, ...]) -> str:
+    """The device that all arrays are on, or "" where somebody has to look more closely.
 
-    Then there is nothing to refuse and nothing to copy.
+    They are of one floating-point dtype and lie in memory as wanted, so there is nothing to refuse
+    and nothing to copy.
     """
     found = None
     for argument in arguments:
         if type(argument) is np.ndarray:
             if not argument.flags.carray:
-                return False
+                return ""
             dtype = argument.dtype
             if dtype is not found and dtype.kind == "f":
                 if found is not None:
-                    return False
+                    return ""
                 found = dtype
         elif isinstance(argument, _HOLDERS):
-            return False
-    return True
+            return _ready_on_gpu(arguments)
+    return "cpu"
+
+
+def _ready_on_gpu(arguments: tuple[Any, ...]) -> str:
+    """Return "cuda" if that is where all of them are."""
+    found = None
+    for argument in arguments:
+        if type(argument) is CudaArray:
+            dtype = argument.dtype
+            if dtype is not found and dtype.kind == "f":
+                if found is not None:
+                    return ""
+                found = dtype
+        elif isinstance(argument, _HOLDERS):
+            return ""
+    return "cuda"
 
 
 def _arrays(arguments: tuple[Any, ...]) -> Iterator[Any]:

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from tinydilate import buffers, gpu_gemm, winograd
+from tinydilate import buffers, gpu_gemm, gpu_winograd, winograd
 from tinydilate.autograd import Op, Tensor, as_tensors, public
 from tinydilate.device import Array, CudaArray, MetaArray, cover
 from tinydilate.errors import ShapeError
@@ -209,20 +209,44 @@ def conv2d_forward_cuda(
     groups: int = 1,
     relu: bool = False,
     tile: str = "",
+    side: int | None = None,
 ) -> CudaArray:
     if x.dtype != np.float32:
         return conv2d_forward_readable(x, w, b, window, groups, relu)
-    gather = gpu_gemm.forward_gather(window, window.output_size(x.shape[2:]))
+    size = window.output_size(x.shape[2:])
+    if tiles := _gpu_side(side, x, w.shape, window, size, groups):
+        return gpu_winograd.convolution(x, w, b, window, size, groups, relu, side=tiles)
+    gather = gpu_gemm.forward_gather(window, size)
     return gpu_gemm.gathered_product(x, w, b, gather, groups, relu, tile=tile)
 
 
-def _add_tiles(entry: Kernel, twin: Callable[..., CudaArray]) -> None:
-    """Let `use` force a size of tile: "cuda:tile128", "cuda:tile64", "cuda:tile32"."""
+def _gpu_side(
+    forced: int | None,
+    images: CudaArray,
+    weights: tuple[int, ...],
+    window: Window,
+    size: Pair,
+    groups: int,
+) -> int:
+    """`_side` for the GPU."""
+    if forced is not None:
+        return forced if winograd.fits(window) and images.shape[0] else 0
+    filters, channels = weights[0] // groups, weights[1]
+    return gpu_winograd.fastest_side(images.shape[0], channels, filters, window, size)
+
+
+def _add_forced_on_gpu(entry: Kernel, twin: Callable[..., CudaArray]) -> None:
+    """Let `use` force Winograd's tiles, or direct multiplication and the size of its tile.
+
+    "cuda:winograd2" and "cuda:winograd4"; "cuda:tile128", "cuda:tile64" and "cuda:tile32".
+    """
     for tile in gpu_gemm.TILES:
-        entry.variant(f"cuda:{tile}")(partial(twin, tile=tile))
+        entry.variant(f"cuda:{tile}")(partial(twin, tile=tile, side=0))
+    for side in (2, 4):
+        entry.variant(f"cuda:winograd{side}")(partial(twin, side=side))
 
 
-_add_tiles(conv2d_forward, conv2d_forward_cuda)
+_add_forced_on_gpu(conv2d_forward, conv2d_forward_cuda)
 
 
 @conv2d_forward.meta
@@ -323,14 +347,53 @@ def conv2d_grad_input_cuda(
     window: Window,
     groups: int = 1,
     tile: str = "",
+    side: int | None = None,
 ) -> CudaArray:
     if grad.dtype != np.float32:
         return conv2d_grad_input_readable(grad, w, size, window, groups)
+    if tiles := _gpu_side(side, grad, w.shape, window, size, groups):
+        return gpu_winograd.convolution(
+            grad, w, None, window, size, groups, side=tiles, adjoint=True
+        )
+    if side is None and _folds(grad, w, size, window, groups):
+        return conv2d_grad_input_folded(grad, w, size, window, groups)
     gather = gpu_gemm.adjoint_gather(window, size)
     return gpu_gemm.gathered_product(grad, w, None, gather, groups, adjoint=True, tile=tile)
 
 
-_add_tiles(conv2d_grad_input, conv2d_grad_input_cuda)
+_add_forced_on_gpu(conv2d_grad_input, conv2d_grad_input_cuda)
+
+
+# Who gathers from the pixel's side asks all taps of every pixel, also those that no output has: of
+# fc6's 40x40 pixels and 49 taps, six in seven. Who multiplies first and folds then does what there
+# is to do, and moves the columns to memory and back.
+@conv2d_grad_input.variant("cuda:folded")
+def conv2d_grad_input_folded(
+    grad: CudaArray, w: CudaArray, size: Pair, window: Window, groups: int = 1
+) -> CudaArray:
+    if grad.dtype != np.float32:
+        return conv2d_grad_input_readable(grad, w, size, window, groups)
+    out: Pair = (grad.shape[2], grad.shape[3])
+    one_pixel = gpu_gemm.forward_gather(Window.of(1), out)
+    weights = w.reshape(w.shape[0], w.shape[1] * window.taps, 1, 1)  # (F, K, 1, 1)
+    columns = gpu_gemm.gathered_product(grad, weights, None, one_pixel, groups, adjoint=True)
+    columns = columns.reshape(grad.shape[0], groups * w.shape[1], *window.kernel, *out)
+    return fold_forward_cuda(columns, size, window)
+
+
+MOVED = 80  # multiply-adds in the time that a number takes to memory and back
+
+
+def _folds(grad: CudaArray, w: CudaArray, size: Pair, window: Window, groups: int) -> bool:
+    """Whether folding is faster; a tile has 32 rows at least."""
+
+    def rows(count: int) -> int:
+        return -(-count // 32) * 32
+
+    filters, inner = w.shape[0] // groups, w.shape[1] * window.taps
+    gathered = rows(w.shape[1]) * window.taps * filters * size[0] * size[1]
+    folded = (rows(inner) * filters + MOVED * inner) * grad.shape[2] * grad.shape[3]
+    return folded < gathered
 
 
 @conv2d_grad_input.meta
@@ -424,15 +487,24 @@ def conv2d_grad_weight_readable(
 
 @conv2d_grad_weight.cuda
 def conv2d_grad_weight_cuda(
-    x: CudaArray, grad: CudaArray, window: Window, groups: int = 1, tile: str = ""
+    x: CudaArray,
+    grad: CudaArray,
+    window: Window,
+    groups: int = 1,
+    tile: str = "",
+    side: int | None = None,
 ) -> CudaArray:
     if x.dtype != np.float32:
         return conv2d_grad_weight_readable(x, grad, window, groups)
-    gather = gpu_gemm.forward_gather(window, (grad.shape[2], grad.shape[3]))
+    size = (grad.shape[2], grad.shape[3])
+    shape = (grad.shape[1], x.shape[1] // groups, *window.kernel)
+    if tiles := _gpu_side(side, x, shape, window, size, groups):
+        return gpu_winograd.weight_gradient(x, grad, window, groups, side=tiles)
+    gather = gpu_gemm.forward_gather(window, size)
     return gpu_gemm.gathered_outer(x, grad, gather, groups, tile=tile)
 
 
-_add_tiles(conv2d_grad_weight, conv2d_grad_weight_cuda)
+_add_forced_on_gpu(conv2d_grad_weight, conv2d_grad_weight_cuda)
 
 
 @conv2d_grad_weight.meta

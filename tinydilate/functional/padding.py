@@ -207,7 +207,7 @@ def _pad_cuda(
     n = np.uint32(cuda.grid(1))
     if n < out.size:
         plane, i, j = unravel(n, rows.size, columns.size)
-        y, z = rows[np.uint32(i)], columns[np.uint32(j)]
+        y, z = np.int32(rows[np.uint32(i)]), np.int32(columns[np.uint32(j)])
         inside = y >= 0 and z >= 0
         out[n] = x[ravel(plane, y, z, height, width)] if inside else value
 

@@ -364,6 +364,20 @@ def _give_to_winners(start: int, stop: int, grad: Array, indices: Array, result:
 def max_pool2d_backward_cuda(
     grad: CudaArray, indices: CudaArray, size: Pair, window: Window
 ) -> CudaArray:
+    if window[:4] != _HALVING[:4]:  # whatever the ceil_mode
+        return max_pool2d_backward_windows(grad, indices, size, window)
+    result = device.empty((*grad.shape[:2], *size), grad.dtype)
+    planes = grad.shape[0] * grad.shape[1]
+    blocks = planes * -(-size[0] // 2) * -(-size[1] // 2)  # of 2x2 pixels, those cut off as well
+    sizes = (*size, *grad.shape[2:])
+    _give_to_one_of_four_cuda[cover(blocks)](grad, indices, result, planes, *sizes)
+    return result
+
+
+@max_pool2d_backward.variant("cuda:windows")
+def max_pool2d_backward_windows(
+    grad: CudaArray, indices: CudaArray, size: Pair, window: Window
+) -> CudaArray:
     result = device.empty((*grad.shape[:2], *size), grad.dtype)
     table = window_table(window, size, grad.shape[2:])
     _take_what_was_won_cuda[cover(result.size)](grad, indices, result, table)
@@ -391,6 +405,37 @@ def _take_what_was_won_cuda(
                 if indices[out] == y * width + z:
                     total += grad[out]
     result[n] = total
+
+
+@cuda.jit
+def _give_to_one_of_four_cuda(
+    grad: Array,
+    indices: Int64Array,
+    result: Array,
+    planes: int,
+    height: int,
+    width: int,
+    rows: int,
+    columns: int,
+) -> None:
+    """The same of 2x2 with stride 2: no two windows share a pixel, so a thread has a window.
+
+    Pixels at the end of an odd side are in no window; there the winner's number is none.
+    """
+    n = np.uint32(cuda.grid(1))
+    plane, i, j = unravel(n, (height + 1) // 2, (width + 1) // 2)
+    if plane >= planes:
+        return
+    winner, given = np.int32(-1), grad.dtype.type(0)
+    if i < rows and j < columns:
+        out = ravel(plane, i, j, rows, columns)
+        winner, given = np.int32(indices[out]), grad[out]
+    for u in range(2):
+        for v in range(2):
+            y, z = np.int32(2 * i + u), np.int32(2 * j + v)
+            if y < height and z < width:
+                won = y * width + z == winner
+                result[ravel(plane, y, z, height, width)] = given if won else grad.dtype.type(0)
 
 
 @max_pool2d_backward.meta
