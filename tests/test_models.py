@@ -172,7 +172,7 @@ def test_a_table_of_your_own():
     assert models.front_end(
         3, rows=rows, in_channels=2, rng=0, dtype=np.float64
     ).a.weight.dtype == (np.float64)
-    with pytest.raises(ConfigError, match=r"each a Conv, a Pool or a Drop; got \('conv', 3\)"):
+    with pytest.raises(ConfigError, match=r"each a Conv, Pool, Average or Drop; got \('conv', 3\)"):
         models.front_end(3, rows=[("conv", 3)])
     with pytest.raises(ConfigError, match="got an empty one"):
         models.front_end(3, rows=[])

@@ -8,6 +8,7 @@ from typing import Any
 from tinydilate.cli.common import command, parse_size
 from tinydilate.config import Config
 from tinydilate.errors import ConfigError
+from tinydilate.models import PUBLISHED
 
 
 def add(commands: Any) -> None:
@@ -17,7 +18,7 @@ def add(commands: Any) -> None:
 
 _SUMMARY = "Sends shapes without numbers through the network, so size costs no memory."
 
-# What can be shown: how to build it (on the meta device) and the size of an input that suits it.
+# What can be shown: what it is, and the size of an input that suits it.
 MODELS: dict[str, tuple[str, tuple[int, ...]]] = {
     "demo": ("the demo's network: small front end and context", (1, 1, 64, 64)),
     "demo-front": ("the demo's front end alone", (1, 1, 64, 64)),
@@ -25,6 +26,16 @@ MODELS: dict[str, tuple[str, tuple[int, ...]]] = {
     "context-basic": ("the context module, Basic (Table 1)", (1, 21, 64, 64)),
     "context-large": ("the context module, Large (Table 1)", (1, 21, 64, 64)),
     "voc": ("front end and Large context, as for VOC 2012", (1, 3, 500, 500)),
+    **{
+        name: (f"the published network for {each.classes.dataset}", (1, 3, *each.input_size))
+        for name, each in PUBLISHED.items()
+    },
+    "pooled-front-end": ("the front end with poolings kept, at stride 1", (1, 3, 500, 500)),
+    "deeplab-large-fov": ("DeepLab-LargeFOV (Table 2)", (1, 3, 321, 321)),
+    "fcn-8s": ("FCN-8s, all poolings and skips (Table 2)", (1, 3, 500, 500)),
+    "small-pooled-front-end": ("the demo's front end with pool2 at stride 1", (1, 1, 64, 64)),
+    "small-large-fov": ("DeepLab-LargeFOV for small images", (1, 1, 64, 64)),
+    "small-fcn": ("FCN with one skip for small images", (1, 1, 64, 64)),
 }
 
 
@@ -41,7 +52,8 @@ def add_build(parser: argparse.ArgumentParser) -> None:
     """What decides how a network comes out, beside its name."""
     parser.add_argument(
         "--classes", type=int, metavar="C",
-        help="number of classes (default: 11 for the demo's networks, else 21)",
+        help="number of classes (default: 11 for the demo's and the small networks, the published "
+        "networks' own, else 21)",
     )  # fmt: skip
     parser.add_argument(
         "--size", metavar="HxW", help="height and width of the input (default: suits the network)"
@@ -58,33 +70,59 @@ def _summary(arguments: argparse.Namespace) -> int:
 
 def network_of(arguments: argparse.Namespace, device: str = "meta") -> tuple[Any, tuple[int, ...]]:
     """The network that is asked for, and the size of its input (N, C, H, W)."""
-    from tinydilate import models
-
-    name, config = arguments.model, Config()
+    name = arguments.model
     if name == STACK:
         return _stack(arguments, device)
-    classes = (11 if name.startswith("demo") else 21) if arguments.classes is None else (
-        arguments.classes
-    )  # fmt: skip
     count, channels, height, width = MODELS[name][1]
     if arguments.size is not None:
         height, width = parse_size(arguments.size)
+    classes = _classes(name, arguments.classes)
     if name.startswith("context"):
         channels = classes
-        network: Any = models.context(classes, name.removeprefix("context-"), device=device)
-    elif name == "front-end":
-        network = models.front_end(classes, device=device)
-    elif name == "voc":
-        network = models.FrontEndWithContext(
+    return _build(name, classes, device), (count, channels, height, width)
+
+
+def _classes(name: str, given: int | None) -> int:
+    if name not in PUBLISHED:
+        small = name.startswith(("demo", "small"))
+        return given if given is not None else 11 if small else 21
+    own = len(PUBLISHED[name].classes.names)
+    if given not in (None, own):
+        raise ConfigError(
+            f"expected {name} with its {own} classes; got --classes {given}. Leave --classes out, "
+            "or name voc or front-end, which take any number."
+        )
+    return own
+
+
+def _build(name: str, classes: int, device: str) -> Any:
+    from tinydilate import models
+
+    config = Config()
+    comparisons: dict[str, Any] = {
+        "pooled-front-end": models.pooled_front_end,
+        "deeplab-large-fov": models.deeplab_large_fov,
+        "fcn-8s": models.fcn_8s,
+        "small-pooled-front-end": models.small_pooled_front_end,
+        "small-large-fov": models.small_large_fov,
+        "small-fcn": models.small_fcn,
+    }
+    if name in PUBLISHED:
+        return PUBLISHED[name].build(device=device)
+    if name in comparisons:
+        return comparisons[name](classes, device=device)
+    if name.startswith("context"):
+        return models.context(classes, name.removeprefix("context-"), device=device)
+    if name == "front-end":
+        return models.front_end(classes, device=device)
+    if name == "voc":
+        return models.FrontEndWithContext(
             models.front_end(classes, device=device),
             models.context(classes, "large", device=device),
         )
-    else:
-        front = models.small_front_end(classes, device=device)
-        dilations = config.dilations
-        context = models.context(classes, config.variant, dilations, device=device)
-        network = models.FrontEndWithContext(front, context if name == "demo" else None)
-    return network, (count, channels, height, width)
+    front = models.small_front_end(classes, device=device)
+    context = models.context(classes, config.variant, config.dilations, device=device)
+    return models.FrontEndWithContext(front, context if name == "demo" else None)
 
 
 STACK = "stack"  # in place of a network: layers with the dilations given

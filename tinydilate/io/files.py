@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tinydilate.errors import DataError
 
@@ -29,19 +31,34 @@ def write_bytes(path: Path | str, content: bytes) -> None:
     DataError
         If it cannot be written: full disk, no such folder, no permission.
     """
+    write_parts(path, [content], len(content))
+
+
+def write_parts(path: Path | str, parts: Iterable[Any], size: int) -> None:
+    """`write_bytes` for a file that is too large to hold in memory.
+
+    Parameters
+    ----------
+    path : path
+    parts : iterable of bytes, or of contiguous arrays
+        Asked for one after the other; whatever they raise leaves the file as it was.
+    size : int
+        How many bytes they are together, for the message if there is no room.
+    """
     path = Path(path)
     # The process number keeps two programs, should they share a folder, out of each other's file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _force_folder(path.parent)
     except OSError as error:
         raise DataError(
-            f"expected to write {len(content):,} bytes to {path}; the system said: "
+            f"expected to write {size:,} bytes to {path}; the system said: "
             f"{error.strerror or error}. Make room or choose another folder; "
             "a file that stood there before is as it was."
         ) from None

@@ -133,11 +133,12 @@ def context(
 
 
 def bilinear_upsampling(
-    maps: int, factor: int, device: str = "cpu", dtype: Any = np.float32
+    maps: int, factor: int, device: str = "cpu", dtype: Any = np.float32, *, cut: bool = True
 ) -> nn.ConvTranspose2d:
     """A fixed transposed convolution that enlarges each map ``factor`` times; see `init.bilinear_`.
 
-    For 8: kernel 16, stride 8, padding 4, one group a map, no bias.
+    For 8: kernel 16, stride 8, padding 4, one group a map, no bias. With ``cut=False`` the padding
+    is 0: the margin, where the taps fade out beyond the map, is not cut off.
     """
     kernel = 2 * check_count(factor, "upsample") - factor % 2
     layer = nn.ConvTranspose2d(
@@ -145,7 +146,7 @@ def bilinear_upsampling(
         maps,
         kernel,
         stride=factor,
-        padding=(kernel - factor) // 2,
+        padding=(kernel - factor) // 2 if cut else 0,
         groups=maps,
         bias=False,
         device=device,

@@ -94,7 +94,7 @@ def front_end(
     ----------
     num_classes : int
         C, the number of maps out.
-    rows : sequence of Conv, Pool and Drop
+    rows : sequence of Conv, Pool, Average and Drop
         The table to build; by default `VGG_16`. The last row, a 1x1 convolution to ``num_classes``
         maps without rectifier, is added to it.
     in_channels : int

@@ -24,9 +24,23 @@ class Conv(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """The largest of each 2x2 block; maps come out half as large."""
+    """The largest number in each window; as it stands, of each 2x2 block: maps halve."""
 
     name: str
+    kernel: int = 2
+    stride: int = 2
+    dilation: int = 1
+    padding: int = 0
+
+
+class Average(NamedTuple):
+    """The mean of the window around each place, the border's zeros counted; maps keep their size.
+
+    ``kernel`` is odd.
+    """
+
+    name: str
+    kernel: int
 
 
 class Drop(NamedTuple):
@@ -36,7 +50,7 @@ class Drop(NamedTuple):
     p: float
 
 
-Row = Conv | Pool | Drop
+Row = Conv | Pool | Average | Drop
 
 
 def plain_rows(dilations: Iterable[int]) -> list[Conv]:
@@ -71,7 +85,11 @@ def build(
             )
             maps = row.maps
         elif isinstance(row, Pool):
-            layer = nn.MaxPool2d(2, ceil_mode=ceil_mode)
+            layer = nn.MaxPool2d(
+                row.kernel, row.stride, row.padding, row.dilation, ceil_mode=ceil_mode
+            )
+        elif isinstance(row, Average):
+            layer = nn.AvgPool2d(row.kernel, 1, row.kernel // 2)
         else:
             layer = nn.Dropout(row.p)
         layers.append((row.name, layer))
@@ -128,7 +146,7 @@ def check_rows(rows: Sequence[Any]) -> None:
     wrong = [row for row in rows if not isinstance(row, Row)]
     if wrong or not rows:
         raise ConfigError(
-            f"expected a table of rows, each a Conv, a Pool or a Drop; got {wrong[0]!r:.60}."
+            f"expected a table of rows, each a Conv, Pool, Average or Drop; got {wrong[0]!r:.60}."
             if wrong
             else "expected a table with rows; got an empty one."
         )

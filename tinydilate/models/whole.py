@@ -4,10 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+from tinydilate import functional as F
 from tinydilate import nn
 from tinydilate.autograd import Tensor
 from tinydilate.errors import ShapeError
-from tinydilate.models.rows import stride_of
+from tinydilate.field import field_of
+from tinydilate.models.rows import readers_of, stride_of
+
+
+class FromCorners(nn.Module):
+    """Bilinear enlarging that puts cell i at pixel S*i: n cells give S*(n-1) + 1 pixels."""
+
+    def __init__(self, stride: int) -> None:
+        self.stride = stride
+
+    def forward(self, scores: Any) -> Tensor:
+        size = tuple(self.stride * (cells - 1) + 1 for cells in scores.shape[-2:])
+        return F.interpolate(  # type: ignore[no-any-return]
+            scores, size, mode="bilinear", align_corners=True
+        )
+
+    def extra_repr(self) -> str:
+        return f"stride={self.stride}"
 
 
 class FrontEndWithContext(nn.Module):
@@ -17,6 +35,10 @@ class FrontEndWithContext(nn.Module):
     Bilinear interpolation without aligned corners puts it there too, so the scores are enlarged
     exactly S times and then cut to the image's size. (Stretching them to a size that S does not
     divide would move them.)
+
+    A front end whose windows have a centre, such as `deeplab_large_fov` with its 3x3 poolings, has
+    cell i at pixel S*i. Its scores are interpolated with aligned corners: n cells give
+    S*(n-1) + 1 pixels.
 
     Parameters
     ----------
@@ -43,7 +65,12 @@ class FrontEndWithContext(nn.Module):
         self.context = context
         self.upsample = upsample
         self.stride = stride_of(front_end)
-        self.enlarge = nn.Upsample(scale_factor=self.stride, mode="bilinear")
+        at_corner = field_of(readers_of(front_end)).centre == 0 and self.stride > 1
+        self.enlarge = (
+            FromCorners(self.stride)
+            if at_corner
+            else nn.Upsample(scale_factor=self.stride, mode="bilinear")
+        )
 
     def forward(self, image: Any) -> Tensor:
         scores = self.front_end(image)  # (N, C, h, w)
@@ -60,7 +87,7 @@ class FrontEndWithContext(nn.Module):
             If the cells do not cover the image.
         """
         height, width = size
-        enlarged = self.enlarge(scores)  # (N, C, S*h, S*w)
+        enlarged = self.enlarge(scores)  # (N, C, S*h, S*w), or a corner's S*(h-1) + 1
         if enlarged.shape[-2] < height or enlarged.shape[-1] < width:
             raise ShapeError(
                 f"expected cells that cover the image of {height} x {width} pixels; got "

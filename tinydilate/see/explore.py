@@ -186,7 +186,7 @@ def _example(
             layers.append(_layer("conv", row.kernel, row.dilation, 1, row.padding, out))
             maps = row.maps
         elif isinstance(row, Pool):
-            layers.append(_layer("pool", 2, 1, 2, 0, None))
+            layers.append(_layer("pool", row.kernel, row.dilation, row.stride, row.padding, None))
     return {
         "group": group,
         "name": name,
