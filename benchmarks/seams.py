@@ -88,7 +88,7 @@ def draw(path: Path, network: Any, image: Any) -> None:
         "labels, tile by tile": digits.PALETTE[found["tiles"]],
         "where they differ": differ,
     }
-    figure = Figure(figsize=(10, 2.85), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(10, 2.7), layout="constrained", facecolor="white")
     for axes, (title, pixels) in zip(figure.subplots(1, 4), pictures.items(), strict=True):
         axes.imshow(pixels, interpolation="nearest")
         axes.set_title(title, fontsize=10, color=INK)

@@ -64,6 +64,7 @@ SINGLE_PAGES = (
     "gpu",
     "explore",
     "receptive_fields",
+    "prediction",
     "measurements",
 )
 html_sidebars = {name: [] for name in SINGLE_PAGES}
