@@ -34,11 +34,9 @@ CASES = {
 
 def voc_network(**options: Any) -> Any:
     """The published VOC network; 900 pixels, their border among them, give 66 cells."""
-    from tinydilate import models, nn
+    from tinydilate import models
 
-    front_end = models.front_end(CLASSES, border=False, final_name="fc-final", **options)
-    context = models.context(CLASSES, "large", padding="buffer", prefix="ct", **options)
-    return nn.Sequential(front_end, context)
+    return models.dilation8_voc(**options)
 
 
 def crop_network(**options: Any) -> Any:

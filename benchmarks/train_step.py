@@ -53,6 +53,22 @@ def as_torch(network: nn.Module) -> torch.nn.Sequential:
             layers.append(made)
             if layer.relu:
                 layers.append(torch.nn.ReLU())
+        elif isinstance(layer, nn.ConvTranspose2d):
+            window, (channels, per_group) = layer.window, layer.weight.shape[:2]
+            layers.append(
+                torch.nn.ConvTranspose2d(
+                    channels,
+                    per_group * layer.groups,
+                    window.kernel,
+                    window.stride,
+                    window.before,
+                    groups=layer.groups,
+                    bias=False,
+                )
+            )
+            if layer.weight.device != "meta":
+                with torch.no_grad():
+                    layers[-1].weight.copy_(torch.tensor(layer.weight.data))
         elif isinstance(layer, nn.ReflectionBorder):
             layers.append(torch.nn.ReflectionPad2d(layer.width))
         elif isinstance(layer, nn.MaxPool2d):

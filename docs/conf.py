@@ -65,6 +65,7 @@ SINGLE_PAGES = (
     "explore",
     "receptive_fields",
     "prediction",
+    "datasets",
     "measurements",
 )
 html_sidebars = {name: [] for name in SINGLE_PAGES}

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from docutils import nodes
@@ -132,6 +133,30 @@ def roundings(name: str) -> Rows:
     return rows
 
 
+def loading(name: str) -> Rows:
+    """Seconds that weights take to load, beside reading and copying their file."""
+    seconds: dict[str, list[float]] = results(name)["seconds"]
+    whole, pieces = seconds["read and copy"], seconds["read and copy, in pieces"]
+    rows: Rows = [["", "seconds", "by read and copy", "by the same in pieces"]]
+    for what, each in seconds.items():
+        ratios = [
+            median(ours / theirs for ours, theirs in zip(each, side, strict=True))
+            for side in (whole, pieces)
+        ]
+        rows.append([what, f"{median(each):.2f}", *(f"{ratio:.2f}" for ratio in ratios)])
+    return rows
+
+
+def loading_peaks(name: str) -> Rows:
+    """Memory that it takes, beyond what the process had before."""
+    weights = results(name)["weight_bytes"]
+    rows: Rows = [["", "MB", "beyond the weights, MB"]]
+    for what, each in results(name)["peak_bytes_beyond_start"].items():
+        beyond = "" if what == "convert" else f"{(each - weights) / 1e6:.0f}"
+        rows.append([what, f"{each / 1e6:.0f}", beyond])
+    return rows
+
+
 def seeds(name: str) -> Rows:
     """Mean IoU of the demo's networks, seed by seed."""
     keys = ("front end", "front end alone", "with context", "context, dilation 1")
@@ -171,6 +196,37 @@ def predictions(name: str) -> Rows:
     return rows
 
 
+def on_gpu(name: str) -> Rows:
+    """TFLOP/s of a GPU, share of its rate and ratio of each layer's passes."""
+    rows: dict[str, list[Any]] = {}
+    for row in results("gpu")["layers"]["rows"]:
+        figures = f"{row['tflops']:.1f}, {row['share_of_rate']:.0%}, "
+        rows.setdefault(row["layer"], [row["layer"]]).append(
+            figures + f"{row['torch_over_tinydilate']:.2f}"
+        )
+    return [["layer", "forward", "by the input", "by the weights"], *rows.values()]
+
+
+def gpu_ops(name: str) -> Rows:
+    """Ops on a GPU beside a copy and beside PyTorch."""
+    rows: Rows = [["op", "ms", "GB/s", "of a copy", "PyTorch / tinydilate"]]
+    for row in results("gpu")["ops"]["rows"]:
+        of_copy, ratio = row["share_of_copy"], row["torch_over_tinydilate"]
+        cells = [f"{row['tinydilate_ms']:.3f}", f"{row['gb_per_s']:,.0f}", f"{of_copy:.0%}"]
+        rows.append([row["name"], *cells, f"{ratio:.2f}"])
+    return rows
+
+
+def gpu_networks(name: str) -> Rows:
+    """Training steps and launches on a GPU."""
+    rows: Rows = [["", "tinydilate, ms", "PyTorch / tinydilate"]]
+    for part in ("networks", "launches"):
+        for row in results("gpu")[part]["rows"]:
+            ratio = f"{row['torch_over_tinydilate']:.2f}"
+            rows.append([row["name"], f"{row['tinydilate_ms']:.3f}", ratio])
+    return rows
+
+
 TABLES: dict[str, Callable[[str], Rows]] = {
     "conv_layers": layers,
     "conv_layers_direct": layers,
@@ -184,6 +240,11 @@ TABLES: dict[str, Callable[[str], Rows]] = {
     "demo_seeds": seeds,
     "seams": seams,
     "prediction": predictions,
+    "weights": loading,
+    "weights_memory": lambda _: loading_peaks("weights"),
+    "gpu": on_gpu,
+    "gpu_ops": gpu_ops,
+    "gpu_networks": gpu_networks,
 }
 
 

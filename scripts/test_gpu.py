@@ -102,12 +102,15 @@ def tests(setting: Setting) -> Outcome:
     missing = [name for name in ("pytest", "hypothesis") if find_spec(name) is None]
     if missing:
         return Outcome("left out", f"missing: {' '.join(missing)}; pip install {' '.join(missing)}")
+    has_xdist = find_spec("xdist") is not None
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [
             *(sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--tb=short"),
             *("-W", "default", f"--junitxml={report}"),  # warnings are shown, and fail nothing
             *(["-k", setting.select] if setting.select else []),
+            # Each process compiles for itself, which takes longer than to run; so several.
+            *(["-n", str(min(8, os.cpu_count() or 1))] if has_xdist and not setting.tiny else []),
         ]
         code, output = call(command, setting.rest(300))
         counts, failed = read_junit(report)

@@ -782,6 +782,35 @@ MUTANTS = [
         "backward: Callable[[Any, Array], Any] = type(op).backward",
         "test_receptive_field test_a_maximum_shows_all_its_pixels",
     ),
+    # ---- weights of others
+    Mutant(
+        "the colours' factors changed, and not their order",
+        "io/vgg.py",
+        "return InMemory(kernels[:, back]),",
+        "return InMemory(kernels),",
+        "test_weights test_the_fold_is_exact",
+    ),
+    Mutant(
+        "the bias knows nothing of the means",
+        "io/vgg.py",
+        "bias.array().astype(np.float64) + shift",
+        "bias.array().astype(np.float64)",
+        "test_weights test_the_fold_is_exact",
+    ),
+    Mutant(
+        "whole numbers of 63 bits",
+        "io/wire.py",
+        "for shift in range(0, 70, 7):",
+        "for shift in range(0, 63, 7):",
+        "test_weight_files test_whole_numbers",
+    ),
+    Mutant(
+        "every number of a run is a field of its own",
+        "io/wire.py",
+        "return count + int(other[0])",
+        "return 1",
+        "test_weight_files test_a_run_of_numbers_is_found_in_one_step",
+    ),
 ]
 
 # In LLVM's language, which does not run as Python: these are compiled. Each is killed by a test of

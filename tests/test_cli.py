@@ -184,6 +184,38 @@ def test_summary(command):
     assert json.loads(sized[1])["input_shape"] == [1, 3, 100, 60]
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters", "output"),
+    [
+        ("dilation8_voc", 141_149_720, [1, 21, 66, 66]),
+        ("dilation8_camvid", 134_313_443, [1, 11, 66, 91]),
+        ("dilation7_kitti", 134_312_343, [1, 11, 60, 159]),
+        ("dilation10_cityscapes", 134_373_043, [1, 19, 1024, 1024]),
+        ("pooled-front-end", 134_346_581, [1, 21, 63, 63]),
+        ("deeplab-large-fov", 20_505_429, [1, 21, 41, 41]),
+        ("fcn-8s", 134_368_799, [1, 21, 568, 568]),
+        ("small-pooled-front-end", 39_739, [1, 11, 32, 32]),
+        ("small-large-fov", 72_507, [1, 11, 33, 33]),
+        ("small-fcn", 40_278, [1, 11, 70, 70]),
+    ],
+)
+def test_summary_of_the_published_networks_and_what_they_are_compared_with(
+    command, name, parameters, output
+):
+    value = json.loads(command("summary", name, "--json")[1])
+    assert value["parameters"] == parameters
+    assert value["layers"][-1]["output_shape"] == output
+
+
+def test_rf_of_a_published_network(command):
+    code, out, _ = command("rf", "dilation10_cityscapes", "--json")
+    layers = {layer["name"]: layer for layer in json.loads(out)["layers"]}
+    assert code == 0
+    assert (layers["final"]["extent"], layers["final"]["stride"]) == ([380, 380], [8, 8])
+    assert layers["ctx_final"]["extent"] == [2444, 2444]
+    assert layers["ctx_upsample"]["stride"] == [1, 1]
+
+
 def test_summary_knows_the_demo_that_is_trained(command, folder):
     """The table's network is the one that `train` builds."""
     results = json.loads((folder / "results.json").read_text())
@@ -235,6 +267,10 @@ def test_ops(command):
         (["summary", "demo", "--size", "big"], "expected --size as in 500x500; got 'big'"),
         (["summary", "demo", "--size", "0x5"], "expected an input size of whole numbers"),
         (["summary", "demo", "--classes", "0"], "expected num_classes"),
+        (
+            ["summary", "dilation8_voc", "--classes", "5"],
+            "expected dilation8_voc with its 21 classes; got --classes 5. Leave --classes out",
+        ),
     ],
 )
 def test_refused(command, arguments, pattern):

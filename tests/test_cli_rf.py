@@ -15,7 +15,12 @@ from tinydilate.receptive_field import effective
 from tinydilate.receptive_field.paper_claims import claim
 from tinydilate.train import recipe_of
 
-MODELS = ["demo", "demo-front", "front-end", "context-basic", "context-large", "voc", "stack"]
+MODELS = [
+    "demo", "demo-front", "front-end", "context-basic", "context-large", "voc",
+    "dilation8_voc", "dilation8_camvid", "dilation7_kitti", "dilation10_cityscapes",
+    "pooled-front-end", "deeplab-large-fov", "fcn-8s",
+    "small-pooled-front-end", "small-large-fov", "small-fcn", "stack",
+]  # fmt: skip
 ACTIONS = ["claims", "verify", "effective", "explore"]
 
 
@@ -145,6 +150,16 @@ def test_the_page_and_the_address_that_shows_a_stack(command, tmp_path):
     assert "<html" in (tmp_path / "a.html").read_text(encoding="utf-8")
     assert command("explore", "--out", tmp_path / "b.html")[0] == 0
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_the_page_shows_layers_in_one_line_only(command, tmp_path):
+    code, out, err = command("small-fcn", "--html", tmp_path / "a.html")
+    assert (code, out) == (2, "")
+    assert "expected a network of layers in one line with --html" in err
+    assert not (tmp_path / "a.html").exists()
+    _, out, _ = command("small-large-fov", "--html", tmp_path / "b.html")
+    link = out.rpartition("#stack=")[2]
+    assert ".m3d1s1p1.m3d1s1p1.c3d2s1p2f64." in link  # pool2, pool2a, conv3_1
 
 
 # ---- actions ---------------------------------------------------------------------------------

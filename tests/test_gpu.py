@@ -16,6 +16,7 @@ from test_ops import TOLERANCE, close, run
 import tinydilate
 import tinydilate.functional as F
 from tinydilate import device, gradcheck, kernel, nn, optim, tensor
+from tinydilate.errors import DeviceError
 
 pytestmark = pytest.mark.gpu
 
@@ -151,6 +152,7 @@ def test_ten_thousand_steps_take_the_memory_of_a_few():
     step = training("cuda")
     for _ in range(warm):
         loss = step()  # the last step's loss is still there during the next
+    del loss
     gc.collect()
     before = device.cuda_statistics()
     for number in range(count):
@@ -163,3 +165,67 @@ def test_ten_thousand_steps_take_the_memory_of_a_few():
     assert after.in_use == before.in_use, "what a step took came back with its end"
     assert after.peak == before.peak
     assert after.made == before.made, "nothing was asked of the driver any more"
+
+
+# ---- recorded ---------------------------------------------------------------------------------
+
+
+def recorded_training(record):
+    """Losses of some steps on batches that change, gradients recorded or not."""
+    random = np.random.default_rng(0)
+    count = 1 if device.SIMULATED else 3
+    batches = random.normal(size=(count, BATCH, 1, SIDE, SIDE)).astype(np.float32)
+    targets = tensor(random.integers(0, 3, size=(BATCH, SIDE, SIDE)), device="cuda")
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1, relu=True, rng=0),
+        nn.Conv2d(4, 3, 3, padding=2, dilation=2, rng=1),
+    ).to("cuda")
+    optimizer = optim.Adam(network.parameters(), lr=0.1)
+    x = tensor(batches[0], device="cuda")
+
+    def gradients():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(network(x), targets)
+        loss.backward()
+        return loss
+
+    step = tinydilate.record(gradients) if record else gradients
+    losses = []
+    for batch in batches:
+        device.write(batch, x.data)
+        losses.append(step())
+        losses[-1] = losses[-1].item()
+        others = [tensor(np.ones(1000), device="cuda") for _ in range(9)]  # takes no memory of it
+        optimizer.step()
+        del others
+    return losses
+
+
+@needs_training
+def test_recorded_steps_give_the_same_bits():
+    assert recorded_training(True) == recorded_training(False)
+
+
+@pytest.mark.parametrize(
+    ("what", "found"),
+    [
+        (lambda x: x.sum().item(), "a copy from the GPU"),
+        (lambda x: x + tensor(np.ones(3), device="cuda"), "a copy to the GPU"),
+        (lambda x: F.dropout(x, 0.5), "dropout, which would drop the same"),
+        (
+            lambda x: optim.SGD([tensor(x.data, requires_grad=True)], 0.1).step(),
+            "an optimiser's step",
+        ),
+    ],
+)
+def test_what_cannot_be_repeated_is_refused(what, found):
+    x, calls = tensor(np.ones(3), device="cuda"), []
+
+    def function():
+        calls.append(1)
+        if len(calls) == 3:
+            what(x)
+
+    with pytest.raises(DeviceError, match=f"^expected launches alone while .* got {found}"):
+        tinydilate.record(function)
+    assert (x + 1).numpy().tolist() == [2, 2, 2], "and then everything goes on as before"

@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinydilate.errors import DataError, DtypeError, ShapeError
-from tinydilate.metrics import Score, class_iou, confusion_matrix, mean_iou, pixel_accuracy
+from tinydilate.metrics import (
+    Row,
+    Score,
+    class_accuracy,
+    class_iou,
+    confusion_matrix,
+    frequency_weighted_iou,
+    group_classes,
+    mean_iou,
+    pixel_accuracy,
+)
 
 TRUTH = np.array([[0, 0, 1, 1], [2, 2, 2, 255]])
 PREDICTION = np.array([[0, 1, 1, 1], [2, 0, 2, 1]])
@@ -22,6 +32,10 @@ def test_by_hand():
     assert class_iou(matrix).tolist() == [1 / 3, 2 / 3, 2 / 3]
     assert mean_iou(matrix) == pytest.approx(5 / 9)
     assert pixel_accuracy(matrix) == 5 / 7
+    # Of class 0 one of two pixels was found, of class 1 both, of class 2 two of three.
+    assert class_accuracy(matrix).tolist() == [1 / 2, 1, 2 / 3]
+    # Two of seven pixels have IoU 1/3, two 2/3, three 2/3.
+    assert frequency_weighted_iou(matrix) == pytest.approx((2 / 3 + 4 / 3 + 6 / 3) / 7)
 
 
 @given(
@@ -79,6 +93,8 @@ def test_nothing_counted_is_nan_and_not_an_error():
     assert matrix.sum() == 0
     assert math.isnan(mean_iou(matrix))
     assert math.isnan(pixel_accuracy(matrix))
+    assert math.isnan(frequency_weighted_iou(matrix))
+    assert math.isnan(Score.of(matrix, ("a", "b")).mean_accuracy)
 
 
 def test_another_ignore_index():
@@ -103,9 +119,13 @@ def test_score_is_json_without_nan():
     assert json.loads(text) == {
         "mean_iou": 1.0,
         "mean_over": ["ground"],
+        "mean_iou_without_background": 1.0,
+        "mean_accuracy": 1.0,
         "pixel_accuracy": 1.0,
+        "frequency_weighted_iou": 1.0,
         "pixels": 1,
         "iou": {"ground": 1.0, "digit": None},
+        "accuracy": {"ground": 1.0, "digit": None},
     }
 
 
@@ -132,7 +152,42 @@ def test_names_must_match_the_classes():
         Score.of(np.eye(3, dtype=np.int64), ("a", "b"))
 
 
-@pytest.mark.parametrize("function", [class_iou, mean_iou, pixel_accuracy])
+def test_frequencies_are_those_of_the_truth():
+    """Four pixels are class 0, though two were called so: IoU 1/2 and 1/3, weights 4 and 1."""
+    matrix = confusion_matrix([0, 0, 0, 0, 1], [0, 0, 1, 1, 1], 2)
+    assert frequency_weighted_iou(matrix) == pytest.approx((4 / 2 + 1 / 3) / 5)
+
+
+def test_the_mean_with_and_without_background():
+    matrix = confusion_matrix([0, 0, 0, 1, 2], [0, 0, 1, 1, 0], 3)
+    score = Score.of(matrix, ("background", "cat", "dog"))
+    assert score.iou == (0.5, 0.5, 0)
+    assert score.mean_iou == pytest.approx(1 / 3)
+    assert score.mean_iou_without_background == 0.25
+    streets = Score.of(matrix, ("road", "cat", "dog"))
+    assert streets.mean_iou_without_background == streets.mean_iou
+
+
+def test_a_row_is_in_per_cent_without_the_background():
+    matrix = confusion_matrix([0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 1, 1], 3)
+    row = Score.of(matrix, ("background", "cat", "dog")).row("mine")
+    # background 2/3, cat 3/4; the mean is over both.
+    assert row == Row("mine", ("cat", "dog"), (75.0, None), 70.8)
+
+
+def test_groups_of_classes():
+    truth, prediction = np.array([[0, 0, 1, 2, 3, 255]]), np.array([[1, 2, 1, 3, 3, 0]])
+    group = [0, 0, 1, 1]
+    grouped = group_classes(confusion_matrix(truth, prediction, 4), group)
+    by_hand = confusion_matrix([0, 0, 0, 1, 1], [0, 1, 0, 1, 1], 2)
+    np.testing.assert_array_equal(grouped, by_hand)
+    with pytest.raises(ShapeError, match="a group for each of the 2 classes, got 3"):
+        group_classes(np.eye(2, dtype=np.int64), [0, 0, 1])
+
+
+@pytest.mark.parametrize(
+    "function", [class_iou, mean_iou, pixel_accuracy, class_accuracy, frequency_weighted_iou]
+)
 def test_a_matrix_is_square(function):
     with pytest.raises(ShapeError, match=r"expected a confusion matrix \(C, C\), got \(2, 3\)"):
         function(np.ones((2, 3), dtype=np.int64))

@@ -275,7 +275,7 @@ def test_memory_that_is_given_later():
 
 def test_names_that_are_missing_are_told():
     network = nn.as_meta(models.small_front_end(3, rng=0)).to_empty("cpu")
-    with pytest.raises(DataError, match="missing conv1_1.weight"):
+    with pytest.raises(DataError, match=r"missing conv1_1\.weight"):
         network.load_state_dict({})
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tinydilate import train as module
-from tinydilate.cli import results_table
+from tinydilate.cli.runs import results_table
 from tinydilate.config import Config
 from tinydilate.data import digits
 from tinydilate.data.sets import Data, Scenes, batch_members, check_data

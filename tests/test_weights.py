@@ -79,7 +79,9 @@ def tiny(monkeypatch):
         name, classes, input_size = "dilation8_voc", VOC, (900, 900)
         zoom, stride, border = 8, 8, 186
 
-        def build(self, **options):
+        def build(self, part="whole", **options):
+            if part == "front end":
+                return front_end(final_name="fc-final", **options)
             return whole("fc-final", "ct", **options)
 
     monkeypatch.setattr(conversion, "PUBLISHED", {"dilation8_voc": Tiny()})
@@ -350,8 +352,17 @@ def test_the_mean_has_to_be_known(torchvision):
         load_weights(front_end(), path)
 
 
+@pytest.mark.parametrize(
+    "mean", [(0.4, 0.5, 0.5), 110.0, (1, 2), (1, 2, "x"), (-1, 9, 9), (9, 9, 999)]
+)
+def test_a_mean_that_is_none(tmp_path, mean):
+    save_checkpoint(tmp_path / "a", as_torchvision(noise(front_end())))
+    with pytest.raises(ConfigError, match="expected mean as three levels from 0 to 255, blue, gre"):
+        load_weights(front_end(), tmp_path / "a", mean=mean)
+
+
 def test_caffe_weights_under_torchvisions_names(torchvision):
-    """J. Johnson's conversions of 2016: Caffe's numbers, which want Caffe's pixels."""
+    """Somebody renamed them: Caffe's numbers, which want Caffe's pixels."""
     state = noise(front_end())
     network = front_end()
     report = load_weights(network, torchvision(state), colours="caffe")
@@ -449,9 +460,56 @@ def test_convert_what_nobody_knows(tmp_path):
     assert found["steps"] == 7
 
 
+def test_convert_a_front_end(tmp_path, tiny):
+    state = noise(tiny.build())
+    path = write(tmp_path / "a", caffemodel(state))
+    done = convert_weights(path, tmp_path / "b", "dilation8_voc", part="front end")
+    arrays, note = load_checkpoint(tmp_path / "b")
+    assert (note["published"]["name"], note["published"]["part"]) == ("dilation8_voc", "front end")
+    assert set(arrays) == {name for name in state if not name.startswith("ct_")}
+    assert len(done.report.left_over) == len(state) - len(arrays)
+    for options in (
+        {"part": "front end"},
+        {"network": "vgg16", "part": "front end"},
+        {"part": "x"},
+    ):
+        with pytest.raises(
+            ConfigError, match="expected part to be whole or front end, of a publis"
+        ):
+            convert_weights(path, tmp_path / "c", **options)
+
+
+def test_a_vgg_is_no_front_end(tmp_path, tiny):
+    """It lacks the layer that tells classes apart, which loading for training excuses."""
+    state = as_vgg(noise(front_end()))
+    with pytest.raises(DataError, match=r"missing fc-final\.weight, fc-final\.bias\. Nothing"):
+        convert_weights(
+            write(tmp_path / "a", caffemodel(state)), tmp_path / "b", "dilation8_voc",
+            part="front end",
+        )  # fmt: skip
+
+
+def test_a_fixed_layer_may_be_missing(tmp_path, tiny, monkeypatch):
+    """The original's training networks have no ctx_upsample; its numbers are known anyway."""
+
+    def build(part="whole", **options):
+        front, up = whole("fc-final", "ct", **options), models.bilinear_upsampling(3, 8, **options)
+        return nn.Sequential(*front.named_children(), ("ctx_upsample", up))
+
+    monkeypatch.setattr(type(tiny), "build", staticmethod(build))
+    network = build()
+    state = noise(network)
+    for keep in (state, {name: a for name, a in state.items() if not name.startswith("ctx_up")}):
+        path = write(tmp_path / "a", caffemodel(keep))
+        done = convert_weights(path, tmp_path / "b")
+        assert done.network == "dilation8_voc"
+        assert set(load_checkpoint(tmp_path / "b")[0]) == set(keep)
+        assert done.report.missing == (() if keep is state else ("ctx_upsample.weight",))
+
+
 def test_convert_for_a_network_that_it_is_not(tmp_path, tiny):
     path = write(tmp_path / "a", caffemodel(as_vgg(noise(front_end()))))
-    with pytest.raises(DataError, match=r"missing ct_conv1_1\.weight"):
+    with pytest.raises(DataError, match=r"missing fc-final\.weight.*, ct_conv1_1\.weight"):
         convert_weights(path, tmp_path / "b", "dilation8_voc")
     with pytest.raises(ConfigError, match="one of dilation8_voc, vgg16; got 'alexnet'"):
         convert_weights(path, tmp_path / "b", "alexnet")
@@ -483,13 +541,14 @@ def test_what_a_file_says_of_the_true_networks(network):
         == {"d": 11, "c": 19}["c" if "city" in network else "d"]
     )
     assert note["zoom"] == (1 if "city" in network else 8)
-    places = places_of(network)
-    assert places["fc6.weight"] == (4096, 512, 7, 7)
-    assert ("ctx_upsample.weight" in places) == ("city" in network)
+    shapes, fixed = places_of(network)
+    assert shapes["fc6.weight"] == (4096, 512, 7, 7)
+    assert fixed == (["ctx_upsample.weight"] if "city" in network else [])
+    assert set(fixed) <= set(shapes)
 
 
 def test_the_true_networks_are_told_apart_by_their_names():
-    names = [frozenset(places_of(network)) for network in conversion.TARGETS]
+    names = [frozenset(places_of(network).shapes) for network in conversion.TARGETS]
     assert len(set(names)) == len(names) == 5
 
 
@@ -521,6 +580,15 @@ def test_command(command, tmp_path, tiny):  # noqa: F811
     told = json.loads(out)
     assert (told["network"], told["report"]["folded"]) == ("vgg16", False)
     assert told["sha256"] == hashlib.sha256((tmp_path / "vgg").read_bytes()).hexdigest()
+
+
+def test_help(command):  # noqa: F811
+    code, out, _ = command("--help")
+    assert code == 0
+    assert re.search("^    convert +Convert weights to safetensors$", out, re.MULTILINE)
+    out = " ".join(command("convert", "--help")[1].split())
+    assert "dilation10_cityscapes or vgg16 (default: told by the names of the layers)" in out
+    assert "from 0 to 255 (default: torchvision)" in out
 
 
 def test_command_refuses(command, tmp_path):  # noqa: F811

@@ -108,7 +108,9 @@ layer { name: "final" type: "Convolution" bottom: "up" top: "final"
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"legacy": True}, {"pieces": 3}, {"packed": False}], ids=str
+    "options",
+    [{}, {"legacy": True}, {"v1": True, "legacy": True}, {"pieces": 3}, {"packed": False}],
+    ids=str,
 )
 def test_opencv_reads_the_same_network(tmp_path, options):
     random = np.random.default_rng(0)

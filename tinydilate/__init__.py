@@ -9,12 +9,14 @@ from tinydilate.autograd import Op, Tensor, is_grad_enabled, no_grad, tensor
 from tinydilate.functional.dropping import get_rng_state, manual_seed, set_rng_state
 from tinydilate.gradient_check import gradcheck
 from tinydilate.kernel import use, watching
+from tinydilate.recording import Recording, record
 from tinydilate.threads import get_num_threads, set_num_threads
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Op",
+    "Recording",
     "Tensor",
     "functional",
     "get_num_threads",
@@ -27,6 +29,7 @@ __all__ = [
     "nn",
     "no_grad",
     "optim",
+    "record",
     "set_num_threads",
     "set_rng_state",
     "tensor",

@@ -33,6 +33,7 @@ from tinydilate.device import (
     check_device,
     device_of,
     is_foreign,
+    kept,
     move,
 )
 from tinydilate.errors import DeviceError, DtypeError, GraphError, ShapeError
@@ -477,7 +478,9 @@ def as_tensors(*values: Any) -> tuple[Tensor, ...]:
             tensors.append(value)
         elif isinstance(value, _NUMBERS):
             number = np.asarray(value, dtype=first.dtype)
-            tensors.append(Tensor(move(number, first.device)))
+            meta = first.device == "meta"
+            data = MetaArray((), first.dtype, float(number)) if meta else move(number, first.device)
+            tensors.append(Tensor(data))
         else:
             tensors.append(tensor(value))
     for other in tensors:
@@ -545,6 +548,8 @@ def _seed(root: Tensor, gradient: Any) -> Any:
                 "for example with .sum(), or pass backward(gradient)."
             )
         gradient = np.ones(root.shape, root.dtype)
+        if root.device == "cuda":
+            gradient = kept(gradient)  # nobody writes to a gradient
     given = gradient.data if isinstance(gradient, Tensor) else gradient
     if not isinstance(given, CudaArray | MetaArray):
         given = np.asarray(given, given.dtype if isinstance(gradient, Tensor) else root.dtype)

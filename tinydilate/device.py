@@ -46,13 +46,24 @@ Array = npt.NDArray[Any]
 
 
 class MetaArray:
-    """A shape and a dtype, without any numbers."""
+    """A shape and a dtype, without any numbers.
 
-    __slots__ = ("dtype", "shape")
+    Attributes
+    ----------
+    shape : tuple of int
+    dtype : numpy.dtype
+    number : float or None
+        The 2 of ``x * 2``, which a recorded graph would not know otherwise; else None.
+    """
 
-    def __init__(self, shape: Sequence[int], dtype: Any = np.float32) -> None:
+    __slots__ = ("dtype", "number", "shape")
+
+    def __init__(
+        self, shape: Sequence[int], dtype: Any = np.float32, number: float | None = None
+    ) -> None:
         self.shape = tuple(int(size) for size in shape)
         self.dtype = np.dtype(dtype)
+        self.number = number
 
     @property
     def ndim(self) -> int:
@@ -131,6 +142,10 @@ class CudaArray:
                 "product of the sizes must be the same."
             )
         return CudaArray(self.flat, tuple(new), self.dtype, self.memory, self)
+
+    def as_own(self, shape: tuple[int, ...]) -> CudaArray:
+        """`reshape` of an array that nobody else will use: the result is no view of another."""
+        return CudaArray(self.flat, shape, self.dtype, self.memory, self.base)
 
     def copy(self) -> CudaArray:
         """The same numbers in memory of their own."""
@@ -656,6 +671,64 @@ def cuda_empty_cache() -> None:
 
 
 # ---------------------------------------------------------------------------------------------
+# Recording
+
+
+class Recorded(NamedTuple):
+    """Launches that the driver repeats as one: what it made of them, and the memory they use."""
+
+    graph: Any
+    pool: _CudaPool
+    result: Any
+
+
+_recording = False
+
+
+def refuse_while_recording(what: str, instead: str) -> None:
+    """Refuse what a repetition could not repeat.
+
+    Raises
+    ------
+    DeviceError
+        While `capture` runs.
+    """
+    if _recording:
+        raise DeviceError(f"expected launches alone while they are recorded; got {what}. {instead}")
+
+
+def capture(function: Callable[[], Any]) -> Recorded:
+    """Let a function put its launches into a *CUDA graph* in place of the queue: nothing runs.
+
+    A graph knows addresses, so what the function takes from the pool comes from a pool of the
+    recording's own, and nobody else gets it.
+    """
+    global _pool, _recording
+    outside, _pool, _recording = _pool, _CudaPool(), True
+    inside = _pool
+    try:
+        if SIMULATED:
+            return Recorded(function, inside, function())
+        mode = driver().bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+        driver().call("cuStreamBeginCapture", driver().queue, mode)
+        try:
+            result = function()
+        finally:
+            graph = driver().call("cuStreamEndCapture", driver().queue)
+        return Recorded(driver().call("cuGraphInstantiate", graph, 0), inside, result)
+    finally:
+        _pool, _recording = outside, False
+
+
+def repeat(recorded: Recorded) -> Any:
+    """Put all recorded launches into the queue at once; the function's result."""
+    if SIMULATED:
+        return recorded.graph()
+    driver().call("cuGraphLaunch", recorded.graph, driver().queue)
+    return recorded.result
+
+
+# ---------------------------------------------------------------------------------------------
 # Copies
 
 
@@ -739,6 +812,9 @@ def _upload(array: Array) -> CudaArray:
 
 
 def _write(array: Array, target: CudaArray) -> None:
+    refuse_while_recording(
+        "a copy to the GPU", "Make the array before; between repetitions, device.write changes it."
+    )
     if target.size:
         line = np.ascontiguousarray(array).reshape(-1)
         with _failures_explained():
@@ -746,6 +822,7 @@ def _write(array: Array, target: CudaArray) -> None:
 
 
 def _download(array: CudaArray) -> Array:
+    refuse_while_recording("a copy from the GPU", "Look at what it returns after each repetition.")
     result = np.empty(array.shape, array.dtype)
     if array.size:
         with _failures_explained():

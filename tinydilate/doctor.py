@@ -150,7 +150,7 @@ def _simd(what: str) -> Finding:
     from tinydilate.simd import host_tile
 
     tile = host_tile()
-    found = f"{tile.name}: {tile.lanes} numbers a vector, tiles of {tile.rows} x {tile.columns}"
+    found = f"{tile.name}: {tile.lanes()} numbers a vector, tiles of {tile.rows} x {tile.columns()}"
     if tile.name == "plain":
         return Finding(
             "note", what, found,

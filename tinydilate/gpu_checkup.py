@@ -55,8 +55,10 @@ class Facts(NamedTuple):
     @property
     def toolkit(self) -> int:
         """Major version of NVIDIA's libraries here, or 0."""
-        found = self.nvjitlink or self.nvvm or self.nvrtc or self.cudart
-        return int(found.partition(".")[0]) if found else 0
+        for found in (self.nvjitlink, self.nvvm, self.nvrtc, self.cudart):
+            if found not in ("", SYSTEM):
+                return int(found.partition(".")[0])
+        return 0
 
     @property
     def extra(self) -> str:
@@ -64,6 +66,7 @@ class Facts(NamedTuple):
         return "cuda13" if branch_of(self.driver) >= NEEDS[13] else "cuda12"
 
 
+SYSTEM = "the system's"  # in place of a version: no wheel, but Numba finds the library
 NEEDS = {13: 580, 12: 525}  # the first branch of drivers that runs each CUDA
 OLDEST = (7, 5)  # compute capability of the oldest card that kernels are compiled for
 PIP = f"{sys.executable} -m pip install"
@@ -90,11 +93,24 @@ def look() -> Facts:
         cards=cards,
         numba_cuda=_installed("numba-cuda"),
         numpy=_installed("numpy"),
-        nvvm=_installed("nvidia-nvvm", "nvidia-cuda-nvcc-cu12"),
-        nvjitlink=_installed("nvidia-nvjitlink", "nvidia-nvjitlink-cu12"),
-        nvrtc=_installed("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"),
-        cudart=_installed("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12"),
+        nvvm=_library("nvvm", "nvidia-nvvm", "nvidia-cuda-nvcc-cu12"),
+        nvjitlink=_library("nvJitLink", "nvidia-nvjitlink", "nvidia-nvjitlink-cu12"),
+        nvrtc=_library("nvrtc", "nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"),
+        cudart=_library("cudart", "nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12"),
     )
+
+
+def _library(name: str, *wheels: str) -> str:
+    """Version of the wheel that has a library, or `SYSTEM`, or "" where there is none."""
+    if version := _installed(*wheels):
+        return version
+    try:
+        from cuda import pathfinder  # comes with numba-cuda, which looks for libraries by it
+
+        pathfinder.load_nvidia_dynamic_lib(name)
+    except Exception:  # no pathfinder, no library, or one that cannot be loaded
+        return ""
+    return SYSTEM
 
 
 def _ask(smi: str) -> tuple[str, tuple[Card, ...], str]:
@@ -232,7 +248,7 @@ def check_libraries(facts: Facts) -> Finding:
         "nvrtc": facts.nvrtc,
         "cudart": facts.cudart,
     }
-    if not any(parts.values()):
+    if set(parts.values()) <= {"", SYSTEM}:
         return Finding("ok", "GPU: libraries", "the system's; no wheels of NVIDIA's are installed")
     what, found = "GPU: libraries", ", ".join(f"{n} {v or 'missing'}" for n, v in parts.items())
     if not all(parts.values()):
@@ -248,6 +264,8 @@ def check_libraries(facts: Facts) -> Finding:
             f"CUDA {facts.toolkit} needs a driver of R{needed} or later; with this one take "
             f'CUDA 12, in a fresh environment: {PIP} "tinydilate[cuda12]"',
         )  # fmt: skip
+    if SYSTEM in (facts.nvjitlink, facts.nvvm):
+        return Finding("ok", what, found)  # whose version nobody knows; the kernel below shows
     linker, compiler = release(facts.nvjitlink), release(facts.nvvm)
     if linker[0] != compiler[0] or linker < compiler:
         return Finding(

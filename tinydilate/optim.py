@@ -283,6 +283,9 @@ class Optimizer(ABC):
 
     def step(self) -> None:
         """Change every parameter that has a gradient; the others are skipped."""
+        device.refuse_while_recording(
+            "an optimiser's step, which counts its steps", "Take it after each repetition."
+        )
         states = iter(self.state)
         for group in self.param_groups:
             lr = group["lr"] * self.lr_factor

@@ -13,9 +13,17 @@ import sys
 from collections.abc import Sequence
 
 from tinydilate import __version__
-from tinydilate.cli import conversion, fields, machine, networks, predict, runs
+from tinydilate.cli import (
+    conversion,
+    datasets,
+    export,
+    fields,
+    machine,
+    networks,
+    predict,
+    runs,
+)
 from tinydilate.cli.common import BAD_INPUT, INTERRUPTED, Parser
-from tinydilate.cli.runs import results_table as results_table
 from tinydilate.errors import TinydilateError
 
 
@@ -62,6 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tinydilate {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for part in (runs, predict, networks, fields, conversion, machine):  # in the order of --help
+    # In the order of --help.
+    for part in (runs, predict, datasets, networks, fields, conversion, export, machine):
         part.add(commands)
     return parser

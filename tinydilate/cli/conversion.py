@@ -24,6 +24,10 @@ def add(commands: Any) -> None:
         "dilation10_cityscapes or vgg16 (default: told by the names of the layers)",
     )  # fmt: skip
     parser.add_argument(
+        "--part", default="whole", choices=("whole", "front end"),
+        help="of the network named by --as, all or the front end alone (default: whole)",
+    )  # fmt: skip
+    parser.add_argument(
         "--colours", choices=("torchvision", "caffe"),
         help="what a file with torchvision's names was trained on: red, green, blue from 0 to 1, "
         "or blue, green, red from 0 to 255 (default: torchvision)",
@@ -41,7 +45,7 @@ def _convert(arguments: argparse.Namespace) -> int:
 
     done = convert_weights(
         arguments.source, arguments.target, arguments.network,
-        colours=arguments.colours, progress=True,
+        part=arguments.part, colours=arguments.colours, progress=True,
     )  # fmt: skip
     show(done.to_dict(), arguments.json, lambda: _table(done))
     return 0
@@ -57,6 +61,8 @@ def _table(done: Conversion) -> str:
     lines = [columns(rows), "", f"{report.path} ({report.format}): {kind}"]
     if report.folded:
         lines.append("Colours: torchvision's were put into conv1_1, which takes Caffe's now")
+    if report.missing:
+        lines.append(f"Not in the file, and fixed in the network: {', '.join(report.missing)}")
     if report.left_over:
         lines.append(f"Left over: {', '.join(report.left_over)}")
     lines += [f"SHA-256 of the source: {done.sha256}", f"Written: {done.target}"]

@@ -155,19 +155,25 @@ def _rf_files(
     if arguments.html is not None:
         from tinydilate.see.explore import write_explorer
 
+        link = _page_link(network, size)
         write_explorer(arguments.html)
-        address = Path(arguments.html).resolve().as_uri() + _page_link(network, size)
+        address = Path(arguments.html).resolve().as_uri() + link
         written.append(f"Wrote {arguments.html}. Open {address}")
     return written
 
 
 def _page_link(network: Any, size: tuple[int, ...]) -> str:
     """A network's convolutions and poolings in the words of the page's links; see explore.html."""
-    from tinydilate import nn
+    from tinydilate import models, nn
 
+    if isinstance(network, models.FCN):
+        raise ConfigError(
+            "expected a network of layers in one line with --html, which is all that the page can "
+            "show; got one that adds the scores of several layers. Draw it with --png."
+        )
     words = []
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.MaxPool2d):
+        if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
             window = module.window
             kind, maps = "m", ""
             if isinstance(module, nn.Conv2d):

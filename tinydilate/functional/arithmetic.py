@@ -133,6 +133,7 @@ _PART = 4 * _THREADS  # numbers of a part
 
 @sum_to_shape.cuda
 def sum_to_shape_cuda(x: CudaArray, shape: tuple[int, ...]) -> CudaArray:
+    given = x
     full = (1,) * (x.ndim - len(shape)) + shape
     end = x.ndim
     while end > 0:  # as above: the last run of neighbouring axes first
@@ -145,8 +146,9 @@ def sum_to_shape_cuda(x: CudaArray, shape: tuple[int, ...]) -> CudaArray:
         before, after = math.prod(x.shape[:start]), math.prod(x.shape[end:])
         run = math.prod(x.shape[start:end])
         line = _sum_run(x, before, run, after)
-        x, end = line.reshape(x.shape[:start] + full[start:end] + x.shape[end:]), start
-    return x.reshape(shape)
+        left = x.shape[:start] + full[start:end] + x.shape[end:]
+        x, end = line.as_own(left), start
+    return x.reshape(shape) if x is given else x.as_own(shape)
 
 
 def _sum_run(x: CudaArray, before: int, run: int, after: int) -> CudaArray:

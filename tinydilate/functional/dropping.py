@@ -167,6 +167,10 @@ def _is_kept(n: Any, key: Any, least: Any) -> Any:
 
 @dropout_forward.cuda
 def dropout_forward_cuda(x: CudaArray, p: float, seed: int, call: int) -> CudaArray:
+    device.refuse_while_recording(
+        "dropout, which would drop the same numbers in each repetition",
+        "Call network.eval(), or take it out.",
+    )
     out = device.empty_like(x)
     _drop_cuda[cover(x.size)](x, stream(seed, call), threshold(p), _scale(p), out)
     return out

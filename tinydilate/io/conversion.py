@@ -8,7 +8,7 @@ keeps the name, size and SHA-256 of the file that it came from.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ from tinydilate.io.weights import (
     read_weights,
 )
 from tinydilate.models import PUBLISHED, front_end
+from tinydilate.models.published import PARTS
 
 VGG = "vgg16"
 TARGETS = (*PUBLISHED, VGG)
@@ -67,6 +68,7 @@ def convert_weights(
     target: Path | str,
     network: str | None = None,
     *,
+    part: str = "whole",
     colours: str | None = None,
     progress: bool = False,
 ) -> Conversion:
@@ -83,6 +85,8 @@ def convert_weights(
     network : {"dilation8_voc", ..., "vgg16"}, optional
         What the weights are for. By default found out from the layers' names and shapes; a file of
         none of these networks is converted as it is, and has no note about one.
+    part : {"whole", "front end"}
+        Of a published network that is named; its front end ends with "final" or "fc-final".
     colours : {"torchvision", "caffe"}, optional
         See `tinydilate.io.weights.load_weights`. The colours of a VGG-16 become Caffe's.
     progress : bool
@@ -96,10 +100,7 @@ def convert_weights(
     ConfigError
         If there is no such network, or the target is the source.
     """
-    if network not in (None, *TARGETS):
-        raise ConfigError(
-            f"expected a network to convert for, one of {', '.join(TARGETS)}; got {network!r}."
-        )
+    _check_options(network, part)
     weights = read_weights(source)
     target = Path(target)
     if target.exists() and target.samefile(weights.path):
@@ -108,7 +109,7 @@ def convert_weights(
         )
     found = find(weights, MEAN, colours)
     network = _recognise(found) if network is None else network
-    plan = _plan(network, weights, found)
+    plan = _plan(network, part, weights, found)
     written = {name: _Float32(stored, name) for name, stored in plan.pairs.items()}
     total = weights.file.size + sum(each.size * each.dtype.itemsize for each in written.values())
     with tqdm(
@@ -116,10 +117,9 @@ def convert_weights(
         disable=not progress,
     ) as bar:  # fmt: skip
         sha256 = _sha256(weights.file, bar.update)
-        origin = {"file": weights.path.name, "bytes": weights.file.size, "sha256": sha256}
-        note = {"source": {**origin, "format": weights.format}}
+        note = {"source": describe_source(weights, sha256)}
         if network:
-            note["published"] = describe(network)
+            note["published"] = describe(network, part)
         try:
             write_stored(target, written, note, bar.update)
         except DamagedError as error:
@@ -133,7 +133,32 @@ def convert_weights(
     return Conversion(network, str(target), sha256, report)
 
 
-def describe(network: str) -> dict[str, Any]:
+def _check_options(network: str | None, part: str) -> None:
+    if network not in (None, *TARGETS):
+        raise ConfigError(
+            f"expected a network to convert for, one of {', '.join(TARGETS)}; got {network!r}."
+        )
+    if part not in PARTS or (part != "whole" and network not in PUBLISHED):
+        raise ConfigError(
+            f"expected part to be {' or '.join(PARTS)}, of a published network that is named; got "
+            f"{part!r} of {network!r}."
+        )
+
+
+# ---- the note --------------------------------------------------------------------------------
+
+
+def describe_source(weights: Weights, sha256: str) -> dict[str, Any]:
+    """Where a converted file came from."""
+    return {
+        "file": weights.path.name,
+        "bytes": weights.file.size,
+        "sha256": sha256,
+        "format": weights.format,
+    }
+
+
+def describe(network: str, part: str = "whole") -> dict[str, Any]:
     """What a converted file says about its network, as JSON can hold it."""
     if network == VGG:
         return {"name": VGG, "mean": list(MEAN)}
@@ -141,6 +166,7 @@ def describe(network: str) -> dict[str, Any]:
     classes = published.classes
     return {
         "name": network,
+        "part": part,
         "dataset": classes.dataset,
         "classes": list(classes.names),
         "palette": [list(colour) for colour in classes.palette],
@@ -155,16 +181,34 @@ def describe(network: str) -> dict[str, Any]:
 # ---- which network ---------------------------------------------------------------------------
 
 
-def places_of(network: str) -> dict[str, Shape]:
-    """Name and shape of each array that a network has."""
+class Places(NamedTuple):
+    """What a network has.
+
+    Attributes
+    ----------
+    shapes : dict of names to shapes
+    fixed : list of str
+        Layers that are not learnt, and that a file may have or not.
+    """
+
+    shapes: dict[str, Shape]
+    fixed: list[str]
+
+
+def places_of(network: str, part: str = "whole") -> Places:
+    """Name and shape of each array of a network."""
     if network == VGG:
-        state = front_end(1, border=False, device="meta").state_dict()
-        return {name: each.shape for name, each in state.items() if not _of_final(name)}
-    return _shapes(PUBLISHED[network].build(device="meta").state_dict())
-
-
-def _shapes(state: Mapping[str, Any]) -> dict[str, Shape]:
-    return {name: array.shape for name, array in state.items()}
+        module = front_end(1, border=False, device="meta")
+    else:
+        module = PUBLISHED[network].build(part=part, device="meta")
+    parameters = dict(module.named_parameters())
+    fixed = [name for name, each in parameters.items() if not each.requires_grad]
+    shapes = {
+        name: each.shape
+        for name, each in parameters.items()
+        if network != VGG or not _of_final(name)
+    }
+    return Places(shapes, fixed)
 
 
 def _of_final(name: str) -> bool:
@@ -175,15 +219,17 @@ def _recognise(found: Found) -> str:
     """The network whose layers' names and shapes the file has; "" if there is none."""
     names = set(found.arrays)
     for network in PUBLISHED:
-        places = places_of(network)
-        if names == set(places) and fitting(places, found):
+        places, fixed = places_of(network)
+        needed = {name: shape for name, shape in places.items() if name not in fixed}
+        if set(needed) <= names <= set(places) and fitting(needed, found):
             return network
-    return VGG if is_vgg(found.arrays) and fitting(places_of(VGG), found) else ""
+    return VGG if is_vgg(found.arrays) and fitting(places_of(VGG).shapes, found) else ""
 
 
-def _plan(network: str, weights: Weights, found: Found) -> Plan:
+def _plan(network: str, part: str, weights: Weights, found: Found) -> Plan:
     if network:
-        return make_plan(places_of(network), weights, found)
+        places, fixed = places_of(network, part)
+        return make_plan(places, weights, found, fixed)
     loaded = tuple(
         Loaded(name, stored.shape, found.sources[name], stored.shape, stored.kind)
         for name, stored in found.arrays.items()

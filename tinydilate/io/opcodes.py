@@ -5,10 +5,10 @@ text or an empty list, or put what lies on top into the list below. Two are dang
 any function of any Python module, and REDUCE calls it. Python's own reader carries them out, so
 that opening a file can run whatever its author wished.
 
-This machine knows the same instructions, and eight names. Each stands for something that we build
-here, from plain values; no name is ever looked up in Python, nothing is imported, and whatever is
-not on the list is refused by name. What the machine makes is lists, tuples, dictionaries, texts,
-numbers, and `TensorNote`: where a tensor's numbers lie, not the numbers.
+This machine knows the same instructions, and a short list of names. Each stands for something that
+we build here, from plain values; no name is ever looked up in Python, nothing is imported, and
+whatever is not on the list is refused by name. What the machine makes is lists, tuples,
+dictionaries, texts, numbers, and `TensorNote`: where a tensor's numbers lie, not the numbers.
 
 ===============  ===========================================================================
 instruction      what it does
@@ -82,7 +82,7 @@ class _Slice(NamedTuple):
     start: int
 
 
-_TYPES = {
+STORAGE_TYPES = {
     kind.name: kind
     for kind in (
         StorageType("FloatStorage", "<f4"),
@@ -154,7 +154,7 @@ _NAMES: dict[str, Any] = {
         _Name("torch.nn.parameter.Parameter", _parameter),
     )
 }
-for _type in _TYPES.values():
+for _type in STORAGE_TYPES.values():
     _NAMES[f"torch.{_type.name}"] = _type
     _NAMES[f"torch.cuda.{_type.name}"] = _type
 

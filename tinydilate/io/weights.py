@@ -259,6 +259,7 @@ def find(weights: Weights, mean: Pixel | None = None, colours: str | None = None
             "is made for other colours and has to be changed for ours. If it wants Caffe's "
             'colours after all, say colours="caffe".'
         )
+    _check_mean(mean)
     first = ("conv1_1.weight", "conv1_1.bias")
     if first[1] not in arrays:
         raise DataError(
@@ -268,6 +269,16 @@ def find(weights: Weights, mean: Pixel | None = None, colours: str | None = None
     folded = fold_colours(arrays[first[0]], arrays[first[1]], TORCHVISION_COLOURS, wanted)
     arrays |= dict(zip(first, folded, strict=True))
     return Found(arrays, sources, True)
+
+
+def _check_mean(mean: Any) -> None:
+    numbers = np.asarray(mean)
+    whole = numbers.shape == (3,) and numbers.dtype.kind in "iuf" and np.isfinite(numbers).all()
+    if not whole or not 1 < numbers.max() <= 255 or numbers.min() < 0:
+        raise ConfigError(
+            "expected mean as three levels from 0 to 255, blue, green and red, such as "
+            f"tinydilate.classes.VOC.mean; got {mean!r:.80}."
+        )
 
 
 class Plan(NamedTuple):
@@ -291,18 +302,13 @@ def make_plan(
     weights : Weights
     found : Found
     allow_missing : sequence of str
-        See `load_weights`.
+        Names or patterns of layers that need not be there.
 
     Raises
     ------
     DataError
         If an array is missing that may not be, or has another shape.
-    ConfigError
-        If ``allow_missing`` names what the network does not have.
     """
-    _check_patterns(allow_missing, places)
-    if is_vgg(found.arrays):  # it ends where the paper's own layer begins
-        allow_missing = (*allow_missing, *FINAL)
     missing = tuple(name for name in places if name not in found.arrays)
     refused = [name for name in missing if not _named_by(allow_missing, name)]
     pairs, reshaped = {}, []
@@ -438,6 +444,9 @@ def load_weights(
         )
     found = find(weights, mean, colours)
     places = {name: tensor.shape for name, tensor in tensors.items()}
+    _check_patterns(allow_missing, places)
+    if is_vgg(found.arrays):  # it ends where the paper's own layer begins
+        allow_missing = (*allow_missing, *FINAL)
     plan = make_plan(places, weights, found, allow_missing)
     _refuse_zeros(tensors, plan.missing)
     total = sum(stored.size * stored.dtype.itemsize for stored in plan.pairs.values())
