@@ -192,6 +192,29 @@ def forward(name: str) -> Rows:
     ):
         sides = [format(found[f"{side}_{key}"] / scale, how) for side in ("tinydilate", "torch")]
         rows.append([what, *sides, f"{found[ratio]:.2f}"])
+
+
+def seams(name: str) -> Rows:
+    """How labels and probabilities differ by the distance to a seam."""
+    found = results(name)
+    rows: Rows = [["pixels to a seam", "other label", "probability, most", "front end alone, most"]]
+    for here, alone in zip(found["context"]["bands"], found["front end"]["bands"], strict=True):
+        figures = [f"{here['labels']:.2%}", f"{here['probability']:.3f}"]
+        rows.append([here["pixels"], *figures, f"{alone['probability']:.1e}"])
+    return rows
+
+
+def predictions(name: str) -> Rows:
+    """Memory that was promised and taken, and seconds."""
+    rows: Rows = [["network", "image", "--memory", "cells of a piece", "estimated", "taken", "s"]]
+    for case in results(name).values():
+        if not isinstance(case, dict) or "estimate_bytes" not in case:
+            continue  # the machine, and how many threads
+        height, width = case["size"]
+        row = [case["network"], f"{width} × {height}", case["memory"]]
+        row.append(" × ".join(map(str, case["piece"])))
+        row += [f"{case[key] / 1e9:.2f} GB" for key in ("estimate_bytes", "peak_bytes")]
+        rows.append([*row, f"{case['seconds']:.0f}"])
     return rows
 
 
@@ -237,6 +260,8 @@ TABLES: dict[str, Callable[[str], Rows]] = {
     "receptive_field": fields,
     "rounding": roundings,
     "demo_seeds": seeds,
+    "seams": seams,
+    "prediction": predictions,
     "weights": loading,
     "weights_memory": lambda _: loading_peaks("weights"),
     "poolings": poolings,
