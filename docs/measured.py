@@ -192,6 +192,7 @@ def forward(name: str) -> Rows:
     ):
         sides = [format(found[f"{side}_{key}"] / scale, how) for side in ("tinydilate", "torch")]
         rows.append([what, *sides, f"{found[ratio]:.2f}"])
+    return rows
 
 
 def seams(name: str) -> Rows:
