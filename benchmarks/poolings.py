@@ -80,7 +80,7 @@ def main() -> None:
     """Train all, print the table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
-    parser.add_argument("--steps", type=int, default=800, help="a network (default: 800)")
+    parser.add_argument("--steps", type=int, default=400, help="a network (default: 400)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     options = parser.parse_args()
     test = digits.scenes("test", 300, 0)

@@ -64,6 +64,7 @@ SINGLE_PAGES = (
     "gpu",
     "explore",
     "receptive_fields",
+    "prediction",
     "datasets",
     "measurements",
 )

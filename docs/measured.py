@@ -172,6 +172,53 @@ def seeds(name: str) -> Rows:
     return [["seed", *names], *rows, ["mean", *(f"{found['mean'][key]:.3f}" for key in keys)]]
 
 
+def poolings(name: str) -> Rows:
+    """Mean IoU of the small networks that keep or delete their last pooling, seed by seed."""
+    found = results(name)
+    kinds = [key for key in found["runs"][0] if key != "seed"]
+    rows = [[str(run["seed"]), *(f"{run[kind]:.3f}" for kind in kinds)] for run in found["runs"]]
+    if "mean" in found:
+        rows.append(["mean", *(f"{found['mean'][kind]:.3f}" for kind in kinds)])
+    return [["seed", *kinds], *rows]
+
+
+def forward(name: str) -> Rows:
+    """Seconds and peak of a published network's forward pass on both sides."""
+    found = results(name)
+    rows: Rows = [["", "tinydilate", "PyTorch", "PyTorch / tinydilate"]]
+    for what, key, scale, how, ratio in (
+        ("seconds", "seconds", 1, ".2f", "torch_over_tinydilate"),
+        ("peak of resident memory, MiB", "bytes", 2**20, ",.0f", "torch_over_tinydilate_bytes"),
+    ):
+        sides = [format(found[f"{side}_{key}"] / scale, how) for side in ("tinydilate", "torch")]
+        rows.append([what, *sides, f"{found[ratio]:.2f}"])
+    return rows
+
+
+def seams(name: str) -> Rows:
+    """How labels and probabilities differ by the distance to a seam."""
+    found = results(name)
+    rows: Rows = [["pixels to a seam", "other label", "probability, most", "front end alone, most"]]
+    for here, alone in zip(found["context"]["bands"], found["front end"]["bands"], strict=True):
+        figures = [f"{here['labels']:.2%}", f"{here['probability']:.3f}"]
+        rows.append([here["pixels"], *figures, f"{alone['probability']:.1e}"])
+    return rows
+
+
+def predictions(name: str) -> Rows:
+    """Memory that was promised and taken, and seconds."""
+    rows: Rows = [["network", "image", "--memory", "cells of a piece", "estimated", "taken", "s"]]
+    for case in results(name).values():
+        if not isinstance(case, dict) or "estimate_bytes" not in case:
+            continue  # the machine, and how many threads
+        height, width = case["size"]
+        row = [case["network"], f"{width} × {height}", case["memory"]]
+        row.append(" × ".join(map(str, case["piece"])))
+        row += [f"{case[key] / 1e9:.2f} GB" for key in ("estimate_bytes", "peak_bytes")]
+        rows.append([*row, f"{case['seconds']:.0f}"])
+    return rows
+
+
 def on_gpu(name: str) -> Rows:
     """TFLOP/s of a GPU, share of its rate and ratio of each layer's passes."""
     rows: dict[str, list[Any]] = {}
@@ -214,8 +261,12 @@ TABLES: dict[str, Callable[[str], Rows]] = {
     "receptive_field": fields,
     "rounding": roundings,
     "demo_seeds": seeds,
+    "seams": seams,
+    "prediction": predictions,
     "weights": loading,
     "weights_memory": lambda _: loading_peaks("weights"),
+    "poolings": poolings,
+    "published": forward,
     "gpu": on_gpu,
     "gpu_ops": gpu_ops,
     "gpu_networks": gpu_networks,

@@ -698,6 +698,28 @@ MUTANTS = [
         "Tensor(gradient)",
         "test_mutants gradients_share_no_memory",
     ),
+    # ---- networks
+    Mutant(
+        "a last odd column is dropped",
+        "models/rows.py",
+        "row.kernel, row.stride, row.padding, row.dilation, ceil_mode=ceil_mode",
+        "row.kernel, row.stride, row.padding, row.dilation, ceil_mode=False",
+        "test_models test_kitti_needs_ceil_mode",
+    ),
+    Mutant(
+        "the buffer around every layer",
+        "models/contexts.py",
+        "buffer = sum(dilations) if layer == 0 else 0",
+        "buffer = sum(dilations)",
+        "test_published test_maps_of_the_voc_context_module",
+    ),
+    Mutant(
+        "finer scores are added one cell beside",
+        "models/comparisons.py",
+        "offset = _whole((place.centre - finer.centre) / place.stride, tap)",
+        "offset = _whole((place.centre - finer.centre) / place.stride + 1, tap)",
+        "test_comparisons test_names_and_cuts_of_fcn_8s",
+    ),
     Mutant(
         "a field without its dilation",
         "field.py",

@@ -295,3 +295,20 @@ def test_original_and_whole_differ_near_seams_only():
     alone = NETWORKS["front end"]  # has true neighbours on both sides of a seam
     difference = abs(as_original(alone, image, (82, 102)) - whole_image(alone, image)).max(0)
     assert difference[:56, :196].max() < 1e-12
+
+
+# ---- on the GPU ------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("upsample", [None, 2])
+def test_on_the_gpu_as_on_the_processor(upsample):
+    rows = Conv("conv1", 3, 1, 2), Pool("pool1")  # border 1, stride 2; the simulator is slow
+    network = flat(rows, upsample=upsample, dilations=(1,), dtype=np.float32)
+    image = noise(3, 4).astype(np.float32)
+    expected = whole_image(network, image), as_original(network, image, (4, 6))
+    network.to("cuda")
+    found = in_pieces(network, image, (1, 2), (1, 1), 1), as_original(network, image, (4, 6))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert isinstance(ours, np.ndarray)
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)

@@ -85,7 +85,7 @@ def played(tmp_path_factory):
 
 def test_there_are_tutorials_and_the_index_lists_them():
     assert [path.stem[0] for path in TUTORIALS] == [str(n + 1) for n in range(len(TUTORIALS))]
-    assert len(TUTORIALS) >= 6
+    assert len(TUTORIALS) >= 7
     index = (FOLDER / "index.md").read_text(encoding="utf-8")
     listed = re.findall(r"^(\d_\w+)$", index, re.MULTILINE)
     assert listed == [path.stem for path in TUTORIALS]
@@ -208,6 +208,14 @@ def strided_extent(layers):
     return 1 + sum((k - 1) * d * j for (k, _, d), j in zip(layers, jumps, strict=False))
 
 
+def dilated(layers, doubling, grown=lambda d: 2 * d):
+    dilation, found = 1, []
+    for layer in layers:
+        dilation = grown(dilation) if layer in doubling else dilation
+        found += [dilation] if layer == "conv" else []
+    return found
+
+
 NO_ANSWER = (AssertionError, AttributeError, IndexError, TypeError, ValueError)
 
 # Wrong answers that students, and this field's libraries, have really given.
@@ -283,6 +291,19 @@ WRONG = {
         lambda layers: 1 + sum((k - 1) * d * s for k, s, d in layers),  # a layer's own stride
         lambda layers: strided_extent(layers[::-1]),  # the last layer first
         lambda layers: strided_extent([(k, s, 1) for k, s, _ in layers]),
+    ],
+    "check_dilations": [
+        lambda layers: [1] * layers.count("conv"),  # poolings gone, and nothing else
+        lambda layers: dilated(layers, ("gone", "pool")),  # for poolings that are there as well
+        lambda layers: dilated(layers, ("gone",), lambda d: d + 1),
+        lambda layers: dilated(layers[::-1], ("gone",))[::-1],  # before it, not behind
+    ],
+    "check_middle": [
+        lambda field, step, border, i: i * step,  # where the labels were taken
+        lambda field, step, border, i: i * step + (field - 1) / 2,  # of the bordered image
+        lambda field, step, border, i: i * step - border + field / 2,
+        lambda field, step, border, i: i * step - border + (field - 1) // 2,
+        lambda field, step, border, i: (i - border) * step + (field - 1) / 2,
     ],
 }
 

@@ -251,32 +251,23 @@ class FCN(nn.Module):
         for name, layer in trunk.named_children():
             setattr(self, name, layer)
         self.trunk = tuple(name for name, _ in trunk.named_children())
-        maps = {row.name: _maps_at(rows, row.name) for row in rows}
-        place, fusions, before = _place_of(trunk, "score_fr"), [], ""
+        place = _place_of(trunk, "score_fr")  # of the scores so far
+        fusions: list[Fusion] = []
         for tap in skips:
-            if tap not in maps:
-                raise ConfigError(
-                    f"expected skips out of the trunk's layers, {', '.join(maps)}; got {tap!r}."
-                )
-            finer = _place_of(trunk, tap)
-            factor = place.stride / finer.stride
-            if factor.denominator != 1:
-                raise ConfigError(
-                    "expected skips from coarse to fine, each with a stride that divides the one "
-                    f"before; got {tap}, with a stride of {finer.stride} behind {place.stride}."
-                )
-            upscore = f"upscore_{before}" if before else f"upscore{factor}"
+            maps, finer = _maps_of(rows, tap), _place_of(trunk, tap)
+            factor = _factor(place, finer, tap)
+            upscore = f"upscore_{fusions[-1].tap}" if fusions else f"upscore{factor}"
+            setattr(self, upscore, bilinear_upsampling(num_classes, factor, cut=False, **on))
             place = _enlarged(place, factor)
-            score = nn.Conv2d(maps[tap], num_classes, 1, rng=0, **on)
-            setattr(self, upscore, bilinear_upsampling(num_classes, int(factor), cut=False, **on))
+            score = nn.Conv2d(maps, num_classes, 1, rng=0, **on)
             setattr(self, f"score_{tap}", init.zeros_(score))
             offset = _whole((place.centre - finer.centre) / place.stride, tap)
             fusions.append(Fusion(tap, f"score_{tap}", upscore, offset))
-            before = tap
         self.fusions = tuple(fusions)
-        factor = place.stride
-        self.last = f"upscore{factor}" if factor != 2 else f"upscore_{before}"  # one name each
-        setattr(self, self.last, bilinear_upsampling(num_classes, int(factor), cut=False, **on))
+        factor = int(place.stride)
+        # "upscore2" is taken where the last step doubles, too.
+        self.last = f"upscore_{fusions[-1].tap}" if factor == 2 and fusions else f"upscore{factor}"
+        setattr(self, self.last, bilinear_upsampling(num_classes, factor, cut=False, **on))
         self.offset = _whole(-_enlarged(place, factor).centre, "the image")
 
     def forward(self, image: Any) -> Tensor:
@@ -332,11 +323,14 @@ def cut(maps: Tensor, offset: int, size: Sequence[int]) -> Tensor:
     return maps[..., offset : offset + height, offset : offset + width]  # type: ignore[no-any-return]
 
 
-def _maps_at(rows: Sequence[Row], name: str) -> int:
+def _maps_of(rows: Sequence[Row], tap: str) -> int:
     """Maps that come out of a row: those of the last convolution up to it."""
     names = [row.name for row in rows]
-    convolutions = [row for row in rows[: names.index(name) + 1] if isinstance(row, Conv)]
-    return convolutions[-1].maps if convolutions else 0
+    if tap not in names:
+        raise ConfigError(
+            f"expected skips out of the trunk's layers, {', '.join(names)}; got {tap!r}."
+        )
+    return [row.maps for row in rows[: names.index(tap) + 1] if isinstance(row, Conv)][-1]
 
 
 def _place_of(trunk: nn.Sequential, name: str) -> Field:
@@ -345,11 +339,22 @@ def _place_of(trunk: nn.Sequential, name: str) -> Field:
     return field_of(readers_of(list(trunk)[: names.index(name) + 1]))
 
 
-def _enlarged(place: Field, factor: Fraction) -> Field:
-    """Where cells lie after `bilinear_upsampling`: output 0 is half a kernel before."""
+def _factor(coarse: Field, finer: Field, tap: str) -> int:
+    """How many cells of a skip lie on one cell of the scores so far, along a side."""
+    factor = coarse.stride / finer.stride
+    if factor.denominator != 1:
+        raise ConfigError(
+            "expected skips from coarse to fine, each with a stride that divides the one before; "
+            f"got {tap}, with a stride of {finer.stride} behind {coarse.stride}."
+        )
+    return int(factor)
+
+
+def _enlarged(place: Field, factor: int) -> Field:
+    """Where cells lie after `bilinear_upsampling`: output 0 is half a kernel before cell 0."""
     taps = 2 * factor - factor % 2
     stride = place.stride / factor
-    return place._replace(stride=stride, centre=place.centre - stride * (taps - 1) / 2)
+    return place._replace(stride=stride, centre=place.centre - stride * Fraction(taps - 1, 2))
 
 
 def _whole(number: Fraction, what: str) -> int:

@@ -18,6 +18,7 @@ from tinydilate import models, nn
 from tinydilate.config import Config
 from tinydilate.errors import ConfigError, DataError, program
 from tinydilate.io.checkpoint import load_checkpoint, save_checkpoint
+from tinydilate.io.weights import Weights, load_weights, read_weights
 from tinydilate.models import FrontEndWithContext
 
 NETWORKS = ("joint", "context", "alone", "front")  # stages whose networks a run keeps; best first
@@ -195,10 +196,7 @@ def load_network(path: Path | str, name: str | None = None, device: str = "cpu")
         If the device cannot be used.
     """
     path = _network_file(Path(path), name)
-    return _of_a_run(path, *load_checkpoint(path), device)
-
-
-def _of_a_run(path: Path, arrays: dict[str, Any], note: Any, device: str) -> Trained:
+    arrays, note = load_checkpoint(path)
     try:
         fields = dict(note["network"])
         recipe = Recipe(
@@ -244,44 +242,55 @@ def _network_file(path: Path, name: str | None) -> Path:
 def load_any(path: Path | str, name: str | None = None, device: str = "cpu") -> AnyTrained:
     """`load_network`, which also takes published weights and what recipes leave.
 
-    Converted weights of a published network are a safetensors file whose note is ``{"published":
-    {"name": "dilation8_voc"}}``; ``"part": "front end"`` beside the name says that it ends there.
-    A recipe's run notes ``{"plan": ...}``; see `tinydilate.models.Plan`.
+    Published weights are what ``tinydilate convert`` writes: safetensors with a note that names the
+    network, as in ``{"published": {"name": "dilation8_voc"}}``; ``"part": "front end"`` beside the
+    name says that it ends there. A recipe's run notes ``{"plan": ...}``; see
+    `tinydilate.models.Plan`.
 
     Raises
     ------
     DataError
-        If the file is damaged or holds other things.
+        If the file is damaged, or holds other things.
     """
     path = _network_file(Path(path), name)
-    arrays, note = load_checkpoint(path)
-    if not isinstance(note, dict) or not {"published", "plan"} & note.keys():
-        return _of_a_run(path, arrays, note, device)
+    if not path.is_file():
+        return load_network(path, None, device)  # which says what is wrong
+    weights = read_weights(path)  # a look at the names: no numbers yet
+    if weights.format != "safetensors":
+        raise DataError(
+            f"expected the checkpoint of a network; got {path} ({weights.format}), which does not "
+            f"say what its network is. Convert it: {program()} convert {path} OUT.safetensors"
+        )
+    note = weights.note if isinstance(weights.note, dict) else {}
+    if "plan" in note and "published" not in note:
+        return _planned(weights, device)
     if "published" not in note:
-        return _planned(path, arrays, note["plan"], device)
+        return load_network(path, None, device)
     recipe = _published_recipe(path, note["published"])
     network = recipe.published.build(part=recipe.part, weights="zeros")
-    # The fixed upsampling has its numbers already: a file may have it or not.
-    fixed = {key: value for key, value in network.state_dict().items() if "upsample" in key}
-    network.load_state_dict({**fixed, **arrays})
+    # A fixed upsampling has its numbers already: the file may have it or not.
+    layers = network.named_children()
+    fixed = [layer for layer, module in layers if isinstance(module, nn.ConvTranspose2d)]
+    load_weights(network, weights, allow_missing=fixed)
     return TrainedPublished(network.to(device).eval(), recipe, path)
 
 
-def _planned(path: Path, arrays: dict[str, Any], note: Any, device: str) -> TrainedPlanned:
+def _planned(weights: Weights, device: str) -> TrainedPlanned:
     try:
-        recipe = PlannedRecipe(models.plan_of_note(note))
+        recipe = PlannedRecipe(models.plan_of_note(weights.note["plan"]))
     except DataError as error:
-        raise DataError(f"{path}: {error}") from None
+        raise DataError(f"{weights.path}: {error}") from None
     network = recipe.plan.build(rng=0)
-    network.load_state_dict(arrays)
-    return TrainedPlanned(network.to(device).eval(), recipe, path)
+    load_weights(network, weights)
+    return TrainedPlanned(network.to(device).eval(), recipe, weights.path)
 
 
 def _published_recipe(path: Path, note: Any) -> PublishedRecipe:
-    name = note.get("name") if isinstance(note, dict) else note
+    note = note if isinstance(note, dict) else {"name": note}
+    name = note.get("name")
     if name not in models.PUBLISHED:
         raise DataError(
             f"expected the weights of a published network, {', '.join(models.PUBLISHED)}; {path} "
-            f"says {name!r}. Convert them again: {program()} convert --help"
+            f"is for {name!r}. Label images with one of those."
         )
     return PublishedRecipe(models.PUBLISHED[name], str(note.get("part", "whole")))

@@ -8,7 +8,8 @@ the meta device, and of each the bytes of input, output and room to work in are 
 
 The estimate counts what the process holds at its peak:
 
-* the interpreter, the libraries and the compiled kernels (`PROCESS`);
+* the interpreter, the libraries and the compiled kernels, and memory that was freed but that the C
+  library keeps for itself (`PROCESS`);
 * the network's weights;
 * the image and what is made of it;
 * scores of all cells, before the context module and behind it;
@@ -39,7 +40,7 @@ from tinydilate.window import Pair
 from tinydilate.winograd import TILES
 
 MEMORY = "4GB"  # the default bound
-PROCESS = 250 * 10**6  # bytes of an interpreter with the compiled kernels of a network
+PROCESS = 350 * 10**6  # bytes: 200 for interpreter and kernels, 150 that the C library keeps
 BAND = 32 * 10**6  # bytes of a band of pixel scores
 _SPARE = 64 * 2**20  # bytes that the pool of buffers may hold on to, beside an eighth of the peak
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
@@ -176,8 +177,8 @@ class Shapes:
         if not isinstance(layer, nn.Conv2d) or not self.on_cpu:
             return 0
         channels, filters = layer.in_channels, layer.out_channels
-        if layer.window.kernel != (3, 3):
-            return PACKED_BYTES
+        if layer.window.kernel != (3, 3):  # weights in the order of the product, a part at a time
+            return min(PACKED_BYTES, _block(layer.weight))
         # Winograd: transformed kernels, and for each thread the transformed tiles of a job.
         tiles = get_num_threads() * TILES * (channels + 64)
         return 36 * out.dtype.itemsize * (channels * filters + tiles)
@@ -257,8 +258,19 @@ def _candidates(cells: Pair, shared: float) -> list[Pair]:
         rows, columns = (-(-count // side) for count, side in zip(cells, piece, strict=True))
         return (cells[0] + rows * shared) * (cells[1] + columns * shared)
 
-    rows, columns = ({-(-count // parts) for parts in range(1, count + 1)} for count in cells)
+    rows, columns = (_sides(count) for count in cells)
     return sorted(product(rows, columns), key=lambda piece: (work(piece), -piece[0], -piece[1]))
+
+
+def _sides(count: int) -> list[int]:
+    """``count`` cut into 1, 2, 3 ... nearly equal parts; into many, in steps of an eighth."""
+    sides, parts = [count], 1
+    while sides[-1] > 1:
+        parts += max(1, parts // 8)
+        side = -(-count // parts)
+        if side < sides[-1]:
+            sides.append(side)
+    return sides
 
 
 def _held(peak: int) -> int:

@@ -127,23 +127,21 @@ def _front_scores(parts: Parts, image: Array, maps: IndexMaps, cut: Plan, bar: A
     image = np.require(image, dtype, "C")
     scores = np.empty((cut.classes, *cut.cells), dtype)
     for rows, columns in _cuts(cut.cells, cut.front):
-        seen = [
-            _pixels_of(cells, count, parts)
-            for cells, count in zip((rows, columns), cut.cells, strict=True)
-        ]
-        tile = IndexMaps(maps.rows[seen[0]], maps.columns[seen[1]])
+        tile = IndexMaps(
+            maps.rows[_pixels_of(rows, parts)], maps.columns[_pixels_of(columns, parts)]
+        )
         scores[:, rows, columns] = run(parts.front, pad_forward(image, tile, 0.0))
         bar.update()
     return scores
 
 
-def _pixels_of(cells: slice, count: int, parts: Parts) -> slice:
-    """Pixels of the bordered image that cells are computed from; of the last ones, all to the end.
+def _pixels_of(cells: slice, parts: Parts) -> slice:
+    """Pixels of the bordered image that cells are computed from.
 
-    Where the image is no whole number of cells, the last cells pool what is left (ceil_mode).
+    Where the image is no whole number of cells it ends before that, and the last cells pool what
+    is left (ceil_mode).
     """
-    stop = cells.stop * parts.stride + 2 * parts.border
-    return slice(cells.start * parts.stride, stop if cells.stop < count else None)
+    return slice(cells.start * parts.stride, cells.stop * parts.stride + 2 * parts.border)
 
 
 def _context_scores(parts: Parts, scores: Array, cut: Plan, bar: Any) -> Array:
