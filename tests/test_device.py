@@ -6,6 +6,9 @@ import copy
 import ctypes
 import gc
 import re
+import struct
+import threading
+import time
 import types
 
 import numpy as np
@@ -14,7 +17,7 @@ from guarded_cuda import guarded
 
 import tinydilate
 import tinydilate.functional as F
-from tinydilate import device, kernel, launching, nn, tensor
+from tinydilate import device, gpu_gemm, kernel, launching, nn, tensor
 from tinydilate.device import Array, CudaArray, cover
 from tinydilate.errors import DeviceError, DtypeError, KernelError, ShapeError
 from tinydilate.kernel import cuda
@@ -125,9 +128,175 @@ def test_another_failure_of_the_driver_is_not_called_lack_of_memory(card):
         device.empty((4,), np.float32)
 
 
+def test_what_there_may_be_one_of_is_made_once():
+    made = []
+
+    @device._once
+    def slowly():
+        time.sleep(0.05)
+        made.append(1)
+        return object()
+
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(slowly())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert found[0] is found[1]
+
+
 def test_too_many_elements_to_count(card):
     with pytest.raises(ShapeError, match=r"^expected at most 2147483647 elements .* Use smaller"):
         device.empty((2**16, 2**15), np.float32)
+
+
+class RecordingDriver(FakeDriver):
+    """The driver as far as a recording needs it; ``calls`` are the names of what was called."""
+
+    queue = "queue"
+    bindings = types.SimpleNamespace(
+        CUstreamCaptureMode=types.SimpleNamespace(CU_STREAM_CAPTURE_MODE_RELAXED=2)
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.invalid = [], False
+
+    def call(self, name, *arguments):
+        if name in ("cuMemAlloc", "cuMemFree"):
+            return super().call(name, *arguments)
+        self.calls.append(name)
+        if name == "cuStreamEndCapture" and self.invalid:
+            raise device.DriverError(name, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED")
+        return name
+
+
+@pytest.fixture
+def recorder(card, monkeypatch):
+    fake = RecordingDriver()
+    monkeypatch.setattr(device, "driver", lambda: fake)
+    return fake
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Names of the kernels that were launched, with their sizes and words; none of them runs."""
+    launches = []
+
+    def compiled(self, dtype):
+        def launch(sizes, words):
+            launches.append((self.name, sizes, words))
+
+        return types.SimpleNamespace(launch=launch)
+
+    def fresh(self, shape):  # one that is kept would launch nothing in the tests to come, either
+        return launching._Launcher(self, *shape, 0)
+
+    monkeypatch.setattr(launching, "SIMULATED", False)
+    monkeypatch.setattr(launching.CudaKernel, "compiled", compiled)
+    monkeypatch.setattr(launching.CudaKernel, "__getitem__", fresh)
+    return launches
+
+
+def test_a_recording_keeps_the_memory_that_its_launches_use(recorder, launched):
+    relu = kernel.KERNELS["relu_forward"].implementations["cuda"]
+    arrays = [device.empty((1200,), np.float32), device.empty((1200,), np.float32)]
+    places = [array.flat.address for array in arrays]
+
+    def function():
+        arrays[1] = relu(relu(arrays[1]))  # the old one is forgotten while launches read it
+        return relu(arrays[0])
+
+    recorded = device.capture(function)
+    assert len(launched) == 3
+    del arrays[0]  # and this one after it
+    others = [device.empty((1200,), np.float32) for _ in range(3)]
+    mine = {array.flat.address for array in (recorded.result, arrays[0])}
+    assert not {array.flat.address for array in others} & {*places, *mine}
+    assert len(recorded.kept) == 2, "and not what it took from its own pool, which is used again"
+    assert len({words[4] for _, _, words in launched}) == 3
+
+
+def test_a_recording_leaves_its_memory_to_others(recorder, launched):
+    relu = kernel.KERNELS["relu_forward"].implementations["cuda"]
+    x = device.empty((1200,), np.float32)
+    recorded = device.capture(lambda: relu(relu(x)))
+    assert recorder.calls == [
+        *("cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphInstantiate", "cuGraphDestroy")
+    ]
+    out = recorded.result
+    del recorded
+    assert recorder.calls[4:] == ["cuGraphExecDestroy"]
+    assert device.cuda_statistics() == (2 * 5120, 5120, 2 * 5120, 3)
+    place = out.flat.address
+    del out
+    assert device.empty((1200,), np.float32).flat.address == place
+    device.cuda_empty_cache()
+    assert len(recorder.freed) == 2
+
+
+def test_memory_for_a_recording_is_made_outside_of_it(recorder):
+    waiting = device.empty((2**20,), np.float32)
+    place = waiting.flat.address
+    del waiting
+
+    def function():
+        device.empty((2**19,), np.float32)  # launches that are recorded may have used it
+        recorder.room = 0
+        device.empty((2**21,), np.float32)
+
+    with pytest.raises(DeviceError, match="no room for them"):
+        device.capture(function)
+    assert recorder.freed == [place]
+
+
+@pytest.mark.parametrize("invalid", [False, True])
+def test_what_goes_wrong_in_a_recording_is_what_is_said(recorder, invalid):
+    def function():
+        recorder.invalid = invalid
+        raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match=r"^mine$"):
+        device.capture(function)
+    ended = ["cuStreamEndCapture"] if invalid else ["cuStreamEndCapture", "cuGraphDestroy"]
+    assert recorder.calls == ["cuStreamBeginCapture", *ended]
+    recorder.invalid = False
+    assert device.capture(lambda: 5).result == 5
+
+
+def test_each_launch_is_waited_for_unless_it_is_recorded(recorder, launched, monkeypatch):
+    waits = []
+    queue = types.SimpleNamespace(synchronize=lambda: waits.append(1))
+    monkeypatch.setattr(launching, "DEBUG", True)
+    monkeypatch.setattr(device, "stream", lambda: queue)
+    relu = kernel.KERNELS["relu_forward"].implementations["cuda"]
+    x = device.empty((4,), np.float32)
+    device.capture(lambda: relu(x))
+    assert waits == []
+    relu(x)
+    assert waits == [1]
+
+
+def test_a_batch_of_more_matrices_than_a_grid_is_high(card, launched, monkeypatch):
+    monkeypatch.setattr(gpu_gemm, "card", device.card)
+    table = device.empty((64,), np.int32)
+    monkeypatch.setattr(device, "constants", lambda *numbers: table)
+    a, b = device.empty((70_000, 2, 3), np.float32), device.empty((70_000, 3, 2), np.float32)
+    kernel.KERNELS["matmul_forward"].implementations["cuda"](a, b)
+    assert len(launched) == 2
+    for _, sizes, _ in launched:
+        assert sizes[0] >= 70_000
+        assert sizes[1:3] == (1, 1)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_padding_too_large_for_float32_is_inf(card, launched, monkeypatch):
+    monkeypatch.setattr(device, "kept", lambda array: device.empty(array.shape, array.dtype))
+    F.pad(tensor(device.empty((1, 2, 2), np.float32)), (1, 1), value=1e39)
+    ((_, _, words),) = launched
+    assert struct.pack("<f", words[21]) == struct.pack("<f", np.inf)
 
 
 def test_an_array_knows_its_shape(card):
@@ -334,6 +503,19 @@ def test_arrays_of_other_libraries_share_their_memory():
     with pytest.raises(DtypeError, match=r"^expected real numbers; got an array of dtype complex"):
         tensor(Foreign(**{**theirs.__cuda_array_interface__, "typestr": "<c8"}))
     assert tensor(Foreign(**{**strided, "shape": (0, 3), "data": (0, False)})).shape == (0, 3)
+    long = {**theirs.__cuda_array_interface__, "shape": (2**16, 2**15)}
+    with pytest.raises(ShapeError, match=r"^expected at most 2147483647 elements"):
+        tensor(Foreign(**long))
+
+
+@gpu
+@pytest.mark.parametrize("place", ["cpu", "cuda"])
+def test_memory_is_written_as_long_as_it_is(place):
+    target = device.move(np.zeros((2, 3)), place)
+    for shape in ((3, 3), (1, 3), (6,), ()):
+        with pytest.raises(ShapeError, match=r"^expected numbers for an array of shape \(2, 3\);"):
+            device.write(np.ones(shape), target)
+    assert not device.move(target, "cpu").any()
 
 
 @cuda.jit

@@ -211,6 +211,9 @@ def test_recorded_steps_give_the_same_bits():
     [
         (lambda x: x.sum().item(), "a copy from the GPU"),
         (lambda x: x + tensor(np.ones(3), device="cuda"), "a copy to the GPU"),
+        (lambda x: device.synchronize(), "a wait for the GPU"),
+        (lambda x: device.seconds(F.relu, x), "a measurement of time"),
+        (lambda x: tinydilate.record(lambda: x * x), "another recording"),
         (lambda x: F.dropout(x, 0.5), "dropout, which would drop the same"),
         (
             lambda x: optim.SGD([tensor(x.data, requires_grad=True)], 0.1).step(),

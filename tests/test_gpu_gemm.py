@@ -12,6 +12,7 @@ from mutants import GPU_MUTANTS, planted
 from tinydilate import device, gpu_gemm
 from tinydilate.errors import KernelError
 from tinydilate.functional.convolution import (
+    _folds,
     conv2d_forward,
     conv2d_grad_input,
     conv2d_grad_weight,
@@ -180,6 +181,14 @@ def test_a_small_map_of_many_channels_is_summed_in_parts():
     blocks = parts * 512 // gpu_gemm.TILES[tile].rows * -(-44 * 44 // 128)
     assert 132 < blocks <= 8 * 132
     assert gpu_gemm.fastest_cut(21, 66 * 66, 1, 27)[1] == 1, "a part has sixteen rounds at least"
+
+
+def test_columns_are_folded_unless_they_take_too_much_memory():
+    """A layer of stride 2, forwards (N, 64, 2s, 2s) -> (N, 128, s, s)."""
+    w, window = device.MetaArray((128, 64, 3, 3)), Window.of(3, stride=2, padding=1)
+    for images, side, folds in ((1, 64, True), (14, 256, True), (16, 512, False)):
+        grad = device.MetaArray((images, 128, side, side))
+        assert _folds(grad, w, (2 * side, 2 * side), window, 1) == folds
 
 
 # ---- products --------------------------------------------------------------------------------

@@ -27,11 +27,12 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from contextlib import contextmanager, suppress
+from functools import cache, lru_cache, wraps
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +44,7 @@ DEVICES = ("cpu", "cuda", "meta")
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 
 Array = npt.NDArray[Any]
+Made = TypeVar("Made")
 
 
 class MetaArray:
@@ -279,7 +281,19 @@ def cuda_problem() -> str | None:
     )
 
 
-@cache
+def _once(make: Callable[[], Made]) -> Callable[[], Made]:
+    """`cache` for what there may be one of only, also where two threads ask for it at once."""
+    lock, made = threading.RLock(), cache(make)
+
+    @wraps(make, updated=())
+    def ask() -> Made:
+        with lock:
+            return made()
+
+    return ask
+
+
+@_once
 def stream() -> Any:
     """The queue that all our work goes through."""
     return numba_cuda().stream()
@@ -332,7 +346,7 @@ class DriverError(Exception):
         super().__init__(f"{function}: {getattr(code, 'name', code)}")
 
 
-driver = cache(_Driver)
+driver = _once(_Driver)
 
 
 class Card(NamedTuple):
@@ -373,6 +387,7 @@ def cover(count: int, threads: int = _THREADS) -> tuple[int, int]:
 def synchronize() -> None:
     """Wait until the GPU has done all that it was given."""
     check_device("cuda")
+    refuse_while_recording("a wait for the GPU", "Wait after each repetition.")
     with _failures_explained():
         stream().synchronize()
 
@@ -384,6 +399,7 @@ def seconds(function: Callable[..., Any], *arguments: Any) -> float:
     counted. In the simulator it is the time by the clock.
     """
     check_device("cuda")
+    refuse_while_recording("a measurement of time", "Measure the repetitions.")
     if SIMULATED:
         begin = time.perf_counter()
         function(*arguments)
@@ -499,9 +515,11 @@ class _CudaPool:
     Python is a single step, and so is taking one from its end: no lock is held.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, outside: _CudaPool | None = None) -> None:
         self.waiting = defaultdict[int, deque[_Memory]](deque)  # by size; the latest is the last
         self.in_use = self.peak = self.made = 0
+        self.outside = outside  # of a recording's pool, the one beside it
+        self.heir: _CudaPool | None = None
 
     def take(self, size: int) -> _Memory:
         """A block of ``size`` bytes: one that waits, the one used last, or a new one."""
@@ -516,8 +534,20 @@ class _CudaPool:
 
     def give_back(self, memory: _Memory) -> None:
         """Called by a dying array."""
-        self.in_use -= memory.size
-        self.waiting[memory.size].append(memory)
+        pool = self.heir or self
+        pool.in_use -= memory.size
+        pool.waiting[memory.size].append(memory)
+
+    def dissolve(self) -> None:
+        """Leave all memory to the pool outside, and what is in use as soon as it comes back."""
+        heir = self.heir = self.outside
+        if heir is not None:
+            heir.in_use += self.in_use
+            heir.peak = max(heir.peak, heir.in_use)
+            heir.made += self.made
+            for size, blocks in self.waiting.items():
+                heir.waiting[size].extend(blocks)
+            self.waiting.clear()
 
     def _make(self, size: int) -> _Memory:
         try:
@@ -531,9 +561,13 @@ class _CudaPool:
         return memory
 
     def _let_go(self) -> None:
+        if self.outside is not None:  # launches that are recorded know this pool's addresses
+            self.outside._let_go()
+            return
         for blocks in list(self.waiting.values()):
-            while blocks:
-                blocks.pop().free()
+            with suppress(IndexError):  # the last may go to another thread before we take it
+                while True:
+                    blocks.pop().free()
 
     def empty_cache(self) -> None:
         """Let go of every block that waits, and count the peak from here on."""
@@ -630,6 +664,8 @@ def zeros(shape: tuple[int, ...], dtype: Any) -> CudaArray:
 
 def copy_into(source: CudaArray, target: CudaArray, first: int = 0) -> None:
     """Copy an array's numbers to those of another one from number ``first`` on."""
+    if being_recorded:
+        being_recorded.keep((source, target))
     line = target.flat[first : first + source.size]
     if SIMULATED:
         line.copy_to_device(source.flat)
@@ -674,15 +710,34 @@ def cuda_empty_cache() -> None:
 # Recording
 
 
-class Recorded(NamedTuple):
-    """Launches that the driver repeats as one: what it made of them, and the memory they use."""
+class Recorded:
+    """Launches that the driver repeats as one: what it made of them, and the memory they use.
 
-    graph: Any
-    pool: _CudaPool
-    result: Any
+    They know addresses. So what the function takes from the pool comes from a pool of its own, and
+    nobody else gets it; and what was there before is kept here, whoever else forgets it: the tables
+    of kernels, a gradient that a later one replaced, images that only the function knew.
+    """
+
+    def __init__(self, outside: _CudaPool) -> None:
+        self.pool = _CudaPool(outside)
+        self.kept: dict[int, Any] = {}  # memory from outside, by its id
+        self.graph: Any = None
+        self.result: Any = None
+        self.at_its_end(self.pool.dissolve)
+
+    def at_its_end(self, call: Callable[..., Any], *arguments: Any) -> None:
+        """Call a function when the recording is gone, unless Python ends and the driver with it."""
+        weakref.finalize(self, call, *arguments).atexit = False
+
+    def keep(self, arguments: tuple[Any, ...]) -> None:
+        """Keep the memory of arrays, save those in the pool of the recording's own."""
+        for argument in arguments:
+            memory = argument.memory if isinstance(argument, CudaArray) else None
+            if memory is not None and getattr(memory, "pool", None) is not self.pool:
+                self.kept[id(memory)] = memory
 
 
-_recording = False
+being_recorded: Recorded | None = None
 
 
 def refuse_while_recording(what: str, instead: str) -> None:
@@ -693,31 +748,41 @@ def refuse_while_recording(what: str, instead: str) -> None:
     DeviceError
         While `capture` runs.
     """
-    if _recording:
+    if being_recorded:
         raise DeviceError(f"expected launches alone while they are recorded; got {what}. {instead}")
 
 
 def capture(function: Callable[[], Any]) -> Recorded:
-    """Let a function put its launches into a *CUDA graph* in place of the queue: nothing runs.
-
-    A graph knows addresses, so what the function takes from the pool comes from a pool of the
-    recording's own, and nobody else gets it.
-    """
-    global _pool, _recording
-    outside, _pool, _recording = _pool, _CudaPool(), True
-    inside = _pool
+    """Let a function put its launches into a *CUDA graph* in place of the queue: nothing runs."""
+    global _pool, being_recorded
+    refuse_while_recording("another recording", "Record one after the other.")
+    recorded = Recorded(_pool)
+    outside, _pool, being_recorded = _pool, recorded.pool, recorded
     try:
         if SIMULATED:
-            return Recorded(function, inside, function())
-        mode = driver().bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
-        driver().call("cuStreamBeginCapture", driver().queue, mode)
-        try:
-            result = function()
-        finally:
-            graph = driver().call("cuStreamEndCapture", driver().queue)
-        return Recorded(driver().call("cuGraphInstantiate", graph, 0), inside, result)
+            recorded.graph, recorded.result = function, function()
+        else:
+            _capture(function, recorded)
     finally:
-        _pool, _recording = outside, False
+        _pool, being_recorded = outside, None
+    return recorded
+
+
+def _capture(function: Callable[[], Any], recorded: Recorded) -> None:
+    mode = driver().bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+    driver().call("cuStreamBeginCapture", driver().queue, mode)
+    try:
+        recorded.result = function()
+    except BaseException:
+        with suppress(DriverError):  # what went wrong before is what there is to say
+            driver().call("cuGraphDestroy", driver().call("cuStreamEndCapture", driver().queue))
+        raise
+    graph = driver().call("cuStreamEndCapture", driver().queue)
+    try:
+        recorded.graph = driver().call("cuGraphInstantiate", graph, 0)
+    finally:
+        driver().call("cuGraphDestroy", graph)  # what is launched is a copy of it
+    recorded.at_its_end(driver().call, "cuGraphExecDestroy", recorded.graph)
 
 
 def repeat(recorded: Recorded) -> Any:
@@ -802,7 +867,7 @@ def _arrive(waiting: tuple[Any, Array, Array] | None) -> None:
         part[:] = half[: len(part)]
 
 
-_staging = cache(_Staging)
+_staging = _once(_Staging)
 
 
 def _upload(array: Array) -> CudaArray:
@@ -873,6 +938,7 @@ def adopt(data: Any) -> CudaArray:
         raise DtypeError(f"expected real numbers; got an array of dtype {dtype}. Convert it first.")
     if not math.prod(shape):
         return empty(shape, dtype)
+    _needed(shape, dtype)  # refuses more than a kernel can count
     line = _line_of(interface, math.prod(shape), dtype.newbyteorder("="))
     return CudaArray(line, shape, dtype.newbyteorder("="), owner, owner)
 
@@ -964,7 +1030,18 @@ def move(array: Any, device: str) -> Any:
 
 
 def write(array: Array, target: Any) -> None:
-    """Copy an array's numbers into memory that is there already, on the processor or the GPU."""
+    """Copy an array's numbers into memory that is there already, on the processor or the GPU.
+
+    Raises
+    ------
+    ShapeError
+        If the memory holds numbers of another shape.
+    """
+    if array.shape != target.shape:
+        raise ShapeError(
+            f"expected numbers for an array of shape {target.shape}; got some of shape "
+            f"{array.shape}. Memory that is there already keeps its size."
+        )
     if isinstance(target, CudaArray):
         _write(array.astype(target.dtype, copy=False), target)
     else:

@@ -1,9 +1,10 @@
 """What keeps this machine from computing on its GPU, and the one command that helps.
 
-First come the facts, which are looked up without loading anything of CUDA: what `nvidia-smi` says
-and which packages are installed. Each step then judges them, in the order in which the trouble
-would show: the driver, the card, numba-cuda, NVIDIA's compiler libraries, NumPy. Where nothing is
-in the way, a process of its own compiles a kernel of one element and launches it.
+First come the facts: what `nvidia-smi` says, which packages are installed, and, of NVIDIA's
+libraries that are not, whether Numba would find them in the system. Each step then judges them, in
+the order in which the trouble would show: the driver, the card, numba-cuda, NVIDIA's compiler
+libraries, NumPy. Where nothing is in the way, a process of its own compiles a kernel of one element
+and launches it.
 
 A machine without a GPU is no patient: the report has one line then, which says so.
 """

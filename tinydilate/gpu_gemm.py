@@ -509,8 +509,9 @@ def _packed(
     # From one filter's weights to the next one's, and from one channel's to the next one's.
     steps = (taps, filters * taps) if adjoint else (channels * taps, taps)
     squares = -(-wide // SIDE) * -(-taps * deep // SIDE)
-    _pack[(squares, groups), (SIDE, HIGH)](
-        weights, packed, filters, channels, taps, deep, wide, *steps
+    # All along one axis of the grid: the second one ends at 65,535, and matrices may be more.
+    _pack[squares * groups, (SIDE, HIGH)](
+        weights, packed, squares, filters, channels, taps, deep, wide, *steps
     )
     return packed
 
@@ -519,6 +520,7 @@ def _packed(
 def _pack(
     weights: Float32Array,
     packed: Float32Array,
+    squares: np.uint32,
     filters: np.uint32,
     channels: np.uint32,
     taps: np.uint32,
@@ -535,7 +537,8 @@ def _pack(
     """
     square = cuda.shared.array(SQUARE, np.float32)
     x, y = np.uint32(cuda.threadIdx.x), np.uint32(cuda.threadIdx.y)
-    block, group = np.uint32(cuda.blockIdx.x), np.uint32(cuda.blockIdx.y)
+    block = np.uint32(cuda.blockIdx.x)
+    block, group = np.uint32(block % squares), np.uint32(block // squares)
     down = (wide + np.uint32(SIDE - 1)) // np.uint32(SIDE)
     f0, k0 = np.uint32(block % down * np.uint32(SIDE)), np.uint32(block // down * np.uint32(SIDE))
     first = np.uint32(group * filters * channels * taps)

@@ -237,6 +237,8 @@ class _Launcher:
             dtype = self.seen[seen] = self._check(arguments)
         if not self.runs:
             return
+        if device.being_recorded:
+            device.being_recorded.keep(arguments)
         if SIMULATED:
             self._simulate(dtype, words)
             return
@@ -245,7 +247,7 @@ class _Launcher:
             if compiled is None:
                 compiled = self.compiled[dtype] = self.kernel.compiled(dtype)
             compiled.launch(self.sizes, words)
-            if DEBUG:
+            if DEBUG and not device.being_recorded:  # a launch that is recorded does not run
                 device.stream().synchronize()
         except Exception as error:
             raise LaunchError(self.kernel.name, self.shape, error) from error

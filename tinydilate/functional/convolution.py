@@ -382,15 +382,18 @@ def conv2d_grad_input_folded(
 
 
 MOVED = 80  # multiply-adds in the time that a number takes to memory and back
+COLUMN_BYTES = 2 << 30  # that all columns may take; who gathers needs no memory for them
 
 
 def _folds(grad: CudaArray, w: CudaArray, size: Pair, window: Window, groups: int) -> bool:
-    """Whether folding is faster; a tile has 32 rows at least."""
+    """Whether folding is faster, and its columns not too many; a tile has 32 rows at least."""
 
     def rows(count: int) -> int:
         return -(-count // 32) * 32
 
     filters, inner = w.shape[0] // groups, w.shape[1] * window.taps
+    if 4 * grad.shape[0] * groups * inner * grad.shape[2] * grad.shape[3] > COLUMN_BYTES:
+        return False
     gathered = rows(w.shape[1]) * window.taps * filters * size[0] * size[1]
     folded = (rows(inner) * filters + MOVED * inner) * grad.shape[2] * grad.shape[3]
     return folded < gathered

@@ -190,6 +190,7 @@ def _read_row(source: Array, columns: Array, value: Any, target: Array) -> None:
 def pad_forward_cuda(x: CudaArray, maps: IndexMaps, value: float) -> CudaArray:
     out = device.empty((len(x), len(maps.rows), len(maps.columns)), x.dtype)
     rows, columns = map(device.kept, maps)
+    value = x.dtype.type(value)  # inf where it is too large for float32
     _pad_cuda[cover(out.size)](x, rows, columns, value, out, *x.shape[1:])
     return out
 
