@@ -251,6 +251,10 @@ def test_ops(command):
             ["train", "--btach", "3"],
             r"unrecognized arguments: --btach 3. Did you mean --batch\? Run tinydilate train",
         ),
+        (
+            ["predict", "net", "--scale", "2", "a.png"],
+            "unrecognized arguments: a.png. Write options before or after all the paths, not betw",
+        ),
         (["ops", "--quick"], "unrecognized arguments: --quick. Run tinydilate ops --help"),
         (["train", "--batch"], "argument --batch: expected one argument"),
         (["train", "--batch", "0"], "expected batch to be a whole number of at least 1; got 0"),

@@ -496,6 +496,23 @@ def test_a_published_network(tmp_path, monkeypatch, capsys):
         assert facts["name"] == "dilation8_camvid"
 
 
+def test_the_network_of_a_recipe(tmp_path):
+    """Its graph has the facts that its plan has."""
+    classes = models.PUBLISHED["dilation8_camvid"].classes
+    plan = models.Plan(classes, front_end="small", context="basic", dilations=(1, 2, 1))
+    source, path = tmp_path / "network.safetensors", tmp_path / "a.onnx"
+    save_checkpoint(source, plan.build(rng=0).state_dict(), {"plan": plan.to_note()})
+    for border, told in (([], "10"), (["--border"], "0")):
+        assert main(["export", str(source), "--onnx", str(path), *border]) == 0
+        model, _ = graph_of(path)
+        facts = {e[1][0].decode(): e[2][0].decode() for e in map(fields, model[14])}
+        assert json.loads(facts["classes"]) == list(classes.names)
+        assert json.loads(facts["palette"]) == [list(colour) for colour in classes.palette]
+        assert json.loads(facts["mean"]) == list(classes.mean)
+        assert (facts["dataset"], facts["stride"], facts["border"]) == ("camvid", "2", told)
+        assert facts["input"] == "blue, green, red from 0 to 255, minus the mean"
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
@@ -508,6 +525,9 @@ def test_a_published_network(tmp_path, monkeypatch, capsys):
         ),
         (["demo", "--pth", "a", "--network", "front"], "expected --network with a run folder"),
         (["no/such/file", "--pth", "a"], "expected a checkpoint at no/such/file; there is no such"),
+        (["demmo", "--pth", "a"], "got 'demmo'. Did you mean demo?"),
+        (["demo", "--pth", "a", "--dynamic", "height"], "expected --onnx FILE with --dynamic"),
+        (["demo", "--pth", "a", "--size", "9"], "got none. Add it, or leave --size out."),
         (["demo", "--pth", "no/such/folder"], "No such file or directory. Make room or choose"),
     ],
 )

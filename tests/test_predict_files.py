@@ -398,6 +398,16 @@ def test_the_command(command, weights, image, tmp_path):
     assert not (tmp_path / "street-overlay.png").exists()
 
 
+def test_the_command_on_some_classes(command, weights, image, tmp_path):
+    """What the table leaves to the other classes is said too, so that it adds up."""
+    options = ("--out", tmp_path, "--no-overlay", "--classes", "sky")
+    code, out, err = command("--weights", weights, image, *options)
+    assert code == 0, err
+    shares = re.findall(r"^(sky|none of these) +([0-9.]+)%$", out, re.MULTILINE)
+    assert "none of these" in dict(shares)
+    assert sum(float(share) for _, share in shares) == pytest.approx(100, abs=0.11)
+
+
 def test_the_command_on_several_images(command, weights, image, video, tmp_path):
     code, out, err = command("--weights", weights, image, video, "--out", tmp_path / "out")
     assert code == 0

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+import tomllib
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from tinydilate.recipes import stage as module
 from tinydilate.recipes.preparing import Call, estimate_recipe, told_forecast
 from tinydilate.recipes.stage import dry_run, run_recipe
 from tinydilate.recipes.starting import load_start
-from tinydilate.recipes.table import Recipe
+from tinydilate.recipes.table import Recipe, read_recipe
 from tinydilate.running import Interrupted
 
 CHAIN = {
@@ -471,6 +472,7 @@ def test_listing(capsys):
     text = capsys.readouterr().out
     assert "voc-1-front-end " in text
     assert "paper appendix A.3" in text
+    assert "0.004      Adam" in text
     assert main(["recipe", "list", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["kitti-1-front-end"]["momentum"] == 0.99
@@ -481,6 +483,7 @@ def test_showing(capsys):
     text = capsys.readouterr().out
     assert "batch = 60                 # code docs/training.md; the paper does not say" in text
     assert "6,803,139 parameters, 6,803,139 of them learn" in text
+    assert Recipe.of(tomllib.loads(text)) == read_recipe("voc-2-context-large")
     assert "GiB of memory: weights 26.0 MiB" in text
     assert main(["recipe", "show", "small-1-front-end", "--classes", "4", "--set", "batch=2"]) == 0
     assert "batch = 2  # images in a step" in capsys.readouterr().out

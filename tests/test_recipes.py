@@ -229,10 +229,18 @@ def test_stages_follow_each_other():
         ({"lr": 10**400}, "expected lr to be a finite number"),
         ({"learns": "fast"}, "expected learns to be one of front end, context, all; got 'fast'."),
         ({"title": 3}, "expected title to be a text; got 3."),
-        ({"train": "voc:train"}, "expected train to be a list of texts; got 'voc:train'."),
+        (
+            {"train": "voc:train"},
+            """expected train to be a list of texts, written ["..."]; got 'voc:train'.""",
+        ),
         ({"size": [1, 2, 3]}, "whole numbers such as 1,1,2,4, each of at least 1, 0 to 2 of them"),
         ({"size": [3]}, "expected size to be [height, width], or []; got [3]."),
         ({"train": ["voc"]}, "expected data sets as KIND:SPLIT, for example voc:trainaug; got 'v"),
+        (
+            {"train": ["vok:train"]},
+            "kind out of voc, sbd, coco, camvid, kitti, cityscapes, folder; g",
+        ),
+        ({"validation": "folders:val"}, "got 'folders' in 'folders:val'."),
         ({"learns": "context"}, 'a context module where learns is "context"; got context = "none"'),
         (
             {"learns": "front end", "context": "basic"},

@@ -468,14 +468,12 @@ def test_convert_a_front_end(tmp_path, tiny):
     assert (note["published"]["name"], note["published"]["part"]) == ("dilation8_voc", "front end")
     assert set(arrays) == {name for name in state if not name.startswith("ct_")}
     assert len(done.report.left_over) == len(state) - len(arrays)
-    for options in (
-        {"part": "front end"},
-        {"network": "vgg16", "part": "front end"},
-        {"part": "x"},
+    for options, text in (
+        ({"part": "front end"}, r"such as dilation8_voc; got none\..* takes it as --as NAME"),
+        ({"network": "vgg16", "part": "front end"}, "such as dilation8_voc; got vgg16"),
+        ({"part": "x"}, "expected part to be whole or front end; got 'x'"),
     ):
-        with pytest.raises(
-            ConfigError, match="expected part to be whole or front end, of a publis"
-        ):
+        with pytest.raises(ConfigError, match=text):
             convert_weights(path, tmp_path / "c", **options)
 
 

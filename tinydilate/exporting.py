@@ -21,7 +21,7 @@ from tinydilate.io.checkpoint import save_checkpoint
 from tinydilate.io.onnx import OPSET, Exported, export_onnx
 from tinydilate.io.pth_writer import save_state_dict
 from tinydilate.io.weights import read_weights
-from tinydilate.models import Published
+from tinydilate.models import Published, plan_of_note
 from tinydilate.predict import PlannedRecipe, TrainedPlanned, TrainedPublished, load_any
 
 
@@ -46,16 +46,25 @@ class Source(NamedTuple):
 
     def metadata(self) -> dict[str, Any]:
         """The facts that a user of the network needs, each by its name."""
-        known = self.note.get("published") or self.note.get("network") or {}
+        known = self.note.get("published") or self.note.get("network") or self._planned()
         kept = ("name", "dataset", "classes", "palette", "mean", "std", "stride", "zoom")
         facts = {key: known[key] for key in kept if key in known}
-        if "published" in self.note:
+        if "published" in self.note or "plan" in self.note:
             facts["input"] = "blue, green, red from 0 to 255, minus the mean"
             makes_border = any(isinstance(m, nn.ReflectionBorder) for m in self.network.modules())
             facts["border"] = 0 if makes_border else known.get("border", 0)
         elif "network" in self.note:
             facts["input"] = "grey from 0 (black) to 1 (white), minus the mean, divided by the std"
         return facts
+
+    def _planned(self) -> dict[str, Any]:
+        """What the plan says that a recipe's run noted; nothing of other networks."""
+        if "plan" not in self.note:
+            return {}
+        plan = plan_of_note(self.note["plan"])
+        border, stride = plan.cells()
+        facts = plan.classes._asdict()
+        return {**facts, "classes": plan.classes.names, "stride": stride, "border": border}
 
 
 def open_source(path: Path | str, network: str | None = None, border: bool = False) -> Source:
@@ -67,8 +76,8 @@ def open_source(path: Path | str, network: str | None = None, border: bool = Fal
     network : {"joint", "context", "alone", "front"}, optional
         Which of a run's networks; the first of these that is there by default.
     border : bool
-        Have a published network reflect the image about its edges itself, by 186 pixels. Otherwise,
-        as in the published files, images come with that border.
+        Have a published network reflect the image about its edges itself, by 186 pixels, or one of
+        a recipe by its own border. Otherwise, as in the published files, images come with it.
 
     Raises
     ------

@@ -149,7 +149,7 @@ def expectation(field: dataclasses.Field[Any]) -> str:
         "bool": "true or false",
         "str": "a text",
         "tuple[int, ...]": "whole numbers such as 1,1,2,4, each",
-        "tuple[str, ...]": "a list of texts",
+        "tuple[str, ...]": 'a list of texts, written ["..."]',
     }[str(field.type)]
     if notes["least"] is not None:
         kind += f" of at least {notes['least']:g}"

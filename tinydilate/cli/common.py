@@ -23,6 +23,8 @@ class Parser(argparse.ArgumentParser):
         if rest:
             near = difflib.get_close_matches(rest[0].split("=")[0], self._option_string_actions, 1)
             meant = f". Did you mean {near[0]}?" if near else ""
+            if any(action.nargs == "+" for action in self._actions) and rest[0][:1] != "-":
+                meant = ". Write options before or after all the paths, not between them"
             self.error(f"unrecognized arguments: {' '.join(rest)}{meant}")
         return namespace, rest
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinydilate.cli.common import columns, command, parse_size, show
@@ -28,8 +30,8 @@ def add(commands: Any) -> None:
     add_network(parser)
     parser.add_argument(
         "--border", action="store_true",
-        help="have a published network reflect the image about its edges itself (default: images "
-        "come with a border of 186 pixels)",
+        help="have a published network, or that of a recipe, reflect the image about its edges "
+        "itself (default: images come with their border, 186 pixels for the published)",
     )  # fmt: skip
     parser.add_argument(
         "--classes", type=int, metavar="C", help="of a network by name (default: its own)"
@@ -57,6 +59,12 @@ def _export(arguments: argparse.Namespace) -> int:
     from tinydilate.exporting import write_exports
     from tinydilate.io.onnx import OPSET
 
+    for option in ("size", "dynamic", "opset"):
+        if arguments.onnx is None and getattr(arguments, option) not in (None, ""):
+            raise ConfigError(
+                f"expected --onnx FILE with --{option}, which is of the graph; got none. Add it, "
+                f"or leave --{option} out."
+            )
     source = _source(arguments)
     shape = source.input_shape
     if arguments.size is not None:
@@ -84,6 +92,12 @@ def _source(arguments: argparse.Namespace) -> Source:
     name = arguments.source
     if name not in MODELS:
         _refuse(arguments.classes is not None, "--classes", "a network by name", name)
+        near = difflib.get_close_matches(name, MODELS, 1)
+        if near and not Path(name).exists():
+            raise ConfigError(
+                f"expected a run folder, a file of weights or the name of a network; got {name!r}. "
+                f"Did you mean {near[0]}?"
+            )
         return open_source(name, arguments.network, arguments.border)
     _refuse(arguments.network is not None, "--network", "a run folder", name)
     _refuse(arguments.border and name not in PUBLISHED, "--border", "a published network", name)

@@ -145,6 +145,8 @@ def _table(found: Sequence[Prediction], legend: Path | None) -> str:
             shares[name] = shares.get(name, 0) + share / len(found)
     largest = sorted(shares.items(), key=lambda item: -item[1])
     rows = [("class", "pixels"), *((name, f"{share:.1%}") for name, share in largest if share)]
+    if (rest := 1 - sum(shares.values())) > 1e-6:  # with --classes
+        rows.append(("none of these", f"{rest:.1%}"))
     written = [
         str(path)
         for prediction in found

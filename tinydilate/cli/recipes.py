@@ -47,7 +47,8 @@ def _list(arguments: argparse.Namespace) -> int:
             ("recipe", "learns", "batch", "lr", "momentum", "steps", "source")
         ]
         for name, r in recipes.items():
-            numbers = (str(r.batch), f"{r.lr:g}", f"{r.momentum:g}", f"{r.steps:,}")
+            momentum = f"{r.momentum:g}" if r.optimizer == "sgd" else r.optimizer.capitalize()
+            numbers = (str(r.batch), f"{r.lr:g}", momentum, f"{r.steps:,}")
             rows.append((name, r.learns, *numbers, r.source))
         return columns(rows, right=(2, 3, 4, 5))
 
@@ -79,13 +80,16 @@ def _show(arguments: argparse.Namespace) -> int:
             if arguments.settings
             else recipe_path(arguments.name).read_text(encoding="utf-8")
         )
+        rest = guess.memory - guess.weight_bytes - guess.momentum_bytes - guess.pass_bytes
+        # As comments of TOML, so that what is printed can be kept as a recipe of one's own.
         return (
             f"{text}\n"
-            f"{guess.parameters:,} parameters, {guess.trainable:,} of them learn; "
+            f"# {guess.parameters:,} parameters, {guess.trainable:,} of them learn; "
             f"{guess.macs / 1e9:,.0f} billion multiplications a step.\n"
-            f"A step takes about {told_bytes(guess.memory)} of memory: weights "
-            f"{told_bytes(guess.weight_bytes)}, momentum {told_bytes(guess.momentum_bytes)}, maps "
-            f"and gradients {told_bytes(guess.pass_bytes)}."
+            f"# A step takes about {told_bytes(guess.memory)} of memory: weights "
+            f"{told_bytes(guess.weight_bytes)}, momentum {told_bytes(guess.momentum_bytes)},\n"
+            f"# maps and gradients {told_bytes(guess.pass_bytes)}, program, images and what "
+            f"lies between {told_bytes(rest)}."
         )
 
     show(value, arguments.json, table)
@@ -146,7 +150,7 @@ def _told_step(found: dict[str, Any]) -> str:
     from tinydilate.recipes.estimates import told_seconds
 
     loss = "no label counted" if found["loss"] is None else f"loss {found['loss']:.4f}"
-    text = f"One step was run: {loss}. Nothing was written."
+    text = f"One step was run: {loss}. Nothing was written. Later steps of a run can be faster."
     if "seconds_per_image" in found:
         each, count = found["seconds_per_image"], found["images"]
         text += (

@@ -170,7 +170,7 @@ def load_checkpoint(path: Path | str) -> tuple[dict[str, Array], Any]:
     except FileNotFoundError:
         raise DataError(
             f"expected a checkpoint at {path}; there is no such file. Check the path; a run folder "
-            "keeps its own in checkpoints/."
+            "keeps its own in checkpoints/, or in network.safetensors."
         ) from None
     except OSError as error:
         raise DataError(

@@ -138,10 +138,12 @@ def _check_options(network: str | None, part: str) -> None:
         raise ConfigError(
             f"expected a network to convert for, one of {', '.join(TARGETS)}; got {network!r}."
         )
-    if part not in PARTS or (part != "whole" and network not in PUBLISHED):
+    if part not in PARTS:
+        raise ConfigError(f"expected part to be {' or '.join(PARTS)}; got {part!r}.")
+    if part != "whole" and network not in PUBLISHED:
         raise ConfigError(
-            f"expected part to be {' or '.join(PARTS)}, of a published network that is named; got "
-            f"{part!r} of {network!r}."
+            f"expected the name of a published network with the part {part!r}, such as "
+            f"dilation8_voc; got {network or 'none'}. `tinydilate convert` takes it as --as NAME."
         )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tinydilate.classes import Classes
+from tinydilate.data.opening import KINDS
 from tinydilate.errors import ConfigError
 from tinydilate.io.feature_file import DTYPES
 from tinydilate.models import DILATIONS, Plan
@@ -124,12 +125,16 @@ def kind_and_split(which: str) -> tuple[str, str]:
     Raises
     ------
     ConfigError
-        If it is written in another way.
+        If it is written in another way, or there is no such kind.
     """
     kind, _, split = which.partition(":")
     if not (kind and split):
         raise ConfigError(
             f"expected data sets as KIND:SPLIT, for example voc:trainaug; got {which!r}."
+        )
+    if kind not in KINDS:
+        raise ConfigError(
+            f"expected data sets of a kind out of {', '.join(KINDS)}; got {kind!r} in {which!r}."
         )
     return kind, split
 
