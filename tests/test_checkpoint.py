@@ -123,7 +123,7 @@ def test_no_file(tmp_path):
 
 
 def test_no_folder(tmp_path):
-    with pytest.raises(DataError, match=r"No such file or directory\. Make room or choose another"):
+    with pytest.raises(DataError, match=r"No such file or directory\. Make its folder"):
         save_checkpoint(tmp_path / "nowhere" / "a", ARRAYS)
 
 

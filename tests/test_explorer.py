@@ -96,7 +96,7 @@ def test_it_is_written_whole_or_not_at_all(tmp_path, page):
     write_explorer(tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == page
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
-    with pytest.raises(DataError, match=r"expected to write [\d,]+ bytes to .*Make room or choose"):
+    with pytest.raises(DataError, match=r"expected to write [\d,]+ bytes to .*Make its folder"):
         write_explorer(tmp_path / "nowhere" / "page.html")
 
 

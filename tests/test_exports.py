@@ -528,7 +528,7 @@ def test_the_network_of_a_recipe(tmp_path):
         (["demmo", "--pth", "a"], "got 'demmo'. Did you mean demo?"),
         (["demo", "--pth", "a", "--dynamic", "height"], "expected --onnx FILE with --dynamic"),
         (["demo", "--pth", "a", "--size", "9"], "got none. Add it, or leave --size out."),
-        (["demo", "--pth", "no/such/folder"], "No such file or directory. Make room or choose"),
+        (["demo", "--pth", "no/such/folder"], "No such file or directory. Make its folder"),
     ],
 )
 def test_what_the_command_refuses(capsys, words, text):

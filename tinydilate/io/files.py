@@ -52,10 +52,10 @@ def whole_file(path: Path | str, size: int) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
         _force_folder(path.parent)
     except OSError as error:
+        advice = "Make room or choose another folder" if path.parent.is_dir() else "Make its folder"
         raise DataError(
             f"expected to write {size:,} bytes to {path}; the system said: "
-            f"{error.strerror or error}. Make room or choose another folder; "
-            "a file that stood there before is as it was."
+            f"{error.strerror or error}. {advice}; a file that stood there before is as it was."
         ) from None
     finally:
         with contextlib.suppress(OSError):  # it is gone already if all went well

@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydilate.io.mapped import MOST_AXES
-from tinydilate.io.recognition import DamagedError
+from tinydilate.io.recognition import DamagedError, UnwantedError
 
 # Bounds what a hostile file can cost: VGG-16 takes some 1,000 instructions and 4 KB.
 MOST_INSTRUCTIONS = 1_000_000
@@ -314,7 +314,7 @@ class Machine:
             raise DamagedError("it asks for something without a name")
         asked = f"{module}.{name}"
         if asked not in _NAMES:
-            raise DamagedError(
+            raise UnwantedError(
                 f"it asks for {asked!r:.100}, and only tensors in dictionaries are read: anything "
                 "else could run code. In PyTorch, save the state alone: "
                 "torch.save(network.state_dict(), path)"
@@ -338,7 +338,7 @@ class Machine:
         """('storage', type, key, where it was, count[, view]) -> the storage."""
         note = self._pop()
         if not isinstance(note, tuple) or not 5 <= len(note) <= 6 or note[0] != "storage":
-            raise DamagedError(
+            raise UnwantedError(
                 "it holds more than a state: a whole network, perhaps. In PyTorch, save the state "
                 "alone: torch.save(network.state_dict(), path)"
             )

@@ -37,7 +37,7 @@ import numpy as np
 from tinydilate.io.archives import Member
 from tinydilate.io.mapped import BFloat16, InFile, MappedFile, Stored, Strided
 from tinydilate.io.opcodes import LONGEST, Machine, Storage, TensorNote
-from tinydilate.io.recognition import DamagedError
+from tinydilate.io.recognition import DamagedError, UnwantedError
 
 _Order = Literal["<", ">"]  # of bytes: little-endian, or big-endian
 
@@ -59,7 +59,7 @@ def read_zip_layout(file: MappedFile, members: dict[str, Member]) -> dict[str, S
     pickle = _pickle_of(members)
     folder = pickle.name.removesuffix("data.pkl")
     if f"{folder}constants.pkl" in members:
-        raise DamagedError(
+        raise UnwantedError(
             "it is a TorchScript program. In PyTorch, save the state alone: "
             "torch.save(network.state_dict(), path)"
         )

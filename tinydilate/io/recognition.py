@@ -35,6 +35,10 @@ class DamagedError(DataError):
     """What is wrong inside a file, as a clause; who knows the path makes a sentence of it."""
 
 
+class UnwantedError(DamagedError):
+    """The file may be whole and holds something else; the clause says what to do."""
+
+
 def is_zip(head: bytes) -> bool:
     """A zip archive: what PyTorch writes since version 1.6, and NumPy's .npz."""
     return head.startswith((b"PK\x03\x04", b"PK\x05\x06"))

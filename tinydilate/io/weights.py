@@ -34,6 +34,7 @@ from tinydilate.io.pth import is_zip_layout, read_legacy_layout, read_zip_layout
 from tinydilate.io.recognition import (
     HEAD,
     DamagedError,
+    UnwantedError,
     foreign,
     is_pickle,
     is_safetensors,
@@ -120,9 +121,10 @@ def read_weights(path: Path | str) -> Weights:
     try:
         kind, stored, note = _read(file)
     except DamagedError as error:
+        again = " Copy or download it again, or take another file."
         raise DataError(
             f"expected a file of weights that is whole; got {file.path} of {file.size:,} bytes: "
-            f"{error}. Copy or download it again, or take another file."
+            f"{error}.{'' if isinstance(error, UnwantedError) else again}"
         ) from None
     return Weights(file, kind, stored, note)
 
