@@ -460,6 +460,16 @@ def test_convert_what_nobody_knows(tmp_path):
     assert found["steps"] == 7
 
 
+def test_convert_keeps_what_a_file_says_of_itself(tmp_path):
+    """The note by which `predict` builds the network of a recipe."""
+    source, target = tmp_path / "run.safetensors", tmp_path / "out.safetensors"
+    save_checkpoint(source, {"a.weight": np.ones(3, np.float32)}, {"plan": {"some": "words"}})
+    convert_weights(source, target)
+    note = load_checkpoint(target)[1]
+    assert note["plan"] == {"some": "words"}
+    assert note["source"]["file"] == "run.safetensors"
+
+
 def test_convert_a_front_end(tmp_path, tiny):
     state = noise(tiny.build())
     path = write(tmp_path / "a", caffemodel(state))

@@ -117,7 +117,8 @@ def convert_weights(
         disable=not progress,
     ) as bar:  # fmt: skip
         sha256 = _sha256(weights.file, bar.update)
-        note = {"source": describe_source(weights, sha256)}
+        said = weights.note if isinstance(weights.note, dict) else {}  # one of ours, by a recipe
+        note = {**said, "source": describe_source(weights, sha256)}
         if network:
             note["published"] = describe(network, part)
         try:
