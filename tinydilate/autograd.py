@@ -18,7 +18,7 @@ import heapq
 import itertools
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ContextDecorator
 from typing import Any, cast
 
@@ -562,6 +562,18 @@ def _seed(root: Tensor, gradient: Any) -> Any:
             f"expected a gradient of {root.dtype}; got {given.dtype}. Convert it with .to()."
         )
     return move(given, root.device)
+
+
+def ops_behind(results: Iterable[Tensor]) -> list[tuple[Op, Tensor]]:
+    """Every op that tensors were computed by, each after those that it reads, with its result."""
+    found: dict[int, tuple[Op, Tensor]] = {}
+    waiting = list(results)
+    while waiting:
+        tensor = waiting.pop()
+        if tensor.op is not None and tensor.op.number not in found:
+            found[tensor.op.number] = tensor.op, tensor
+            waiting.extend(tensor.op.inputs)
+    return [found[number] for number in sorted(found)]
 
 
 def _backward(root: Tensor, seed: Any, retain_graph: bool) -> None:

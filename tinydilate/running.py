@@ -8,6 +8,7 @@ interrupted (on the same machine, with the same number of threads).
 
 from __future__ import annotations
 
+import json
 import math
 import platform
 import signal
@@ -16,6 +17,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -160,6 +162,26 @@ def make_run_folder(folder: Path, configuration: str) -> None:
             f"expected a folder that can be written to; {folder}: {error.strerror or error}. "
             "Choose another one with --out."
         ) from None
+
+
+def read_results(path: Path, key: str) -> dict[str, Any]:
+    """What a finished run found, its results.json; ``key`` is one that each of its kind has.
+
+    Raises
+    ------
+    DataError
+        If it is damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict) and key in found:
+            return found
+    except ValueError:
+        pass
+    raise DataError(
+        f"expected the results of a finished run in {path}; it is damaged. Delete that file: "
+        "--resume writes it again."
+    )
 
 
 def versions() -> dict[str, str]:

@@ -37,7 +37,7 @@ from tinydilate.config import Config
 from tinydilate.data import digits
 from tinydilate.data.sets import Data, Scenes, batch_members, check_data
 from tinydilate.device import Array, check_device
-from tinydilate.errors import ConfigError, DataError, program
+from tinydilate.errors import ConfigError, program
 from tinydilate.functional.dropping import manual_seed
 from tinydilate.io.files import write_text
 from tinydilate.io.images import write_rgb
@@ -51,6 +51,7 @@ from tinydilate.running import (
     Standing,
     deferred_interrupt,
     make_run_folder,
+    read_results,
     save_state,
     versions,
 )
@@ -209,7 +210,7 @@ def train(
     config = _resumed_config(folder, config) if resume else _new_run(folder, config or Config())
     results = folder / "results.json"
     if results.exists():
-        return _read_results(results)
+        return read_results(results, "networks")
     data = make_scenes(config, progress) if data is None else data
     check_data(data)
     if config.device == "cpu":  # on the GPU nothing that was compiled is kept for the next process
@@ -245,20 +246,6 @@ def _resumed_config(folder: Path, config: Config | None) -> Config:
             "with another --out."
         )
     return kept
-
-
-def _read_results(path: Path) -> dict[str, Any]:
-    """What a finished run found."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict) and "networks" in found:
-            return found
-    except ValueError:
-        pass
-    raise DataError(
-        f"expected the results of a finished run in {path}; it is damaged. Delete that file: "
-        "--resume writes it again."
-    )
 
 
 class Run:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinydilate import __version__, nn
-from tinydilate.autograd import Op, Tensor
+from tinydilate.autograd import Tensor, ops_behind
 from tinydilate.device import Array, MetaArray
 from tinydilate.errors import ConfigError, DataError, DeviceError, FieldError
 from tinydilate.io import onnx_format as proto
@@ -263,7 +263,7 @@ def _outline(
     sketch = Sketch(known, opset, moving)
     sketch.taken.update(outputs)
     layers = names_of(run)
-    for op, result in _ops_in_order(results):
+    for op, result in ops_behind(results):
         sketch.layer = layers.get(op.number, "")
         translate(sketch, op, result)
     sketch.layer = ""
@@ -297,18 +297,6 @@ def _run(shadow: nn.Module, image: Tensor) -> tuple[Run, list[Tensor]]:
             f"expected a network that returns a tensor or a tuple of tensors; got {kinds}."
         )
     return run, returned
-
-
-def _ops_in_order(results: Sequence[Tensor]) -> list[tuple[Op, Tensor]]:
-    """Every op that the results were computed by, each after those that it reads."""
-    found: dict[int, tuple[Op, Tensor]] = {}
-    waiting = list(results)
-    while waiting:
-        tensor = waiting.pop()
-        if tensor.op is not None and tensor.op.number not in found:
-            found[tensor.op.number] = tensor.op, tensor
-            waiting.extend(tensor.op.inputs)
-    return [found[number] for number in sorted(found)]
 
 
 # ---- several runs side by side ---------------------------------------------------------------

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinydilate import nn
-from tinydilate.autograd import Op, Tensor
+from tinydilate.autograd import Op, Tensor, ops_behind
 from tinydilate.device import MetaArray
 from tinydilate.errors import DeviceError, FieldError, ShapeError, TinydilateError
 from tinydilate.field import ITSELF, Field, Line
@@ -307,14 +307,7 @@ def check_size(input_size: Sequence[int], axes: int = 2) -> tuple[int, ...]:
 
 def ops_of(run: Run) -> list[tuple[Op, Tensor]]:
     """Every op between the image and a layer's or the network's output, with its result."""
-    found: dict[int, tuple[Op, Tensor]] = {}
-    waiting = [run.output, *(call.output for call in run.calls)]
-    while waiting:
-        tensor = waiting.pop()
-        if tensor.op is not None and tensor.op.number not in found:
-            found[tensor.op.number] = tensor.op, tensor
-            waiting.extend(tensor.op.inputs)
-    return [found[number] for number in sorted(found)]
+    return ops_behind([run.output, *(call.output for call in run.calls)])
 
 
 def names_of(run: Run) -> dict[int, str]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from tinydilate import functional as F
 from tinydilate import nn
-from tinydilate.autograd import Op, Tensor
+from tinydilate.autograd import Op, Tensor, ops_behind
 from tinydilate.classes import IGNORE
 from tinydilate.device import MetaArray, card
 from tinydilate.errors import ConfigError
@@ -121,7 +121,7 @@ def _peak(loss: Tensor, parameters: dict[int, tuple[int, bool]], later: bool) ->
 
     ``later`` says that gradients of an earlier part are there already, to which new ones are added.
     """
-    ops = sorted(_ops(loss), key=lambda op: -op.number)
+    ops = [op for op, _ in reversed(ops_behind([loss]))]
     kept = {op.number: _kept(op, parameters) for op in ops}
     holders: dict[int, int] = {}  # array -> ops that keep it
     for arrays in kept.values():
@@ -150,18 +150,6 @@ def _peak(loss: Tensor, parameters: dict[int, tuple[int, bool]], later: bool) ->
             else:  # old, new, and their sum
                 peak = max(peak, alive + learnt + sum(gradients.values()) + 2 * size)
     return peak
-
-
-def _ops(loss: Tensor) -> Iterator[Op]:
-    """Every op that a result came through, each once."""
-    waiting, seen = [loss.op], set()
-    while waiting:
-        op = waiting.pop()
-        if op is None or op.number in seen:
-            continue
-        seen.add(op.number)
-        yield op
-        waiting += [tensor.op for tensor in op.inputs]
 
 
 def _kept(op: Op, parameters: dict[int, Any]) -> dict[int, int]:

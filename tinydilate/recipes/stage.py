@@ -60,6 +60,7 @@ from tinydilate.running import (
     Standing,
     deferred_interrupt,
     make_run_folder,
+    read_results,
     save_state,
     versions,
 )
@@ -152,7 +153,7 @@ def run_recipe(recipe: Recipe, call: Call, resume: bool = False) -> dict[str, An
     if resume:
         _check_resumed(recipe, call.folder)
     if resume and results.exists():
-        return _read_results(results)
+        return read_results(results, "mean_iou")
     saved = resume and (call.folder / "checkpoints" / LATEST).exists()
     if not saved:
         check_start(recipe, call.init)
@@ -171,20 +172,6 @@ def run_recipe(recipe: Recipe, call: Call, resume: bool = False) -> dict[str, An
             return run.finish()
     finally:
         run.log.close()
-
-
-def _read_results(path: Path) -> dict[str, Any]:
-    """What a finished run found."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict) and "mean_iou" in found:
-            return found
-    except ValueError:
-        pass
-    raise DataError(
-        f"expected the results of a finished run in {path}; it is damaged. Delete that file: "
-        "--resume writes it again."
-    )
 
 
 def _compile(call: Call) -> None:
