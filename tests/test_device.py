@@ -381,6 +381,9 @@ def test_kernels_refuse_what_they_were_not_compiled_for(card):
         body[1, 32](a, np.ones(2, np.float32))
     with pytest.raises(KernelError, match=r"expected 2 arguments; got 1\.$"):
         body[1, 32](a)
+    scaled = kernel.KERNELS["dropout_forward"].implementations["cuda"].__globals__["_drop_cuda"]
+    with pytest.raises(DtypeError, match=r"expected a number; got an array of shape \(2,\)\. Take"):
+        scaled[1, 32](a, a, 0, 1.0, a)
     with pytest.raises(KernelError, match=r"Write rectifier\._relu_cuda\[cover\(count\)\]\("):
         body(a, a)
     with pytest.raises(DtypeError, match=r"expected float32 or float64; got int64\. Convert"):
