@@ -372,6 +372,28 @@ def test_every_element_has_a_thread():
     assert cover(257, 256) == (2, 256)
 
 
+@pytest.mark.parametrize(
+    ("shape", "blocks", "threads"),
+    [
+        ((64, 518, 518), (17, 65, 16), (32, 8, 1)),  # four planes a thread
+        ((64, 64, 64), (2, 8, 64), (32, 8, 1)),  # one: four would leave multiprocessors idle
+        ((176, 4, 4), (1, 1, 11), (4, 4, 16)),  # a block has several tiny maps
+        ((1, 1, 10_000_000), (312_500, 1, 1), (32, 1, 1)),
+        ((10_000_000, 1, 1), (1, 1, 39_063), (1, 1, 64)),
+        ((3, 20_000_000, 1), (1, 65_535, 1), (1, 256, 1)),
+        ((0, 3, 3), (1, 1, 0), (4, 4, 1)),
+    ],
+)
+def test_planes_are_covered(card, monkeypatch, shape, blocks, threads):
+    h100 = device.Card("fake", (9, 0), 132, 2**34)
+    monkeypatch.setattr(device, "card", lambda: h100)
+    monkeypatch.setattr(device, "_THREADS", 256)
+    monkeypatch.setattr(device, "_FULL", 16 * 256)
+    device.cover_planes.cache_clear()
+    assert device.cover_planes(*shape) == (blocks, threads)
+    device.cover_planes.cache_clear()
+
+
 def test_kernels_refuse_what_they_were_not_compiled_for(card):
     body = kernel.KERNELS["relu_forward"].implementations["cuda"].__globals__["_relu_cuda"]
     a, b = device.empty((2,), np.float32), device.empty((2,), np.float64)

@@ -384,6 +384,36 @@ def cover(count: int, threads: int = _THREADS) -> tuple[int, int]:
     return -(-count // threads), threads
 
 
+_FULL = 16 * _THREADS  # threads that a multiprocessor has work for, twice those that it holds
+_HIGHEST = 65_535  # blocks along the second and the third axis of a grid
+
+Three = tuple[int, int, int]
+
+
+@lru_cache(4096)
+def cover_planes(planes: int, rows: int, columns: int) -> tuple[Three, Three]:
+    """Blocks and threads along columns, rows and planes of an array (P, H, W).
+
+    So that a thread knows its row and its column without a division, which takes a GPU as long as
+    twenty additions. Along a row stand up to 32 threads, who read and write neighbours together; a
+    block of a small map has several rows, and of a tiny one several planes. Where there are planes
+    enough to keep the card busy, a thread takes up to four of them, one after the other: what it
+    looked up for its row and column serves them all. See `launching.in_planes`.
+    """
+    along = _power_of_2(columns, 4 if SIMULATED else 32)
+    down = _power_of_2(rows, _THREADS // along)
+    deep = _power_of_2(planes, min(64, _THREADS // (along * down)))
+    across, high = -(-columns // along), min(_HIGHEST, -(-rows // down))
+    busy = -(-_FULL * card().multiprocessors // max(1, _THREADS * across * high))
+    layers = -(-planes // deep)
+    return (across, high, min(_HIGHEST, layers, max(-(-layers // 4), busy))), (along, down, deep)
+
+
+def _power_of_2(count: int, most: int) -> int:
+    """The least power of 2 that is ``count`` or more, but at most ``most``, which is one."""
+    return min(most, 1 << max(0, count - 1).bit_length())
+
+
 def synchronize() -> None:
     """Wait until the GPU has done all that it was given."""
     check_device("cuda")
@@ -694,6 +724,21 @@ def kept(array: Array) -> CudaArray:
 @lru_cache(maxsize=256)
 def _kept(numbers: bytes, shape: tuple[int, ...], dtype: np.dtype[Any]) -> CudaArray:
     return _upload(np.frombuffer(numbers, dtype).reshape(shape))
+
+
+def tables(rule: Callable[..., Any], arrays: Sequence[Array], *numbers: int) -> list[CudaArray]:
+    """What a rule makes of short arrays, a tuple of arrays, on the GPU: worked out once and `kept`.
+
+    The rule is a function of a module, for it is found again by its name and what it was given.
+    """
+    given = tuple((array.tobytes(), array.shape, array.dtype) for array in arrays)
+    return _tables(rule, given, numbers)
+
+
+@lru_cache(maxsize=256)
+def _tables(rule: Callable[..., Any], given: tuple[Any, ...], numbers: Any) -> list[CudaArray]:
+    arrays = (np.frombuffer(data, dtype).reshape(shape) for data, shape, dtype in given)
+    return [_upload(np.asarray(made)) for made in rule(*arrays, *numbers)]
 
 
 def cuda_statistics() -> buffers.Statistics:

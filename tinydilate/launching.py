@@ -434,8 +434,21 @@ def unravel(n: Any, height: Any, width: Any) -> Any:
 
 @jit
 def ravel(plane: Any, y: Any, z: Any, height: Any, width: Any) -> Any:
-    """Number of an element of an array (P, H, W): `unravel` backwards."""
-    return np.uint32((plane * height + y) * width + z)
+    """Number of an element of an array (P, H, W): `unravel` backwards, in 32 bits throughout."""
+    row = np.uint32(np.uint32(plane) * np.uint32(height) + np.uint32(y))
+    return np.uint32(row * np.uint32(width) + np.uint32(z))
+
+
+@cuda.jit(device=True)
+def in_planes() -> Any:
+    """Where a thread of `device.cover_planes` stands in an array (P, H, W).
+
+    Its column, its first row and its first plane, and how far it is to its next row and plane. It
+    counts on by ``while``: for a ``range`` with steps that are not known the GPU divides.
+    """
+    column, row, plane = cuda.grid(3)
+    _, down, deep = cuda.gridsize(3)
+    return np.uint32(column), np.uint32(row), np.uint32(plane), np.uint32(down), np.uint32(deep)
 
 
 @jit
