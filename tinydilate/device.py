@@ -327,6 +327,17 @@ class _Driver:
             raise DriverError(name, code)
         return results[0] if results else None
 
+    @property
+    def version(self) -> int:
+        """The latest CUDA that it knows, as 13000 for 13.0."""
+        return int(self.call("cuDriverGetVersion"))
+
+    def load(self, code: bytes, entry: str) -> tuple[Any, Any]:
+        """A kernel of some machine code, and the module that holds it: loaded for good."""
+        place = np.frombuffer(code, np.uint8)
+        module = self.call("cuModuleLoadData", place.ctypes.data)
+        return self.call("cuModuleGetFunction", module, entry.encode()), module
+
     def launch(self, function: Any, shape: tuple[int, ...], arguments: int) -> None:
         """Put a kernel into the queue: blocks (3), threads (3), bytes of shared memory.
 
