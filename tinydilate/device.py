@@ -509,6 +509,9 @@ class Line:
         }
 
 
+_LINES = 32  # that a piece of memory remembers
+
+
 class _Memory:
     """A piece of the GPU's memory, and the lines of numbers that it was read as so far.
 
@@ -536,6 +539,8 @@ class _Memory:
             line = self.simulated[: count * dtype.itemsize].view(dtype)
         else:
             line = Line(self.address, count, dtype)
+        if len(self.lines) >= _LINES:  # images of all sizes, say: nobody asks for the first again
+            self.lines.clear()
         self.lines[count, dtype] = line
         return line
 
@@ -703,15 +708,14 @@ def zeros(shape: tuple[int, ...], dtype: Any) -> CudaArray:
     return array
 
 
-def copy_into(source: CudaArray, target: CudaArray, first: int = 0) -> None:
-    """Copy an array's numbers to those of another one from number ``first`` on."""
+def copy_into(source: CudaArray, target: CudaArray) -> None:
+    """Copy an array's numbers to those of another one of its size."""
     if being_recorded:
         being_recorded.keep((source, target))
-    line = target.flat[first : first + source.size]
     if SIMULATED:
-        line.copy_to_device(source.flat)
+        target.flat.copy_to_device(source.flat)
     elif source.size:
-        arguments = line.address, source.flat.address, source.nbytes, driver().queue
+        arguments = target.flat.address, source.flat.address, source.nbytes, driver().queue
         driver().call("cuMemcpyDtoDAsync", *arguments)
 
 
@@ -971,7 +975,7 @@ def adopt(data: Any) -> CudaArray:
     Raises
     ------
     DeviceError
-        If there is no GPU here.
+        If there is no GPU here, or the array is on another one.
     ShapeError, DtypeError
         If its numbers do not lie in C order, or are not real.
     """
@@ -1018,7 +1022,25 @@ def _line_of(interface: dict[str, Any], count: int, dtype: np.dtype[Any]) -> Any
     queue = interface.get("stream")
     if queue not in (None, 1):  # 1 is CUDA's default stream, for which ours waits by itself
         driver().call("cuStreamSynchronize", queue)
-    return Line(int(interface["data"][0]), count, dtype)
+    place = int(interface["data"][0])
+    _check_card(place)
+    return Line(place, count, dtype)
+
+
+def _check_card(place: int) -> None:
+    """Refuse memory of another card than the one that kernels are launched on."""
+    attribute = driver().bindings.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    try:
+        there = int(driver().call("cuPointerGetAttribute", attribute, place))
+    except DriverError:  # not the driver's memory, so on no card
+        return
+    here = int(driver().call("cuCtxGetDevice"))
+    if there != here:
+        raise DeviceError(
+            f"expected an array on the GPU that computes here, number {here}; got one on number "
+            f"{there}. Copy it there first (x.to('cuda:{here}')), or make the other one the first: "
+            f"CUDA_VISIBLE_DEVICES={there} before Python starts."
+        )
 
 
 def _address(line: Any) -> int:
