@@ -159,7 +159,7 @@ def test_without_a_gpu_the_tests_say_so_and_stop():
 # ---- benchmarks/gpu.py -----------------------------------------------------------------------
 
 bench = load("benchmarks", "gpu")
-ANYTHING = bench.Setting(None, 1, True, lambda part, name: True)
+ANYTHING = bench.Setting(None, 1, True, lambda part, name: True, lambda part, rows: None)
 
 
 def test_without_a_gpu_the_benchmark_says_so_and_stops():
@@ -254,3 +254,28 @@ def test_a_part_or_a_row_can_be_chosen(tmp_path, capsys):
     assert "ops" not in figures
     assert len(figures["launches"]["rows"]) == 3
     capsys.readouterr()
+
+
+@pytest.mark.gpu
+def test_a_run_that_is_out_of_time_names_what_it_left_out(tmp_path, capsys, monkeypatch):
+    path, seen = tmp_path / "gpu.json", []
+    assert bench.main(["--dry", "--only", "launches", "--limit", "-1", "--json", str(path)]) == 0
+    figures = json.loads(path.read_text(encoding="utf-8"))
+    assert (figures["launches"]["rows"], figures["left_out"]) == (
+        [],
+        ["relu kernel", "F.relu", "F.add"],
+    )
+    assert "left out after -1 s: relu kernel, F.relu, F.add" in capsys.readouterr().out
+
+    def cut_short(name, measure):
+        if path.exists():
+            seen.append(json.loads(path.read_text(encoding="utf-8")))
+        if name == "F.add":
+            raise KeyboardInterrupt
+        return {"name": name, "tinydilate_ms": 1.0}
+
+    monkeypatch.setattr(bench, "attempt", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        bench.main(["--dry", "--only", "launches", "--json", str(path)])
+    assert [row["name"] for row in seen[-1]["launches"]["rows"]] == ["relu kernel", "F.relu"]
+    assert seen[-1]["finished"] is False
