@@ -88,10 +88,12 @@ def test_a_step_that_breaks_hides_none_after_it(monkeypatch, capsys):
 
     steps = {"one": breaks, "two": lambda setting: script.Outcome("passed", "fine")}
     monkeypatch.setattr(script, "STEPS", steps)
-    rows = script.run_steps(SETTING, ["one", "two"])
+    written = []
+    rows = script.run_steps(SETTING, ["one", "two"], lambda rows: written.append(len(rows)))
+    assert written == [1, 2]
     assert [row["verdict"] for row in rows] == ["failed", "passed"]
     assert rows[0]["detail"] == "OSError: no such luck"
-    late = script.run_steps(SETTING._replace(ends=0), ["two"])
+    late = script.run_steps(SETTING._replace(ends=0), ["two"], written.append)
     assert late[0]["verdict"] == "left out"
     assert "the time was up" in capsys.readouterr().out
 
@@ -115,14 +117,16 @@ def test_each_sanitizer_is_asked(monkeypatch):
         asked.append(command[2])
         return (9, "Invalid __global__ write") if command[2] == "racecheck" else (0, "")
 
-    monkeypatch.setattr(script.shutil, "which", lambda _: None)
+    monkeypatch.setattr(script.shutil, "which", lambda name, path: None)
     assert script.sanitizer(SETTING).verdict == "left out"
-    monkeypatch.setattr(script.shutil, "which", lambda _: "/usr/bin/compute-sanitizer")
+    monkeypatch.setattr(script.shutil, "which", lambda name, path: "/usr/bin/compute-sanitizer")
     monkeypatch.setattr(script, "call", call)
     outcome = script.sanitizer(SETTING)
     assert asked == list(script.SANITIZERS)
     assert outcome.verdict == "failed"
     assert "racecheck: exit code 9: Invalid __global__ write" in outcome.detail
+    late = script.sanitizer(SETTING._replace(ends=0))
+    assert (late.verdict, late.detail) == ("left out", "the time was up before memcheck")
 
 
 def test_the_report_is_written(monkeypatch, tmp_path, capsys):
@@ -130,6 +134,17 @@ def test_the_report_is_written(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(script, "STEPS", steps)
     monkeypatch.setattr(gpu_checkup, "look", lambda: gpu_checkup.Facts(simulated=True, numpy="2.4"))
     path = tmp_path / "report.json"
+    assert script.main(["--json", str(path)]) == 0
+
+    def stops(setting):
+        before = json.loads(path.read_text(encoding="utf-8"))
+        assert (before["passed"], len(before["steps"])) == (False, 1)
+        raise KeyboardInterrupt
+
+    steps["tests"] = stops
+    with pytest.raises(KeyboardInterrupt):
+        script.main(["--json", str(path)])
+    del steps["tests"]
     assert script.main(["--json", str(path)]) == 0
     report = json.loads(path.read_text(encoding="utf-8"))
     assert report["passed"]
