@@ -68,11 +68,13 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def call(command: list[str], seconds: float, folder: Path = ROOT) -> tuple[int, str]:
+def call(
+    command: list[str], seconds: float, folder: Path = ROOT, **settings: str
+) -> tuple[int, str]:
     """Exit code and output of a program; 124 if it took too long."""
     try:
         done = subprocess.run(
-            command, cwd=folder, env=environment(), timeout=seconds, check=False,
+            command, cwd=folder, env=environment() | settings, timeout=seconds, check=False,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
         )  # fmt: skip
     except subprocess.TimeoutExpired as stop:
@@ -210,10 +212,18 @@ def small_run() -> None:
 
 
 def first_run(setting: Setting) -> Outcome:
-    """The small run by itself: without it the rest has no sense."""
+    """The small run by itself, without which the rest has no sense: compiling, and once more."""
     command = [sys.executable, str(ROOT / "scripts" / "test_gpu.py"), "--small-run"]
-    code, output = call(command, setting.rest(120))
-    return Outcome("passed" if code == 0 else "failed", tail(output))
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for which in ("seconds_compiling", "seconds_from_the_cache"):
+            begin = time.monotonic()
+            code, output = call(command, setting.rest(120), TINYDILATE_CACHE=folder)
+            if code:
+                return Outcome("failed", tail(output), figures)
+            figures[which] = round(time.monotonic() - begin, 1)
+    said = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in figures.items())
+    return Outcome("passed", f"{tail(output)}\n{said}", figures)
 
 
 STEPS: dict[str, Callable[[Setting], Outcome]] = {

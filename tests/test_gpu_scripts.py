@@ -129,6 +129,21 @@ def test_each_sanitizer_is_asked(monkeypatch):
     assert (late.verdict, late.detail) == ("left out", "the time was up before memcheck")
 
 
+def test_the_small_run_is_timed_twice_with_one_cache(monkeypatch):
+    folders = []
+
+    def call(command, seconds, **settings):
+        folders.append(settings["TINYDILATE_CACHE"])
+        return len(folders) > 2, "loss 1.1"
+
+    monkeypatch.setattr(script, "call", call)
+    outcome = script.first_run(SETTING)
+    assert outcome.verdict == "passed"
+    assert list(outcome.figures) == ["seconds_compiling", "seconds_from_the_cache"]
+    assert folders[0] == folders[1]
+    assert script.first_run(SETTING).verdict == "failed"
+
+
 def test_the_report_is_written(monkeypatch, tmp_path, capsys):
     steps = {"doctor": lambda setting: script.Outcome("passed", "fine")}
     monkeypatch.setattr(script, "STEPS", steps)
