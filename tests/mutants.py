@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 import tinydilate
-from tinydilate import compiling, threads
+from tinydilate import compiling, device, threads
 from tinydilate.compiling import Jitted, Native, around
 from tinydilate.handover import together, together_in_rooms
 from tinydilate.kernel import Elementwise
@@ -123,9 +123,10 @@ def forget_what_was_worked_out() -> None:
     threads._dismiss()
     for function in loaded(type(loaded)):
         module = function.__module__ or ""
-        # What device.py keeps is no result: the queue that kernels are in, above all.
+        # What device.py keeps is no result: the queue that kernels are in, above all. But tables are.
         if module.startswith("tinydilate.") and module != "tinydilate.device":
             function.cache_clear()
+    device._tables.cache_clear()
 
 
 @contextmanager
@@ -861,6 +862,21 @@ MUTANTS = [
         "return count + int(other[0])",
         "return 1",
         "test_weight_files test_a_run_of_numbers_is_found_in_one_step",
+    ),
+    # ---- machine code that is kept
+    Mutant(
+        "the constants outside a kernel's body are not in its recipe",
+        "cubins.py",
+        "waiting += [value.__globals__[n] for n in code.co_names if n in value.__globals__]",
+        "waiting += [value.__globals__[n] for n in code.co_names if n in ()]",
+        "test_cubins test_the_recipe_knows_what_a_body_leads_to",
+    ),
+    Mutant(
+        "a kernel with a rule that is not ours is kept",
+        "cubins.py",
+        "if not Path(value.__code__.co_filename).is_relative_to(compiling.PACKAGE):",
+        "if False:",
+        "test_cubins test_what_is_not_ours_has_no_recipe",
     ),
 ]
 
