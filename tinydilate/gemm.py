@@ -43,7 +43,7 @@ import numpy as np
 from tinydilate import buffers
 from tinydilate.compiling import jit
 from tinydilate.device import Array
-from tinydilate.simd import copy_runs, host_tile, outer_tile, transpose_block
+from tinydilate.simd import copy_runs, fetch_ahead, host_tile, outer_tile, transpose_block
 from tinydilate.threads import get_num_threads, least_jobs, share
 from tinydilate.window import Pair, Window
 
@@ -56,6 +56,7 @@ WIDE = 256  # pixels of a block whose columns are folded
 # The gradient of the weights sums over pixels: so many at a time.
 PIXEL_STEPS = 256
 PACKED_BYTES = 16 << 20  # weights are packed so many at a time: fc6 has 400 MB of them
+FAR = 1 << 14  # pixels of a plane of which the near caches do not keep the last few rows
 _WORTH_A_THREAD = 200_000  # multiply-adds: some 4 microseconds' work
 
 
@@ -150,6 +151,7 @@ def _gather_panel(
     # Planes that lie a multiple of 4 KB apart share a few lines of the first-level cache. To take
     # three taps of a row from there, do not read many such planes in between.
     together = 6 if plane % 1024 == 0 else max(1, c1 - c0)
+    far = plane > FAR
     for r in range(len(runs)):
         length = runs[r, 2]
         for c in range(0, c1 - c0, together):
@@ -159,6 +161,9 @@ def _gather_panel(
                 y = runs[r, 0] * gather.step[0] + gather.origin[0] + u * gather.spacing[0]
                 z = runs[r, 1] * step + gather.origin[1] + v * gather.spacing[1]
                 to, come = runs[r, 3] + c * deep + t * pitch, first + c * plane + y * breadth
+                if far and v == 0:  # what the next run will read, in each channel at another place
+                    for n in range(count):
+                        fetch_ahead(flat, come + n * plane + z + (length + 16) * step, 1)
                 if y < 0 or y >= height or step == 1:
                     # Neighbours read neighbours; of a row that does not exist nothing is read.
                     inside = (-z, breadth - z) if 0 <= y < height else (0, 0)
@@ -264,18 +269,25 @@ def _product(
             c1 = min(c0 + block_channels, channels)
             where = (n, first_channel + c0, first_channel + c1)
             _gather_panel(room, columns, runs[:found], images, where, gather)
+            steps = (c1 - c0) * taps
+            # While a tile of weights passes over the panel, the next one comes nearer, a part of it
+            # with each tile of pixels. It lies elsewhere: no processor would foresee where.
+            part = steps * rows // ((p1 - p0 + columns - 1) // columns)
             for which in range(first_tile, last_tile):
                 f = f0 + which * rows
+                weights = (which * inner + c0 * taps) * rows
                 for q in range(p0, p1, columns):
+                    ahead = weights + inner * rows + (q - p0) // columns * part
+                    fetch_ahead(flat_tiles, ahead, part)
                     outer_tile(
                         flat_out,
                         ((n * out.shape[1] + f) * pixels + q, pixels),
                         (f1 - f, p1 - q),
                         flat_tiles,
-                        ((which * inner + c0 * taps) * rows, 1, rows),
+                        (weights, 1, rows),
                         room,
                         ((q - p0) // columns * tile_pitch, columns),
-                        (c1 - c0) * taps,
+                        steps,
                         bias,
                         f,
                         c0 == 0,

@@ -23,6 +23,7 @@ each stands below it. It says what the instructions compute, and it is what runs
 switched off (NUMBA_DISABLE_JIT=1).
 
 * `outer_tile` adds steps of outer products to a tile of the result.
+* `fetch_ahead` has numbers brought into the first-level cache while others are multiplied.
 * `copy_runs` copies runs of image rows into a panel, with zeros beyond the image's edge.
 * `transpose_block` turns a block of pixels of 16 channels into 16 channels of each pixel.
 * `Sandwich` computes ``M X M.T`` for a small constant matrix M: Winograd's transforms.
@@ -68,6 +69,8 @@ class TileShape(NamedTuple):
         number = -(-vectors // self.vectors)
         return number, -(-vectors // number) * self.lanes(dtype)
 
+
+LINE = 64  # bytes that come into the cache together
 
 TILE_SHAPES = {
     "avx512": TileShape("avx512", 64, 8, 3, 32),
@@ -258,6 +261,41 @@ def outer_tile(
 
 
 # ---- moving vectors --------------------------------------------------------------------------
+
+
+def _emit_fetch_ahead() -> Any:
+    """Numba intrinsic for `fetch_ahead`."""
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def fetch_ahead(typing: Any, array: Any, at: Any, count: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            code = _Emitter(context, builder, array.dtype)
+            first = code.offset(code.pointer(arguments[0], signature.args[0]), arguments[1])
+            line = code.integer(LINE // code.align)
+            lines = builder.sdiv(
+                builder.add(arguments[2], builder.sub(line, code.integer(1))), line
+            )
+
+            def step(n: Any, _: list[Any]) -> list[Any]:
+                code.fetch(code.offset(first, builder.mul(n, line)))
+                return []
+
+            code.loop(lines, [], step)
+            return context.get_dummy_value()
+
+        return _void((array, at, count)), emit
+
+    return fetch_ahead
+
+
+@native(_emit_fetch_ahead)
+def fetch_ahead(array: Array, at: int, count: int) -> None:
+    """Ask for the ``count`` numbers from ``array[at]`` on; nobody waits until they have come.
+
+    Numbers that lie in a row the processor fetches ahead by itself, but it does not know where the
+    next tile begins. What is asked for need not exist: nothing is read into a register.
+    """
 
 
 def _emit_copy_runs() -> Any:
@@ -592,6 +630,16 @@ class _Emitter:
     def store_masked(self, value: Any, pointer: Any, count: int, mask: Any) -> None:
         at = self.offset(pointer, self.integer(count))
         self.builder.call(self.masked_store, [value, at, mask])
+
+    def fetch(self, pointer: Any) -> None:
+        """Ask for a line of the cache: to be read, and kept as near as can be."""
+        from llvmlite import ir
+
+        number, module = ir.IntType(32), self.builder.module
+        name = "llvm.prefetch.p0"
+        kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(), number, number, number])
+        function = module.globals.get(name) or ir.Function(module, kind, name)
+        self.builder.call(function, [pointer, number(0), number(3), number(1)])
 
     def spread(self, pointer: Any, count: int) -> Any:
         """Load one number and copy it to every lane."""
