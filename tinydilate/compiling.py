@@ -8,6 +8,7 @@ edit is never answered with stale code.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import shutil
 import sys
@@ -40,8 +41,9 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_lock)
 
 
-# error_model: 1/0 is inf, as in NumPy. nogil: the threads run loops side by side.
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+# error_model: 1/0 is inf, as in NumPy. nogil: the threads run loops side by side. A wrapper for
+# callers in C would be compiled for nobody.
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 
 
 class Jitted:
@@ -54,6 +56,7 @@ class Jitted:
         self.body = body
         self.options = options
         self._compiled: Callable[..., Any] | None = None
+        self._inlined: Callable[..., Any] | None = None
         self._within: dict[Callable[..., Any], Callable[..., Any]] = {}
         self.__doc__ = body.__doc__
         self.__name__ = body.__name__
@@ -77,6 +80,23 @@ class Jitted:
 
         return cached(self.body, lambda cache: numba.njit(cache=cache, **_OPTIONS, **self.options))
 
+    @property
+    def inlined(self) -> Callable[..., Any]:
+        """What stands for this loop in the code of another one."""
+        with decorating:
+            if self._inlined is None:
+                self._inlined = self._inline()
+            return self._inlined
+
+    def _inline(self) -> Callable[..., Any]:
+        dispatcher = self._uncached()
+        return _as_part(dispatcher) if hasattr(dispatcher, "overloads") else dispatcher
+
+    def _uncached(self) -> Any:
+        import numba
+
+        return numba.njit(**_OPTIONS, **self.options)(_with_inlined_globals(self.body))
+
     def within(self, frame: Callable[..., Any]) -> Callable[..., Any]:
         """Numba's dispatcher for ``frame``, with this loop for what it calls ``body``."""
         with decorating:
@@ -96,8 +116,7 @@ class Jitted:
 
         if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
             return around(frame, self.body)
-        inner = numba.njit(**_OPTIONS, **self.options)(_with_compiled_globals(self.body))
-        outer = around(frame, inner)
+        outer = around(frame, self._uncached())
         outer.__module__ = self.body.__module__
         outer.__qualname__ = f"{self.body.__qualname__}.{frame.__name__}"  # the name it is kept by
         return cached(outer, lambda cache: numba.njit(cache=cache, **_OPTIONS), self.body)
@@ -148,6 +167,64 @@ class Native(Jitted):
             return self.body
         return cast(Callable[..., Any], self.emit())
 
+    def _inline(self) -> Callable[..., Any]:
+        return self.compiled
+
+
+def compile_into(
+    library: Any, context: Any, typing: Any, dispatcher: Any, arguments: Any, result: Any = None
+) -> Any:
+    """Compile a dispatcher's loop for ``arguments``, its types, as a part of ``library``.
+
+    Numba, left alone, makes a library of each loop that another one calls: it is optimised and
+    turned into machine code that nobody will run, for the caller takes in its code and optimises it
+    once more.
+    """
+    from numba.core import compiler as numba_compiler
+
+    making, compiler = dispatcher._compiler, cast(Any, numba_compiler)
+    flags = compiler.Flags()
+    making.targetdescr.options.parse_as_flags(flags, making.targetoptions)
+    flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+    return compiler.compile_internal(
+        typing, context, library, making.py_func, arguments, result, flags, {}
+    )
+
+
+def _as_part(dispatcher: Any) -> Callable[..., Any]:
+    """An intrinsic that is called like the dispatcher's loop, whose code becomes the caller's."""
+    from numba.core.codegen import JITCodeLibrary
+    from numba.extending import intrinsic
+
+    class Parts(JITCodeLibrary):
+        """Code that is only ever taken into another library, and is optimised there."""
+
+        def finalize(self) -> None:
+            for library in dict.fromkeys(self._linking_libraries):
+                self._final_module.link_in(library._get_module_for_linking(), preserve=True)
+            self._finalized = True
+
+    made: dict[Any, Any] = {}
+    body, context = dispatcher.py_func, dispatcher.targetctx
+
+    def part(typing: Any, *arguments: Any) -> Any:
+        if arguments not in made:
+            library = Parts(context.codegen(), body.__qualname__)  # type: ignore[no-untyped-call]
+            made[arguments] = compile_into(library, context, typing, dispatcher, arguments)
+        signature = made[arguments].signature
+
+        def emit(context: Any, builder: Any, _: Any, values: Any) -> Any:
+            context.add_linking_libs([made[arguments].library])
+            return context.call_internal(builder, made[arguments].fndesc, signature, values)
+
+        return signature, emit
+
+    head = inspect.signature(part).parameters["typing"]
+    own = inspect.signature(body).parameters.values()
+    cast(Any, part).__signature__ = inspect.Signature([head, *own])
+    part.__name__ = body.__name__
+    return cast(Callable[..., Any], intrinsic(part))
+
 
 def bound(body: Callable[..., Any], bind: Callable[[Any], Any]) -> FunctionType:
     """Copy a function so that its outer names mean what ``bind`` makes of them."""
@@ -160,9 +237,9 @@ def bound(body: Callable[..., Any], bind: Callable[[Any], Any]) -> FunctionType:
     return _copy(function, scope, cells or None)
 
 
-def _with_compiled_globals(body: Callable[..., Any]) -> FunctionType:
-    """Copy a function so that the jitted names outside it are Numba's dispatchers."""
-    return bound(body, lambda value: value.compiled if isinstance(value, Jitted) else value)
+def _with_inlined_globals(body: Callable[..., Any]) -> FunctionType:
+    """Copy a function so that the jitted names outside it are what Numba can compile with it."""
+    return bound(body, lambda value: value.inlined if isinstance(value, Jitted) else value)
 
 
 def _copy(
@@ -225,7 +302,7 @@ def cached(
     import numba
 
     written = Path(cast(FunctionType, source or function).__code__.co_filename)
-    function, folder = _with_compiled_globals(function), cache_folder()
+    function, folder = _with_inlined_globals(function), cache_folder()
     if folder is None or not written.is_relative_to(PACKAGE):
         return cast(Callable[..., Any], decorator(False)(function))
     before = numba.config.CACHE_DIR  # type: ignore[attr-defined]

@@ -25,9 +25,9 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
-from tinydilate.compiling import body, jit, native
+from tinydilate.compiling import body, compile_into, jit, native
 
 # Words of the board. Those that are written by different threads lie in different lines of the
 # cache, 8 words each, so that writing the one does not take the other away from its reader.
@@ -322,24 +322,9 @@ def _bridge(
 ) -> Any:
     """Write a bridge to a loop, and the loop itself beside it."""
     from llvmlite import ir
-    from numba.core import compiler as numba_compiler
 
-    # The loop is compiled into the frame's own library: as a library of its own, which is how Numba
-    # calls a function, it would be optimised twice, alone and as a part of the frame.
-    making, compiler = body.dispatcher._compiler, cast(Any, numba_compiler)
-    flags = compiler.Flags()
-    making.targetdescr.options.parse_as_flags(flags, making.targetoptions)
-    flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
-    loop = compiler.compile_internal(
-        context.typing_context,
-        context,
-        context.active_code_library,
-        making.py_func,
-        called.args,
-        called.return_type,
-        flags,
-        {},
-    )
+    library, typing = context.active_code_library, context.typing_context
+    loop = compile_into(library, context, typing, body.dispatcher, called.args, called.return_type)
     module = builder.module
     bridge = ir.Function(module, _bridge_kind(context), module.get_unique_name("bridge"))
     bridge.linkage = "internal"
