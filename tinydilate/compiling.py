@@ -7,6 +7,7 @@ edit is never answered with stale code.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import inspect
 import os
@@ -16,7 +17,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import CellType, CodeType, FunctionType
 from typing import Any, TypeVar, cast
@@ -106,6 +107,12 @@ class Jitted:
 
     def call_within(self, frame: Callable[..., Any], *arguments: Any) -> None:
         """Call ``frame`` with this loop within it."""
+        if frame not in self._within:
+            with _without_collecting():
+                return self._call_within(frame, *arguments)
+        return self._call_within(frame, *arguments)
+
+    def _call_within(self, frame: Callable[..., Any], *arguments: Any) -> None:
         try:
             (self._within.get(frame) or self.within(frame))(*arguments)
         except OSError as error:
@@ -120,6 +127,21 @@ class Jitted:
         outer.__module__ = self.body.__module__
         outer.__qualname__ = f"{self.body.__qualname__}.{frame.__name__}"  # the name it is kept by
         return cached(outer, lambda cache: numba.njit(cache=cache, **_OPTIONS), self.body)
+
+
+@contextmanager
+def _without_collecting() -> Iterator[None]:
+    """Put off Python's search for cycles: of all that a compiler makes, it would find little.
+
+    That search takes a tenth of the time in which a loop is compiled.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def body(*arguments: Any) -> Any:
@@ -171,46 +193,49 @@ class Native(Jitted):
         return self.compiled
 
 
-def compile_into(
-    library: Any, context: Any, typing: Any, dispatcher: Any, arguments: Any, result: Any = None
-) -> Any:
-    """Compile a dispatcher's loop for ``arguments``, its types, as a part of ``library``.
+def compile_part(context: Any, dispatcher: Any, arguments: Any) -> Any:
+    """Compile a dispatcher's loop for ``arguments``, its types, as a part of the code of another.
 
     Numba, left alone, makes a library of each loop that another one calls: it is optimised and
     turned into machine code that nobody will run, for the caller takes in its code and optimises it
     once more.
     """
     from numba.core import compiler as numba_compiler
-
-    making, compiler = dispatcher._compiler, cast(Any, numba_compiler)
-    flags = compiler.Flags()
-    making.targetdescr.options.parse_as_flags(flags, making.targetoptions)
-    flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
-    return compiler.compile_internal(
-        typing, context, library, making.py_func, arguments, result, flags, {}
-    )
-
-
-def _as_part(dispatcher: Any) -> Callable[..., Any]:
-    """An intrinsic that is called like the dispatcher's loop, whose code becomes the caller's."""
     from numba.core.codegen import JITCodeLibrary
-    from numba.extending import intrinsic
 
     class Parts(JITCodeLibrary):
         """Code that is only ever taken into another library, and is optimised there."""
+
+        def add_llvm_module(self, module: Any) -> None:
+            self._final_module.link_in(module)
 
         def finalize(self) -> None:
             for library in dict.fromkeys(self._linking_libraries):
                 self._final_module.link_in(library._get_module_for_linking(), preserve=True)
             self._finalized = True
 
+    if isinstance(dispatcher, Jitted):
+        dispatcher = dispatcher._uncached()
+    making, compiler = dispatcher._compiler, cast(Any, numba_compiler)
+    flags = compiler.Flags()
+    making.targetdescr.options.parse_as_flags(flags, making.targetoptions)
+    flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+    body = making.py_func
+    library = Parts(context.codegen(), body.__qualname__)  # type: ignore[no-untyped-call]
+    typing = context.typing_context
+    return compiler.compile_internal(typing, context, library, body, arguments, None, flags, {})
+
+
+def _as_part(dispatcher: Any) -> Callable[..., Any]:
+    """An intrinsic that is called like the dispatcher's loop, whose code becomes the caller's."""
+    from numba.extending import intrinsic
+
     made: dict[Any, Any] = {}
     body, context = dispatcher.py_func, dispatcher.targetctx
 
     def part(typing: Any, *arguments: Any) -> Any:
         if arguments not in made:
-            library = Parts(context.codegen(), body.__qualname__)  # type: ignore[no-untyped-call]
-            made[arguments] = compile_into(library, context, typing, dispatcher, arguments)
+            made[arguments] = compile_part(context, dispatcher, arguments)
         signature = made[arguments].signature
 
         def emit(context: Any, builder: Any, _: Any, values: Any) -> Any:
