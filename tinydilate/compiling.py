@@ -18,6 +18,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from types import CellType, CodeType, FunctionType
 from typing import Any, TypeVar, cast
@@ -45,6 +47,29 @@ if hasattr(os, "register_at_fork"):
 # error_model: 1/0 is inf, as in NumPy. nogil: the threads run loops side by side. A wrapper for
 # callers in C would be compiled for nobody.
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+
+
+@cache
+def import_numba() -> Any:
+    """Numba, which imports SciPy's linear algebra when the first loop asks for it.
+
+    Left alone it does so at once, to know whether it is there: a third of a second, where SciPy is
+    installed, in each process. No loop of ours asks for it.
+    """
+    import numba
+
+    if "numba.np.arraymath" not in sys.modules:
+        import numba.np.linalg as linalg
+
+        at_once = linalg.ensure_blas
+
+        def only_look() -> None:
+            linalg.ensure_blas = at_once  # whoever asks next needs it
+            if not find_spec("scipy"):
+                raise ImportError("SciPy is not installed")
+
+        linalg.ensure_blas = only_look
+    return numba
 
 
 class Jitted:
@@ -77,8 +102,7 @@ class Jitted:
             return self._compiled
 
     def _compile(self) -> Callable[..., Any]:
-        import numba
-
+        numba = import_numba()
         return cached(self.body, lambda cache: numba.njit(cache=cache, **_OPTIONS, **self.options))
 
     @property
@@ -94,8 +118,7 @@ class Jitted:
         return _as_part(dispatcher) if hasattr(dispatcher, "overloads") else dispatcher
 
     def _uncached(self) -> Any:
-        import numba
-
+        numba = import_numba()
         return numba.njit(**_OPTIONS, **self.options)(_with_inlined_globals(self.body))
 
     def within(self, frame: Callable[..., Any]) -> Callable[..., Any]:
@@ -324,20 +347,19 @@ def cached(
     the loop takes from another file. The setting is put back at once: the user's own kernels are
     cached where they always were.
     """
-    import numba
-
+    numba = import_numba()
     written = Path(cast(FunctionType, source or function).__code__.co_filename)
     function, folder = _with_inlined_globals(function), cache_folder()
     if folder is None or not written.is_relative_to(PACKAGE):
         return cast(Callable[..., Any], decorator(False)(function))
-    before = numba.config.CACHE_DIR  # type: ignore[attr-defined]
+    before = numba.config.CACHE_DIR
     try:
-        numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
+        numba.config.CACHE_DIR = str(folder)
         return cast(Callable[..., Any], decorator(True)(function))
     except OSError:  # no room to keep what was compiled
         return cast(Callable[..., Any], decorator(False)(function))
     finally:
-        numba.config.CACHE_DIR = before  # type: ignore[attr-defined]
+        numba.config.CACHE_DIR = before
 
 
 def source_digest() -> str:
