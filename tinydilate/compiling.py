@@ -130,14 +130,13 @@ class Jitted:
 
     def call_within(self, frame: Callable[..., Any], *arguments: Any) -> None:
         """Call ``frame`` with this loop within it."""
-        if frame not in self._within:
-            with _without_collecting():
-                return self._call_within(frame, *arguments)
-        return self._call_within(frame, *arguments)
-
-    def _call_within(self, frame: Callable[..., Any], *arguments: Any) -> None:
+        ready = self._within.get(frame)
         try:
-            (self._within.get(frame) or self.within(frame))(*arguments)
+            if ready is not None:
+                ready(*arguments)
+            else:
+                with _without_collecting():
+                    self.within(frame)(*arguments)
         except OSError as error:
             _without_room(error, self.within(frame), arguments)
 
