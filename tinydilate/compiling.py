@@ -7,7 +7,9 @@ edit is never answered with stale code.
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import inspect
 import os
 import shutil
 import sys
@@ -15,7 +17,9 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from types import CellType, CodeType, FunctionType
 from typing import Any, TypeVar, cast
@@ -40,8 +44,32 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_lock)
 
 
-# error_model: 1/0 is inf, as in NumPy. nogil: the threads run loops side by side.
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+# error_model: 1/0 is inf, as in NumPy. nogil: the threads run loops side by side. A wrapper for
+# callers in C would be compiled for nobody.
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+
+
+@cache
+def import_numba() -> Any:
+    """Numba, which imports SciPy's linear algebra when the first loop asks for it.
+
+    Left alone it does so at once, to know whether it is there: a third of a second, where SciPy is
+    installed, in each process. No loop of ours asks for it.
+    """
+    import numba
+
+    if "numba.np.arraymath" not in sys.modules:
+        import numba.np.linalg as linalg
+
+        at_once = linalg.ensure_blas
+
+        def only_look() -> None:
+            linalg.ensure_blas = at_once  # whoever asks next needs it
+            if not find_spec("scipy"):
+                raise ImportError("SciPy is not installed")
+
+        linalg.ensure_blas = only_look
+    return numba
 
 
 class Jitted:
@@ -54,6 +82,7 @@ class Jitted:
         self.body = body
         self.options = options
         self._compiled: Callable[..., Any] | None = None
+        self._inlined: Callable[..., Any] | None = None
         self._within: dict[Callable[..., Any], Callable[..., Any]] = {}
         self.__doc__ = body.__doc__
         self.__name__ = body.__name__
@@ -73,9 +102,24 @@ class Jitted:
             return self._compiled
 
     def _compile(self) -> Callable[..., Any]:
-        import numba
-
+        numba = import_numba()
         return cached(self.body, lambda cache: numba.njit(cache=cache, **_OPTIONS, **self.options))
+
+    @property
+    def inlined(self) -> Callable[..., Any]:
+        """What stands for this loop in the code of another one."""
+        with decorating:
+            if self._inlined is None:
+                self._inlined = self._inline()
+            return self._inlined
+
+    def _inline(self) -> Callable[..., Any]:
+        dispatcher = self._uncached()
+        return _as_part(dispatcher) if hasattr(dispatcher, "overloads") else dispatcher
+
+    def _uncached(self) -> Any:
+        numba = import_numba()
+        return numba.njit(**_OPTIONS, **self.options)(_with_inlined_globals(self.body))
 
     def within(self, frame: Callable[..., Any]) -> Callable[..., Any]:
         """Numba's dispatcher for ``frame``, with this loop for what it calls ``body``."""
@@ -86,8 +130,13 @@ class Jitted:
 
     def call_within(self, frame: Callable[..., Any], *arguments: Any) -> None:
         """Call ``frame`` with this loop within it."""
+        ready = self._within.get(frame)
         try:
-            (self._within.get(frame) or self.within(frame))(*arguments)
+            if ready is not None:
+                ready(*arguments)
+            else:
+                with _without_collecting():
+                    self.within(frame)(*arguments)
         except OSError as error:
             _without_room(error, self.within(frame), arguments)
 
@@ -96,11 +145,25 @@ class Jitted:
 
         if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
             return around(frame, self.body)
-        inner = numba.njit(**_OPTIONS, **self.options)(_with_compiled_globals(self.body))
-        outer = around(frame, inner)
+        outer = around(frame, self._uncached())
         outer.__module__ = self.body.__module__
         outer.__qualname__ = f"{self.body.__qualname__}.{frame.__name__}"  # the name it is kept by
         return cached(outer, lambda cache: numba.njit(cache=cache, **_OPTIONS), self.body)
+
+
+@contextmanager
+def _without_collecting() -> Iterator[None]:
+    """Put off Python's search for cycles: of all that a compiler makes, it would find little.
+
+    That search takes a tenth of the time in which a loop is compiled.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def body(*arguments: Any) -> Any:
@@ -148,6 +211,67 @@ class Native(Jitted):
             return self.body
         return cast(Callable[..., Any], self.emit())
 
+    def _inline(self) -> Callable[..., Any]:
+        return self.compiled
+
+
+def compile_part(context: Any, dispatcher: Any, arguments: Any) -> Any:
+    """Compile a dispatcher's loop for ``arguments``, its types, as a part of the code of another.
+
+    Numba, left alone, makes a library of each loop that another one calls: it is optimised and
+    turned into machine code that nobody will run, for the caller takes in its code and optimises it
+    once more.
+    """
+    from numba.core import compiler as numba_compiler
+    from numba.core.codegen import JITCodeLibrary
+
+    class Parts(JITCodeLibrary):
+        """Code that is only ever taken into another library, and is optimised there."""
+
+        def add_llvm_module(self, module: Any) -> None:
+            self._final_module.link_in(module)
+
+        def finalize(self) -> None:
+            for library in dict.fromkeys(self._linking_libraries):
+                self._final_module.link_in(library._get_module_for_linking(), preserve=True)
+            self._finalized = True
+
+    if isinstance(dispatcher, Jitted):
+        dispatcher = dispatcher._uncached()
+    making, compiler = dispatcher._compiler, cast(Any, numba_compiler)
+    flags = compiler.Flags()
+    making.targetdescr.options.parse_as_flags(flags, making.targetoptions)
+    flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+    body = making.py_func
+    library = Parts(context.codegen(), body.__qualname__)  # type: ignore[no-untyped-call]
+    typing = context.typing_context
+    return compiler.compile_internal(typing, context, library, body, arguments, None, flags, {})
+
+
+def _as_part(dispatcher: Any) -> Callable[..., Any]:
+    """An intrinsic that is called like the dispatcher's loop, whose code becomes the caller's."""
+    from numba.extending import intrinsic
+
+    made: dict[Any, Any] = {}
+    body, context = dispatcher.py_func, dispatcher.targetctx
+
+    def part(typing: Any, *arguments: Any) -> Any:
+        if arguments not in made:
+            made[arguments] = compile_part(context, dispatcher, arguments)
+        signature = made[arguments].signature
+
+        def emit(context: Any, builder: Any, _: Any, values: Any) -> Any:
+            context.add_linking_libs([made[arguments].library])
+            return context.call_internal(builder, made[arguments].fndesc, signature, values)
+
+        return signature, emit
+
+    head = inspect.signature(part).parameters["typing"]
+    own = inspect.signature(body).parameters.values()
+    cast(Any, part).__signature__ = inspect.Signature([head, *own])
+    part.__name__ = body.__name__
+    return cast(Callable[..., Any], intrinsic(part))
+
 
 def bound(body: Callable[..., Any], bind: Callable[[Any], Any]) -> FunctionType:
     """Copy a function so that its outer names mean what ``bind`` makes of them."""
@@ -160,9 +284,9 @@ def bound(body: Callable[..., Any], bind: Callable[[Any], Any]) -> FunctionType:
     return _copy(function, scope, cells or None)
 
 
-def _with_compiled_globals(body: Callable[..., Any]) -> FunctionType:
-    """Copy a function so that the jitted names outside it are Numba's dispatchers."""
-    return bound(body, lambda value: value.compiled if isinstance(value, Jitted) else value)
+def _with_inlined_globals(body: Callable[..., Any]) -> FunctionType:
+    """Copy a function so that the jitted names outside it are what Numba can compile with it."""
+    return bound(body, lambda value: value.inlined if isinstance(value, Jitted) else value)
 
 
 def _copy(
@@ -222,20 +346,19 @@ def cached(
     the loop takes from another file. The setting is put back at once: the user's own kernels are
     cached where they always were.
     """
-    import numba
-
+    numba = import_numba()
     written = Path(cast(FunctionType, source or function).__code__.co_filename)
-    function, folder = _with_compiled_globals(function), cache_folder()
+    function, folder = _with_inlined_globals(function), cache_folder()
     if folder is None or not written.is_relative_to(PACKAGE):
         return cast(Callable[..., Any], decorator(False)(function))
-    before = numba.config.CACHE_DIR  # type: ignore[attr-defined]
+    before = numba.config.CACHE_DIR
     try:
-        numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
+        numba.config.CACHE_DIR = str(folder)
         return cast(Callable[..., Any], decorator(True)(function))
     except OSError:  # no room to keep what was compiled
         return cast(Callable[..., Any], decorator(False)(function))
     finally:
-        numba.config.CACHE_DIR = before  # type: ignore[attr-defined]
+        numba.config.CACHE_DIR = before
 
 
 def source_digest() -> str:

@@ -25,15 +25,16 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
-from tinydilate.compiling import body, jit, native
+from tinydilate.compiling import body, compile_part, jit, native
 
 # Words of the board. Those that are written by different threads lie in different lines of the
 # cache, 8 words each, so that writing the one does not take the other away from its reader.
 TICKET = 0  # number of the job << 32 | its parts << 16 | the next part that is free
 DONE = 8  # parts that are finished
 LOOP, ARGUMENTS, COUNT, FAILED = 16, 17, 18, 19  # two addresses; range(COUNT); a part that raised
+DRIVE = 20  # address of `drive`, which every caller's loop is handed to
 TAKEN = 24  # 1 while a caller has the board
 STOP = 32  # 1 when the threads are to end
 ASLEEP = 40  # and 8 words further for each further thread: 1 while it sleeps
@@ -112,6 +113,7 @@ def serve(board: Any, who: int) -> bool:
 
     True: nothing has come for a while, and the board says that the thread is asleep.
     """
+    write(board, DRIVE, entry(board))
     looks, mine = 0, ASLEEP + 8 * (who - 1)
     while look(board, STOP) == 0:
         part = take(board, who)
@@ -137,7 +139,7 @@ def serve(board: Any, who: int) -> bool:
 def together(board: Any, parts: int, count: int, *arguments: Any) -> None:
     """Compute ``body(start, stop, *arguments)`` for ``parts`` parts of ``range(count)``."""
     job = address(body, arguments)
-    failed = drive(board, job, parts, count)
+    failed = hand_over(board, job, parts, count)
     if failed >= 0:
         call_again(job, count, failed, parts, 0)  # to raise what it raised
 
@@ -145,7 +147,7 @@ def together(board: Any, parts: int, count: int, *arguments: Any) -> None:
 def together_in_rooms(board: Any, parts: int, count: int, *arguments: Any) -> None:
     """The same for ``body(start, stop, room, *arguments)``: each thread has a row as its room."""
     job = address_in_rooms(body, arguments)
-    failed = drive(board, job, parts, count)
+    failed = hand_over(board, job, parts, count)
     if failed >= 0:
         call_again(job, count, failed, parts, 0)
 
@@ -265,6 +267,67 @@ def wait(looks: int) -> None:
     """Let a moment pass between two looks; after many of them, let another thread run."""
 
 
+def _emit_entry() -> Any:
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def entry(typing: Any, board: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            part = compile_part(context, drive, _drive_kinds(board))
+            context.add_linking_libs([part.library])
+            function = context.declare_function(builder.module, part.fndesc)
+            return builder.ptrtoint(function, ir.IntType(64))
+
+        return types.intp(board), emit
+
+    return entry
+
+
+@native(_emit_entry)
+def entry(board: Any) -> Any:
+    """Address of `drive`: it is compiled once, and not as a part of each loop's frame."""
+    return drive
+
+
+def _drive_kinds(board: Any) -> tuple[Any, ...]:
+    """Types of `drive`'s arguments."""
+    from numba import types
+
+    pair = types.UniTuple(types.intp, 2)  # type: ignore[no-untyped-call]
+    return board, pair, types.intp, types.intp
+
+
+def _emit_hand_over() -> Any:
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def hand_over(typing: Any, board: Any, job: Any, parts: Any, count: Any) -> Any:
+        kinds = _drive_kinds(board)
+
+        def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            place = context.get_constant(types.intp, DRIVE)
+            address = builder.load(_word(builder, context, signature, [values[0], place]))
+            kind = context.call_conv.get_function_type(types.intp, kinds)
+            function = builder.inttoptr(address, kind.as_pointer())
+            _, failed = context.call_conv.call_function(
+                builder, function, types.intp, kinds, values
+            )
+            return failed
+
+        return types.intp(*kinds), emit
+
+    return hand_over
+
+
+@native(_emit_hand_over)
+def hand_over(board: Any, job: Any, parts: int, count: int) -> Any:
+    """`drive`, found on the board."""
+    return look(board, DRIVE)(board, job, parts, count)
+
+
 def _emit_address(in_rooms: bool) -> Any:
     from llvmlite import ir
     from numba import types
@@ -322,24 +385,9 @@ def _bridge(
 ) -> Any:
     """Write a bridge to a loop, and the loop itself beside it."""
     from llvmlite import ir
-    from numba.core import compiler as numba_compiler
 
-    # The loop is compiled into the frame's own library: as a library of its own, which is how Numba
-    # calls a function, it would be optimised twice, alone and as a part of the frame.
-    making, compiler = body.dispatcher._compiler, cast(Any, numba_compiler)
-    flags = compiler.Flags()
-    making.targetdescr.options.parse_as_flags(flags, making.targetoptions)
-    flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
-    loop = compiler.compile_internal(
-        context.typing_context,
-        context,
-        context.active_code_library,
-        making.py_func,
-        called.args,
-        called.return_type,
-        flags,
-        {},
-    )
+    loop = compile_part(context, body.dispatcher, called.args)
+    context.add_linking_libs([loop.library])
     module = builder.module
     bridge = ir.Function(module, _bridge_kind(context), module.get_unique_name("bridge"))
     bridge.linkage = "internal"

@@ -114,14 +114,14 @@ class _Crew:
 
     def __init__(self, helpers: int) -> None:
         self.board, self.bells = _aligned_words(board_size(helpers)), []
-        if not hasattr(
-            cast(Any, serve).compiled, "overloads"
-        ):  # Numba is switched off: nobody can watch it
+        watched = hasattr(cast(Any, serve).compiled, "overloads")
+        if not watched:  # Numba is switched off: nobody can watch it
             self.board = [0] * len(self.board)
-            return
         self.board[STOP] = 1
         serve(self.board, 1)  # returns at once; compiled here, and not in a thread
         self.board[STOP] = 0
+        if not watched:
+            return
         self.words = memoryview(self.board)  # quicker to read one word from
         for who in range(1, helpers + 1):
             bell = Lock()
