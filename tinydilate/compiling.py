@@ -188,6 +188,16 @@ def jit(body: Function) -> Function:
     return cast(Function, Jitted(body))
 
 
+def jit_uncounted(body: Function) -> Function:
+    """`jit` for a loop that makes no arrays, only views of those that it is given.
+
+    Numba counts who holds an array, with two calls for each view that a loop takes: along rows of
+    64 numbers that costs as much as the numbers do. Whoever calls the loop holds its arrays all the
+    while, so here nothing is counted. Memory to work in comes from `share`'s ``room``.
+    """
+    return cast(Function, Jitted(body, _nrt=False))
+
+
 def jit_relaxed(body: Function) -> Function:
     """`jit`, with leave to reorder sums and to fuse multiply-adds, so that they use vectors.
 

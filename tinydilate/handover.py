@@ -332,7 +332,7 @@ def _bridge(
     flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
     loop = compiler.compile_internal(
         context.typing_context,
-        context,
+        context.subtarget(enable_nrt=flags.nrt),  # see jit_uncounted
         context.active_code_library,
         making.py_func,
         called.args,
