@@ -599,8 +599,8 @@ MUTANTS = [
     Mutant(
         "softmax without the largest taken away",
         LOSS,
-        "result[m] = exp_rule(scores[m] - peaks[m])",
-        "result[m] = exp_rule(scores[m])",
+        "result[m] = exp_down_rule(scores[m] - peaks[m])",
+        "result[m] = exp_down_rule(scores[m])",
         "forward softmax",
     ),
     Mutant(

@@ -12,13 +12,19 @@ from tinydilate.functional.padding import (
     pad_backward,
     pad_forward,
 )
-from tinydilate.functional.softmax_loss import exp_rule, log_rule
+from tinydilate.functional.softmax_loss import exp_down_rule, exp_rule, log_rule
 
 
 @jit
 def _exponentials(x, out):
     for n in range(len(x)):
         out[n] = exp_rule(x[n])
+
+
+@jit
+def _powers_below_1(x, out):
+    for n in range(len(x)):
+        out[n] = exp_down_rule(x[n])
 
 
 @jit
@@ -40,15 +46,29 @@ def test_the_exponential_is_hardly_more_than_one_place_off():
     assert places_off(_exponentials, x, np.exp(x.astype(np.float64))) <= 1.05
 
 
+def test_the_exponential_from_0_down_is_as_near_and_ends_in_0():
+    x = np.linspace(-87, 0, 1_000_001).astype(np.float32)
+    assert places_off(_powers_below_1, x, np.exp(x.astype(np.float64))) <= 1.05
+    x = np.array([0, -0.0, -87.0, -87.001, -100, -1e30, -np.inf, np.nan], np.float32)
+    out = np.empty_like(x)
+    _powers_below_1(x, out)
+    assert out[2] > np.finfo(np.float32).tiny
+    np.testing.assert_array_equal(out[[0, 1, 3, 4, 5, 6, 7]], [1, 1, 0, 0, 0, 0, np.nan])
+
+
 def test_the_logarithm_is_two_places_off_at_most():
     near_1 = 1 + np.logspace(-7, 0, 100_001)
     x = np.concatenate([near_1, 1 / near_1, np.logspace(-37, 38, 1_000_001)]).astype(np.float32)
     assert places_off(_logarithms, x, np.log(x.astype(np.float64))) <= 2
 
 
-def test_both_rules_call_the_library_in_float64_and_keep_nan():
+def test_all_rules_call_the_library_in_float64_and_keep_nan():
     x = np.array([0.5, 1.0, 7.0])
-    for loop, rule in ((_exponentials, np.exp), (_logarithms, np.log)):
+    for loop, rule in (
+        (_exponentials, np.exp),
+        (_powers_below_1, np.exp),
+        (_logarithms, np.log),
+    ):
         out, odd = np.empty(3), np.full(1, np.nan, np.float32)
         loop(x, out)
         np.testing.assert_array_equal(out, rule(x))
