@@ -891,10 +891,9 @@ def max_pool2d(
     window = _pooling_window(kernel_size, stride, padding, dilation, ceil_mode)
     op = MaxPool(window)
     out = op(_batched("max_pool2d", x))
-    indices = Tensor(op.indices)
     if x.ndim == 3:
-        out, indices = out.reshape(*out.shape[1:]), Tensor(op.indices.reshape(*out.shape[1:]))
-    return (out, indices) if return_indices else out
+        out = out.reshape(*out.shape[1:])
+    return (out, Tensor(op.indices.reshape(*out.shape))) if return_indices else out
 
 
 @public
@@ -955,7 +954,12 @@ def _pooling_window(
 ) -> Window:
     """The window, its stride the kernel's size by default, its padding at most half the kernel."""
     options = (kernel_size, stride, padding, dilation, bool(ceil_mode))
-    if all(is_plain(option) for option in options[:4] if option is not None):
+    if (
+        is_plain(kernel_size)
+        and (stride is None or is_plain(stride))
+        and is_plain(padding)
+        and is_plain(dilation)
+    ):
         return _known_window(*options)  # see conv2d
     return _checked_window(*options)
 
