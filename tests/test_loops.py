@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import tinydilate
 import tinydilate.functional as F
 from tinydilate.compiling import jit
 from tinydilate.functional.padding import (
@@ -13,6 +14,7 @@ from tinydilate.functional.padding import (
     pad_forward,
 )
 from tinydilate.functional.softmax_loss import exp_down_rule, exp_rule, log_rule
+from tinydilate.kernel import use
 
 
 @jit
@@ -119,3 +121,38 @@ def test_sums_of_rows_and_of_columns(shape):
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     for dim in (0, 1, (0, 1)):
         np.testing.assert_allclose(F.sum(x, dim).data, x.sum(dim), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "options",
+    [(2, 2, 0), (2, 1, 1), (3, 2, 1), (3, 1, 1), ((1, 5), (2, 3), (0, 2)), (3, 2, 1, 3), (2, 9, 0)],
+)
+def test_maxima_among_infinities_and_nan_stand_where_the_definition_has_them(options, dtype):
+    rng = np.random.default_rng(0)
+    x = rng.choice([-np.inf, -1, 0, 1, np.inf, np.nan], (2, 2, 9, 40), p=[0.7] + [0.06] * 5)
+    x[0, 0] = -np.inf  # nothing beats the padding here
+    x = x.astype(dtype)
+    with use("numpy"):
+        expected, places = F.max_pool2d(x, *options, return_indices=True)
+    for way in ("cpu", "cpu:loops"):
+        with use(way):
+            got, where = F.max_pool2d(x, *options, return_indices=True)
+        np.testing.assert_array_equal(got.data, expected.data)
+        np.testing.assert_array_equal(where.data, places.data)
+
+
+@pytest.mark.parametrize("width", [1, 7, 64, 65])
+@pytest.mark.parametrize("options", [(2, 2), (3, 2, 1), (3, 1, 1), (4, 3, 2), (1, 2), (5, 7, 2)])
+def test_means_and_their_gradients_at_the_ends_of_vectors(options, width):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, 9, max(width, 5))).astype(np.float32)
+    results = []
+    for way in ("numpy", "cpu"):
+        with use(way):
+            leaf = tinydilate.tensor(x, requires_grad=True)
+            out = F.avg_pool2d(leaf, *options, ceil_mode=width % 2 == 0, count_include_pad=False)
+            out.backward(np.cos(np.arange(out.size, dtype=np.float32)).reshape(out.shape))
+            results.append((out.data, leaf.grad.data))
+    for expected, got in zip(*results, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
