@@ -154,7 +154,7 @@ def _pad(
     """Job p*OH + i is one output row."""
     begin, end = _longest_run(columns)
     alone = _is_alone(columns, begin, end)
-    complete = _shows_everywhere(columns)
+    mirrors = _falls(columns[:begin]), _falls(columns[end:])
     for job in range(start, stop):
         plane, i = divmod(job, len(rows))
         target = out[plane, i]
@@ -167,23 +167,20 @@ def _pad(
             if alone:
                 _fill(target[:begin], value)
                 _fill(target[end:], value)
-            elif complete:
-                _read_all(source, columns[:begin], target[:begin])
-                _read_all(source, columns[end:], target[end:])
             else:
-                _read_row(source, columns[:begin], value, target[:begin])
-                _read_row(source, columns[end:], value, target[end:])
+                _read_row(source, columns[:begin], value, mirrors[0], target[:begin])
+                _read_row(source, columns[end:], value, mirrors[1], target[end:])
             if begin < end:
                 _copy(source[columns[begin] :], target[begin:end])
 
 
 @jit_uncounted
-def _shows_everywhere(columns: Array) -> bool:
-    """Whether no position of the map shows the constant, as where the image is reflected."""
-    shown = 0
-    for column in columns:
-        shown += column >= 0
-    return bool(shown == len(columns))
+def _falls(columns: Array) -> bool:
+    """Whether a map is one run m, m - 1, m - 2, ..., as where a row is reflected."""
+    falling = 0
+    for j in range(len(columns)):
+        falling += columns[j] >= 0 and columns[j] == columns[0] - j
+    return bool(falling == len(columns) and falling > 0)
 
 
 @jit_uncounted
@@ -200,19 +197,18 @@ def _copy(source: Array, target: Array) -> None:
 
 
 @jit_uncounted
-def _read_all(source: Array, columns: Array, target: Array) -> None:
-    """Part of a row, number by number; the map shows something everywhere."""
-    for j in range(len(target)):
-        target[j] = source[np.uint64(columns[j])]  # unsigned: nothing counts from the end
-
-
-@jit_uncounted
-def _read_row(source: Array, columns: Array, value: Any, target: Array) -> None:
-    """Part of a row, number by number."""
-    for j in range(len(target)):
-        c = columns[j]
-        seen = source[c if c >= 0 else 0]  # read in any case: a choice of values needs no jump
-        target[j] = seen if c >= 0 else value
+def _read_row(source: Array, columns: Array, value: Any, mirrored: bool, target: Array) -> None:
+    """Part of a row, number by number, or turned round as a whole."""
+    count = len(target)
+    if mirrored:
+        seen = source[columns[count - 1] :]
+        for j in range(count):
+            target[j] = seen[count - 1 - j]
+    else:
+        for j in range(count):
+            c = columns[j]
+            number = source[c if c >= 0 else 0]  # in any case: a choice of values needs no jump
+            target[j] = number if c >= 0 else value
 
 
 @pad_forward.cuda

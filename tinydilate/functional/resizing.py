@@ -171,9 +171,8 @@ def _bilinear(
 @jit_uncounted
 def _widen(row: Array, z_low: Array, z_high: Array, z_weight: Array, target: Array) -> None:
     """A row blended along the columns."""
-    for j in range(len(target)):  # unsigned: nothing counts from the end
-        low, high = row[np.uint64(z_low[j])], row[np.uint64(z_high[j])]
-        target[j] = _blend(low, high, z_weight[j])
+    for j in range(len(target)):
+        target[j] = _blend(row[z_low[j]], row[z_high[j]], z_weight[j])
 
 
 @jit_uncounted
