@@ -199,13 +199,10 @@ def _copy(source: Array, target: Array) -> None:
 @jit_uncounted
 def _read_row(source: Array, columns: Array, value: Any, mirrored: bool, target: Array) -> None:
     """Part of a row, number by number, or turned round as a whole."""
-    count = len(target)
     if mirrored:
-        seen = source[columns[count - 1] :]
-        for j in range(count):
-            target[j] = seen[count - 1 - j]
+        _copy(source[columns[-1] : columns[0] + 1][::-1], target)
     else:
-        for j in range(count):
+        for j in range(len(target)):
             c = columns[j]
             number = source[c if c >= 0 else 0]  # in any case: a choice of values needs no jump
             target[j] = number if c >= 0 else value
