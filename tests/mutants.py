@@ -512,8 +512,8 @@ MUTANTS = [
     Mutant(
         "max pooling pads with 0 instead of -inf",
         POOL,
-        "np.full((2, windows + span), least), np.full((2, windows + span), nowhere)",
-        "np.full((2, windows + span), x.dtype.type(0)), np.full((2, windows + span), 0 * nowhere)",
+        "line[:] = -np.inf",
+        "line[:] = 0",
         "forward max_pool2d",
     ),
     Mutant(
@@ -600,8 +600,8 @@ MUTANTS = [
     Mutant(
         "softmax without the largest taken away",
         LOSS,
-        "result[m] = exp_rule(scores[m] - peaks[m])",
-        "result[m] = exp_rule(scores[m])",
+        "result[m] = exp_down_rule(scores[m] - peaks[m])",
+        "result[m] = exp_down_rule(scores[m])",
         "forward softmax",
     ),
     Mutant(

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import tinydilate
 import tinydilate.functional as F
 from tinydilate.compiling import jit
 from tinydilate.functional.padding import (
@@ -12,13 +13,20 @@ from tinydilate.functional.padding import (
     pad_backward,
     pad_forward,
 )
-from tinydilate.functional.softmax_loss import exp_rule, log_rule
+from tinydilate.functional.softmax_loss import exp_down_rule, exp_rule, log_rule
+from tinydilate.kernel import use
 
 
 @jit
 def _exponentials(x, out):
     for n in range(len(x)):
         out[n] = exp_rule(x[n])
+
+
+@jit
+def _powers_below_1(x, out):
+    for n in range(len(x)):
+        out[n] = exp_down_rule(x[n])
 
 
 @jit
@@ -40,15 +48,29 @@ def test_the_exponential_is_hardly_more_than_one_place_off():
     assert places_off(_exponentials, x, np.exp(x.astype(np.float64))) <= 1.05
 
 
+def test_the_exponential_from_0_down_is_as_near_and_ends_in_0():
+    x = np.linspace(-87, 0, 1_000_001).astype(np.float32)
+    assert places_off(_powers_below_1, x, np.exp(x.astype(np.float64))) <= 1.05
+    x = np.array([0, -0.0, -87.0, -87.001, -100, -1e30, -np.inf, np.nan], np.float32)
+    out = np.empty_like(x)
+    _powers_below_1(x, out)
+    assert out[2] > np.finfo(np.float32).tiny
+    np.testing.assert_array_equal(out[[0, 1, 3, 4, 5, 6, 7]], [1, 1, 0, 0, 0, 0, np.nan])
+
+
 def test_the_logarithm_is_two_places_off_at_most():
     near_1 = 1 + np.logspace(-7, 0, 100_001)
     x = np.concatenate([near_1, 1 / near_1, np.logspace(-37, 38, 1_000_001)]).astype(np.float32)
     assert places_off(_logarithms, x, np.log(x.astype(np.float64))) <= 2
 
 
-def test_both_rules_call_the_library_in_float64_and_keep_nan():
+def test_all_rules_call_the_library_in_float64_and_keep_nan():
     x = np.array([0.5, 1.0, 7.0])
-    for loop, rule in ((_exponentials, np.exp), (_logarithms, np.log)):
+    for loop, rule in (
+        (_exponentials, np.exp),
+        (_powers_below_1, np.exp),
+        (_logarithms, np.log),
+    ):
         out, odd = np.empty(3), np.full(1, np.nan, np.float32)
         loop(x, out)
         np.testing.assert_array_equal(out, rule(x))
@@ -99,3 +121,38 @@ def test_sums_of_rows_and_of_columns(shape):
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     for dim in (0, 1, (0, 1)):
         np.testing.assert_allclose(F.sum(x, dim).data, x.sum(dim), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "options",
+    [(2, 2, 0), (2, 1, 1), (3, 2, 1), (3, 1, 1), ((1, 5), (2, 3), (0, 2)), (3, 2, 1, 3), (2, 9, 0)],
+)
+def test_maxima_among_infinities_and_nan_stand_where_the_definition_has_them(options, dtype):
+    rng = np.random.default_rng(0)
+    x = rng.choice([-np.inf, -1, 0, 1, np.inf, np.nan], (2, 2, 9, 40), p=[0.7] + [0.06] * 5)
+    x[0, 0] = -np.inf  # nothing beats the padding here
+    x = x.astype(dtype)
+    with use("numpy"):
+        expected, places = F.max_pool2d(x, *options, return_indices=True)
+    for way in ("cpu", "cpu:loops"):
+        with use(way):
+            got, where = F.max_pool2d(x, *options, return_indices=True)
+        np.testing.assert_array_equal(got.data, expected.data)
+        np.testing.assert_array_equal(where.data, places.data)
+
+
+@pytest.mark.parametrize("width", [1, 7, 64, 65])
+@pytest.mark.parametrize("options", [(2, 2), (3, 2, 1), (3, 1, 1), (4, 3, 2), (1, 2), (5, 7, 2)])
+def test_means_and_their_gradients_at_the_ends_of_vectors(options, width):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, 9, max(width, 5))).astype(np.float32)
+    results = []
+    for way in ("numpy", "cpu"):
+        with use(way):
+            leaf = tinydilate.tensor(x, requires_grad=True)
+            out = F.avg_pool2d(leaf, *options, ceil_mode=width % 2 == 0, count_include_pad=False)
+            out.backward(np.cos(np.arange(out.size, dtype=np.float32)).reshape(out.shape))
+            results.append((out.data, leaf.grad.data))
+    for expected, got in zip(*results, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)

@@ -245,6 +245,7 @@ def compile_part(context: Any, dispatcher: Any, arguments: Any) -> Any:
     body = making.py_func
     library = Parts(context.codegen(), body.__qualname__)  # type: ignore[no-untyped-call]
     typing = context.typing_context
+    context = context.subtarget(enable_nrt=flags.nrt)  # see jit_uncounted
     return compiler.compile_internal(typing, context, library, body, arguments, None, flags, {})
 
 
@@ -310,6 +311,16 @@ def _names(code: CodeType) -> Iterator[str]:
 def jit(body: Function) -> Function:
     """Have Numba compile a loop when it is first called."""
     return cast(Function, Jitted(body))
+
+
+def jit_uncounted(body: Function) -> Function:
+    """`jit` for a loop that makes no arrays, only views of those that it is given.
+
+    Numba counts who holds an array, with two calls for each view that a loop takes: along rows of
+    64 numbers that costs as much as the numbers do. Whoever calls the loop holds its arrays all the
+    while, so here nothing is counted. Memory to work in comes from `share`'s ``room``.
+    """
+    return cast(Function, Jitted(body, _nrt=False))
 
 
 def jit_relaxed(body: Function) -> Function:

@@ -30,6 +30,7 @@ from tinydilate.compiling import (
     jit,
     jit_fused,
     jit_relaxed,
+    jit_uncounted,
 )
 from tinydilate.device import CudaArray, MetaArray, device_of
 from tinydilate.errors import DeviceError, DtypeError, KernelError
@@ -67,6 +68,7 @@ __all__ = [
     "jit",
     "jit_fused",
     "jit_relaxed",
+    "jit_uncounted",
     "kernel",
     "pair_at",
     "place_of",

@@ -61,8 +61,13 @@ def sum_to_shape(x: Array, shape: tuple[int, ...]) -> Array:
     return total.reshape(shape)
 
 
+_FEW = 1024  # numbers that are summed in their own dtype
+
+
 @sum_to_shape.cpu
 def sum_to_shape_cpu(x: Array, shape: tuple[int, ...]) -> Array:
+    if x.size < _FEW and math.prod(shape) == 1:  # NumPy's own loop is called sooner
+        return np.add.reduce(x.reshape(-1)).reshape(shape)  # type: ignore[no-any-return]
     full = (1,) * (x.ndim - len(shape)) + shape
     end = x.ndim
     while end > 0:  # runs of neighbouring axes that are all summed, the last run first
@@ -88,7 +93,7 @@ def sum_to_shape_cpu(x: Array, shape: tuple[int, ...]) -> Array:
 
 
 # In float32, a sum that has grown swallows what is added to it: 2**24 + 1 is 2**24. So both loops
-# sum every 1024 numbers for themselves, and then these short sums.
+# sum every `_FEW` numbers for themselves, and then these short sums.
 
 
 @jit_relaxed
@@ -96,8 +101,8 @@ def _sum_rows(start: int, stop: int, x: Array, total: Array) -> None:
     """(A, R) -> (A,): sum of each row, for a in [start, stop)."""
     for a in range(start, stop):
         exact = 0.0  # the sum of the short sums, in float64
-        for first in range(0, x.shape[1], 1024):
-            part, short = x[a, first : first + 1024], x.dtype.type(0)
+        for first in range(0, x.shape[1], _FEW):
+            part, short = x[a, first : first + _FEW], x.dtype.type(0)
             for r in range(len(part)):
                 short += part[r]
             exact += short
@@ -112,10 +117,10 @@ def _sum_middle(start: int, stop: int, x: Array, total: Array) -> None:
         sums = total[a]
         for b in range(len(sums)):
             sums[b] = 0
-        for first in range(0, x.shape[1], 1024):
+        for first in range(0, x.shape[1], _FEW):
             for b in range(len(short)):
                 short[b] = 0
-            for r in range(first, min(first + 1024, x.shape[1])):
+            for r in range(first, min(first + _FEW, x.shape[1])):
                 row = x[a, r]
                 for b in range(len(short)):
                     short[b] += row[b]

@@ -35,7 +35,7 @@ from tinydilate import buffers, device
 from tinydilate.autograd import Op, Tensor, as_tensors, public
 from tinydilate.device import Array, CudaArray, MetaArray, cover_planes
 from tinydilate.errors import ShapeError
-from tinydilate.kernel import Int32Array, Int64Array, cuda, in_planes, jit, kernel, ravel
+from tinydilate.kernel import Int32Array, Int64Array, cuda, in_planes, jit_uncounted, kernel, ravel
 from tinydilate.threads import share, worth_a_thread
 from tinydilate.window import Pair
 
@@ -135,7 +135,7 @@ def pad_forward_cpu(x: Array, maps: IndexMaps, value: float) -> Array:
     return out
 
 
-@jit
+@jit_uncounted
 def _longest_run(columns: Array) -> tuple[int, int]:
     """Where the map's longest run of neighbours m, m + 1, m + 2, ... begins and ends.
 
@@ -152,7 +152,7 @@ def _longest_run(columns: Array) -> tuple[int, int]:
     return begin, end
 
 
-@jit
+@jit_uncounted
 def _is_alone(columns: Array, begin: int, end: int) -> bool:
     """Whether the map shows nothing outside its longest run, as where zeros are added."""
     shown = 0
@@ -161,43 +161,65 @@ def _is_alone(columns: Array, begin: int, end: int) -> bool:
     return bool(shown == end - begin)
 
 
-@jit
+@jit_uncounted
 def _pad(
     start: int, stop: int, x: Array, rows: Array, columns: Array, value: Any, out: Array
 ) -> None:
     """Job p*OH + i is one output row."""
     begin, end = _longest_run(columns)
     alone = _is_alone(columns, begin, end)
+    mirrors = _falls(columns[:begin]), _falls(columns[end:])
     for job in range(start, stop):
         plane, i = divmod(job, len(rows))
         target = out[plane, i]
-        if rows[i] < 0 or alone:
-            for j in range(len(target)):
-                target[j] = value
         if rows[i] < 0:
-            continue
-        if i > 0 and job > start and rows[i] == rows[i - 1]:  # as when an image is enlarged
-            source = out[plane, i - 1]
-            for j in range(len(target)):
-                target[j] = source[j]
+            _fill(target, value)
+        elif i > 0 and job > start and rows[i] == rows[i - 1]:  # as when an image is enlarged
+            _copy(out[plane, i - 1], target)
         else:
             source = x[plane, rows[i]]
-            if not alone:
-                _read_row(source, columns[:begin], value, target[:begin])
-                _read_row(source, columns[end:], value, target[end:])
+            if alone:
+                _fill(target[:begin], value)
+                _fill(target[end:], value)
+            else:
+                _read_row(source, columns[:begin], value, mirrors[0], target[:begin])
+                _read_row(source, columns[end:], value, mirrors[1], target[end:])
             if begin < end:
-                inside, seen = target[begin:end], source[columns[begin] :]
-                for j in range(len(inside)):
-                    inside[j] = seen[j]
+                _copy(source[columns[begin] :], target[begin:end])
 
 
-@jit
-def _read_row(source: Array, columns: Array, value: Any, target: Array) -> None:
-    """Part of a row, number by number."""
+@jit_uncounted
+def _falls(columns: Array) -> bool:
+    """Whether a map is one run m, m - 1, m - 2, ..., as where a row is reflected."""
+    falling = 0
+    for j in range(len(columns)):
+        falling += columns[j] >= 0 and columns[j] == columns[0] - j
+    return bool(falling == len(columns) and falling > 0)
+
+
+@jit_uncounted
+def _fill(target: Array, value: Any) -> None:
     for j in range(len(target)):
-        c = columns[j]
-        seen = source[c if c >= 0 else 0]  # read in any case: a choice of values needs no jump
-        target[j] = seen if c >= 0 else value
+        target[j] = value
+
+
+@jit_uncounted
+def _copy(source: Array, target: Array) -> None:
+    """As many numbers as the target takes."""
+    for j in range(len(target)):
+        target[j] = source[j]
+
+
+@jit_uncounted
+def _read_row(source: Array, columns: Array, value: Any, mirrored: bool, target: Array) -> None:
+    """Part of a row, number by number, or turned round as a whole."""
+    if mirrored:
+        _copy(source[columns[-1] : columns[0] + 1][::-1], target)
+    else:
+        for j in range(len(target)):
+            c = columns[j]
+            number = source[c if c >= 0 else 0]  # in any case: a choice of values needs no jump
+            target[j] = number if c >= 0 else value
 
 
 @pad_forward.cuda
@@ -279,12 +301,16 @@ def pad_backward_cpu(grad: Array, maps: IndexMaps, size: Pair) -> Array:
         share(_cut_out, len(grad) * size[0], grad, rows, columns, result, least=least)
         return result
     # Threads share planes, so no two of them add to one position.
-    least = worth_a_thread(len(maps.rows) * len(maps.columns))
-    share(_pad_backward, len(grad), grad, maps.rows, maps.columns, result, least=least)
+    share(
+        *(_pad_backward, len(grad), grad, maps.rows, maps.columns, result),
+        least=worth_a_thread(len(maps.rows) * len(maps.columns)),
+        room=max(1, len(maps.columns)),
+        dtype=grad.dtype,
+    )
     return result
 
 
-@jit
+@jit_uncounted
 def _cut_out(start: int, stop: int, grad: Array, rows: Run, columns: Run, result: Array) -> None:
     """Job p*H + y is one row of the result: a piece of one row of the gradient, or zeros."""
     height, begin, end = result.shape[1], columns.shown, columns.shown + columns.length
@@ -292,50 +318,49 @@ def _cut_out(start: int, stop: int, grad: Array, rows: Run, columns: Run, result
         plane, y = job // height, job % height
         target, nothing = result[plane, y], result.dtype.type(0)
         if not 0 <= y - rows.shown < rows.length:
-            target[:] = nothing
+            _fill(target, nothing)
             continue
-        target[:begin] = nothing
-        target[end:] = nothing
-        inside, source = target[begin:end], grad[plane, y - rows.shown + rows.showing]
-        source = source[columns.showing : columns.showing + columns.length]
-        for z in range(len(inside)):
-            inside[z] = source[z]
+        _fill(target[:begin], nothing)
+        _fill(target[end:], nothing)
+        source = grad[plane, y - rows.shown + rows.showing]
+        _copy(source[columns.showing :], target[begin:end])
 
 
-@jit
+@jit_uncounted
 def _pad_backward(
-    start: int, stop: int, grad: Array, rows: Array, columns: Array, result: Array
+    start: int, stop: int, room: Array, grad: Array, rows: Array, columns: Array, result: Array
 ) -> None:
     begin, end = _longest_run(columns)
-    sums = np.empty(len(columns), grad.dtype)
+    sums = room[: len(columns)]
     for plane in range(start, stop):
         for y in range(result.shape[1]):
-            target = result[plane, y]
-            for z in range(len(target)):
-                target[z] = 0
+            _fill(result[plane, y], result.dtype.type(0))
         i = 0
         while i < len(rows):
             y, line, i = rows[i], grad[plane, i], i + 1
             if i < len(rows) and rows[i] == y:  # neighbours that showed the same row: sum them
-                for j in range(len(sums)):
-                    sums[j] = line[j]
+                _copy(line, sums)
                 while i < len(rows) and rows[i] == y:
-                    line, i = grad[plane, i], i + 1
-                    for j in range(len(sums)):
-                        sums[j] += line[j]
+                    _add(grad[plane, i], sums)
+                    i += 1
                 line = sums
             if y < 0:
                 continue
             target = result[plane, y]
             if begin < end:
-                inside, seen = line[begin:end], target[columns[begin] :]
-                for j in range(len(inside)):
-                    seen[j] += inside[j]
+                _add(line[begin:end], target[columns[begin] :])
             _add_row(line[:begin], columns[:begin], target)
             _add_row(line[end:], columns[end:], target)
 
 
-@jit
+@jit_uncounted
+def _add(line: Array, target: Array) -> None:
+    """All of the line."""
+    for j in range(len(line)):
+        target[j] += line[j]
+
+
+@jit_uncounted
 def _add_row(line: Array, columns: Array, target: Array) -> None:
     """Part of a row, each number added to the position that it showed."""
     for j in range(len(line)):

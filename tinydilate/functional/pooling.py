@@ -36,6 +36,7 @@ from tinydilate.kernel import (
     cuda,
     in_planes,
     jit,
+    jit_uncounted,
     kernel,
     pair_at,
     ravel,
@@ -104,115 +105,121 @@ def _halves(x: Any, window: Window) -> bool:
 
 @max_pool2d_forward.variant("cpu:loops")
 def max_pool2d_forward_loops(x: Array, window: Window) -> tuple[Array, Array]:
+    (_, outs), (_, reach) = window.output_size(x.shape[2:]), _reach(window)
+    windows = _whole_turns((outs - 1) * window.stride[1] + 1)
+    tap_offsets, count_with = _offsets(window, x.shape[3]), _COUNTERS[x.dtype.itemsize]
     options = window.kernel, window.stride, window.before, window.dilation
-    # Positions in 32 bits fill a vector as numbers do; an image that has more pixels takes longer.
-    small = x.shape[2] * x.shape[3] < 2**31
-    return _run_max_pool(_max_pool, x, window, *options, np.int32(-1) if small else np.int64(-1))
+    return _run_max_pool(
+        *(_max_pool, x, window, windows, *options, tap_offsets, count_with),
+        room=5 * windows + reach,
+    )
 
 
-def _run_max_pool(body: Any, x: Array, window: Window, *options: Any) -> tuple[Array, Array]:
+# Whole numbers as wide as the numbers that are compared: a vector holds as many of both.
+_COUNTERS = {4: np.empty(0, np.int32), 8: np.empty(0, np.int64)}
+_TURN = 32  # numbers that a compiled loop takes in one turn, in several vectors
+
+
+def _whole_turns(count: int) -> int:
+    """Round up: what a loop has left after its last whole turn it does one by one."""
+    return -(-count // _TURN) * _TURN
+
+
+def _reach(window: Window) -> Pair:
+    """From the first tap to the last."""
+    return window.extent[0] - 1, window.extent[1] - 1
+
+
+@lru_cache(1024)
+def _offsets(window: Window, width: int) -> Array:
+    """(taps,) int64: how far behind the window's first pixel each tap reads, in a plane."""
+    rows, columns = (
+        np.arange(count, dtype=np.int64) * apart
+        for count, apart in zip(window.kernel, window.dilation, strict=True)
+    )
+    return np.add.outer(rows * width, columns).reshape(-1)
+
+
+def _run_max_pool(
+    body: Any, x: Array, window: Window, *options: Any, room: int = 0
+) -> tuple[Array, Array]:
     shape = output_shape(x, window)
     values, indices = buffers.empty(shape, x.dtype), buffers.empty(shape, np.int64)
     count, size = shape[0] * shape[1], shape[2:]
     arrays = x.reshape(count, *x.shape[2:]), values.reshape(count, *size)
-    least = worth_a_thread(shape[3] * window.taps)
-    share(body, count * size[0], *arrays, indices.reshape(count, *size), *options, least=least)
+    share(
+        *(body, count * size[0], *arrays, indices.reshape(count, *size), *options),
+        least=worth_a_thread(shape[3] * window.taps),
+        room=room,
+        dtype=x.dtype,
+    )
     return values, indices
 
 
-@jit
+@jit_uncounted
 def _max_pool(
     start: int,
     stop: int,
+    room: Array,
     x: Array,
     values: Array,
     indices: Array,
+    windows: int,
     kernel: Pair,
     stride: Pair,
     padding: Pair,
     dilation: Pair,
-    nowhere: Any,
+    offsets: Array,
+    counters: Array,
 ) -> None:
-    """Job plane*OH + i is one output row, found in three passes along rows of neighbours.
+    """Job plane*OH + i is one output row: tap after tap challenges the largest number so far.
 
-    First the largest number of each column, among the rows that the window's taps read; then, from
-    those, the largest of a window at every column; then the windows that the stride keeps. Vectors
-    do the first two, though the second finds more windows than are kept.
-
-    Each step reads one row of numbers and writes another: a number that stays where it is would be
-    written under a mask, which takes ten cycles on processors without AVX-512.
+    That is done for a window at every column, for then each tap reads neighbours and vectors can
+    do it; what the stride keeps is picked out at the end. Column p is z + padding, and where there
+    is no pixel stands -inf, which beats nothing.
     """
     height, width = x.shape[1:]
-    lead, span = padding[1], (kernel[1] - 1) * dilation[1]
-    windows = (values.shape[2] - 1) * stride[1] + 1  # one at each column; column p is z + lead
-    least = x.dtype.type(-np.inf)
-    tops, tops_at = np.full((2, windows + span), least), np.full((2, windows + span), nowhere)
-    best, best_at = np.full((2, windows), least), np.full((2, windows), nowhere)
-    first, last = min(lead, windows + span), min(lead + width, windows + span)  # inside the image
+    line, rows = room[: len(room) - 4 * windows], room[len(room) - 4 * windows :]
+    line[:] = -np.inf
+    first, last = min(padding[1], len(line)), min(padding[1] + width, len(line))
+    old = rows[:windows], rows[windows : 2 * windows].view(counters.dtype)
+    new = rows[2 * windows : 3 * windows], rows[3 * windows :].view(counters.dtype)
     for job in range(start, stop):
         plane, i = divmod(job, values.shape[1])
-        rows = 0
+        old[0][:], old[1][:] = -np.inf, -1
         for u in range(kernel[0]):
             y = tap(i, u, stride[0], padding[0], dilation[0])
             if 0 <= y < height:
-                old, new = (rows + 1) % 2, rows % 2
-                _raise_tops(
-                    x[plane, y, first - lead : last - lead],
-                    y * width + first - lead,
-                    (tops[old, first:last], tops_at[old, first:last]),
-                    (tops[new, first:last], tops_at[new, first:last]),
-                    rows == 0,
-                )
-                rows += 1
-        found = (rows + 1) % 2
-        for v in range(kernel[1] if rows else 0):
-            shift, old, new = v * dilation[1], (v + 1) % 2, v % 2
-            _raise_windows(
-                (tops[found, shift:], tops_at[found, shift:]),
-                (best[old], best_at[old]),
-                (best[new], best_at[new]),
-                v == 0,
-            )
-        kept = (kernel[1] + 1) % 2
-        value, where = values[plane, i], indices[plane, i]
-        for j in range(len(value)):
-            value[j] = best[kept, j * stride[1]] if rows else -np.inf
-            where[j] = best_at[kept, j * stride[1]] if rows else -1
+                _copy(x[plane, y], line[first:last])
+                for v in range(kernel[1]):
+                    number = counters.dtype.type(u * kernel[1] + v)
+                    _challenge(line[v * dilation[1] :], number, old, new)
+                    old, new = new, old
+        corner = tap(i, 0, stride[0], padding[0], 1) * width - padding[1]
+        given = values[plane, i], indices[plane, i]
+        if stride[1] == 2:  # said apart: vectors can take every second number, if they know it
+            complete = _keep(old, 2, corner, offsets, given)
+        else:
+            complete = _keep(old, stride[1], corner, offsets, given)
+        if not complete:
+            _look_again(x[plane], i, old[1], kernel, stride, padding, dilation, given)
 
 
-@jit
-def _raise_tops(
-    row: Array, at: int, old: tuple[Array, Array], new: tuple[Array, Array], first: bool
+@jit_uncounted
+def _challenge(
+    line: Array, number: Any, old: tuple[Array, Array], new: tuple[Array, Array]
 ) -> None:
-    """Take the numbers of a row that beat those of the rows above; it begins at position ``at``."""
-    (tops, tops_at), (raised, raised_at) = old, new
-    for z in range(len(row)):
-        value, top, top_at = row[z], tops[z], tops_at[z]
-        wins = first | _beats(value, top)
-        raised[z] = value if wins else top
-        raised_at[z] = at + z if wins else top_at
+    """Let what a tap reads challenge the largest number of each window, and the tap its holder.
 
-
-@jit
-def _raise_windows(
-    column: tuple[Array, Array],
-    old: tuple[Array, Array],
-    new: tuple[Array, Array],
-    first: bool,
-) -> None:
-    """Take the columns' largest numbers that beat those of the columns to their left.
-
-    Of equal numbers the one that is read first stays: the one whose position comes first. Of nans
-    the last is kept, as where numbers are compared one by one.
+    It reads one row of numbers and writes another: a number that stays where it is would be
+    written under a mask, which takes ten cycles on processors without AVX-512.
     """
-    (tops, tops_at), (best, best_at), (raised, raised_at) = column, old, new
+    (tops, holders), (raised, raised_by) = old, new
     for p in range(len(raised)):
-        value, at, before, where = tops[p], tops_at[p], best[p], best_at[p]
-        is_nan, was_nan = value != value, before != before
-        ahead = (where < 0) | (value > before) | ((value == before) & (at < where))
-        wins = first | ((at >= 0) & (ahead | (is_nan & (~was_nan | (at > where)))))
-        raised[p] = value if wins else before
-        raised_at[p] = at if wins else where
+        value, top, holder = line[p], tops[p], holders[p]
+        wins = _beats(value, top)
+        raised[p] = value if wins else top
+        raised_by[p] = number if wins else holder
 
 
 @jit
@@ -221,13 +228,54 @@ def _beats(value: float, best: float) -> bool:
     return (value > best) | (value != value)  # nan is not itself
 
 
-@jit
-def _inside(begin: int, stride: int, outputs: int, width: int) -> tuple[int, int]:
-    """Outputs [first, last) of those j for which begin + j*stride lies in [0, width)."""
-    return max(0, -(begin // stride)), min(outputs, (width - 1 - begin) // stride + 1)
+@jit_uncounted
+def _keep(
+    best: tuple[Array, Array], stride: int, corner: int, offsets: Array, given: tuple[Array, Array]
+) -> bool:
+    """Pick out the windows that the stride keeps; whether each of them has a winner."""
+    (tops, holders), (values, where) = best, given
+    losers = 0
+    for j in range(len(values)):
+        values[j], holder = tops[j * stride], holders[j * stride]
+        losers += holder < 0
+        where[j] = corner + j * stride + offsets[holder]
+    return losers == 0
 
 
-@jit
+@jit_uncounted
+def _look_again(
+    image: Array,
+    i: int,
+    holders: Array,
+    kernel: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    given: tuple[Array, Array],
+) -> None:
+    """Where nothing beat -inf: the first pixel that the window sees, if it sees any, is -inf."""
+    height, width = image.shape
+    values, where = given
+    for j in range(len(values)):
+        if holders[j * stride[1]] >= 0:
+            continue
+        values[j], where[j] = -np.inf, -1
+        for u in range(kernel[0] - 1, -1, -1):  # the first comes last, and stays
+            y = tap(i, u, stride[0], padding[0], dilation[0])
+            for v in range(kernel[1] - 1, -1, -1):
+                z = tap(j, v, stride[1], padding[1], dilation[1])
+                if 0 <= y < height and 0 <= z < width:
+                    where[j] = y * width + z
+
+
+@jit_uncounted
+def _copy(row: Array, target: Array) -> None:
+    """As many numbers of the row as the target takes."""
+    for z in range(len(target)):
+        target[z] = row[z]
+
+
+@jit_uncounted
 def _max_pool_2x2(start: int, stop: int, x: Array, values: Array, indices: Array) -> None:
     """`_max_pool` of 2x2 with stride 2 and no padding: four numbers, no questions, vectors."""
     width = x.shape[2]
@@ -346,7 +394,7 @@ def max_pool2d_backward_cpu(grad: Array, indices: Array, size: Pair, window: Win
     return result
 
 
-@jit
+@jit_uncounted
 def _give_to_winners(start: int, stop: int, grad: Array, indices: Array, result: Array) -> None:
     for plane in range(start, stop):
         image, given, winners = result[plane], grad[plane], indices[plane]
@@ -498,55 +546,97 @@ def avg_pool2d_forward_cpu(
     shape = output_shape(x, window)
     out = buffers.empty(shape, x.dtype)
     count, size = shape[0] * shape[1], shape[2:]
-    arrays = x.reshape(count, *x.shape[2:]), out.reshape(count, *size)
-    counts = divisors(window, x.shape[2:], include_pad, divisor).astype(x.dtype)
-    options = window.kernel, window.stride, window.before
-    least = worth_a_thread(shape[3] * window.taps)
-    share(_avg_pool, count * size[0], *arrays, counts, *options, least=least)
+    share(
+        *(_avg_pool, count * size[0], x.reshape(count, *x.shape[2:]), out.reshape(count, *size)),
+        *_known_counts(x.dtype, window, x.shape[2:], include_pad, divisor),
+        *(window.kernel, window.stride, window.before),
+        least=worth_a_thread(shape[3] * window.taps),
+        room=2 * ((shape[3] - 1) * window.stride[1] + window.kernel[1]),
+        dtype=x.dtype,
+    )
     return out
 
 
-@jit
+@lru_cache(1024)
+def _known_counts(dtype: Any, *options: Any) -> list[Array]:
+    return [factor.astype(dtype) for factor in _counts(*options)]
+
+
+@jit_uncounted
 def _avg_pool(
     start: int,
     stop: int,
+    room: Array,
     x: Array,
     out: Array,
-    divisors: Array,
+    by_row: Array,
+    by_column: Array,
     kernel: Pair,
     stride: Pair,
     padding: Pair,
 ) -> None:
-    """The definition, tap by tap; job plane*OH + i is one output row."""
+    """Job plane*OH + i is one output row, found in three passes along neighbours.
+
+    First the sum of each column of the padded image, among the rows that the window sees; from
+    those the sum of a window at every column; then the windows that the stride keeps.
+    """
     height, width = x.shape[1:]
+    columns, windows = room[: len(room) // 2], room[len(room) // 2 :]
+    columns[:] = 0
+    first, last = min(padding[1], len(columns)), min(padding[1] + width, len(columns))
     for job in range(start, stop):
         plane, i = divmod(job, out.shape[1])
-        total, divisor = out[plane, i], divisors[i]
-        for j in range(len(total)):
-            total[j] = 0
-        for u in range(kernel[0]):
-            y = tap(i, u, stride[0], padding[0], 1)
-            if not 0 <= y < height:
-                continue
-            row = x[plane, y]
-            for v in range(kernel[1]):
-                begin = tap(0, v, stride[1], padding[1], 1)
-                first, last = _inside(begin, stride[1], len(total), width)
-                if first < last:
-                    _add_apart(row[begin + first * stride[1] :], stride[1], total[first:last])
-        for j in range(len(total)):
-            total[j] /= divisor[j]
+        top = tap(i, 0, stride[0], padding[0], 1)
+        seen = x[plane, max(top, 0) : max(min(top + kernel[0], height), 0)]  # (rows, W)
+        _sum_rows(seen, columns[first:last])
+        _sum_windows(columns, kernel[1], windows[: len(windows) - kernel[1] + 1])
+        _keep_means(windows, stride[1], by_row[i], by_column, out[plane, i])
 
 
-@jit
-def _add_apart(row: Array, stride: int, total: Array) -> None:
-    """Add to each number of ``total`` one of ``row``, which stand ``stride`` apart."""
-    if stride == 2:  # said apart: vectors can take every second number, if they know it is those
-        for j in range(len(total)):
-            total[j] += row[2 * j]
+@jit_uncounted
+def _sum_rows(rows: Array, total: Array) -> None:
+    """(R, W) -> (W,), two rows at once."""
+    if len(rows) == 0:
+        total[:] = 0
+    elif len(rows) == 1:
+        _copy(rows[0], total)
     else:
-        for j in range(len(total)):
-            total[j] += row[j * stride]
+        _sum_two(rows[0], rows[1], total)
+    for r in range(2, len(rows)):
+        _add(rows[r], total)
+
+
+@jit_uncounted
+def _sum_windows(line: Array, taps: int, total: Array) -> None:
+    """Sum of the window of so many taps that begins at each position, two taps at once."""
+    if taps == 1:
+        _copy(line, total)
+    else:
+        _sum_two(line, line[1:], total)
+    for v in range(2, taps):
+        _add(line[v:], total)
+
+
+@jit_uncounted
+def _sum_two(a: Array, b: Array, total: Array) -> None:
+    for n in range(len(total)):
+        total[n] = a[n] + b[n]
+
+
+@jit_uncounted
+def _add(row: Array, total: Array) -> None:
+    for n in range(len(total)):
+        total[n] += row[n]
+
+
+@jit_uncounted
+def _keep_means(windows: Array, stride: int, by_row: float, by_column: Array, means: Array) -> None:
+    if stride == 2:  # said apart: vectors can take every second number, if they know it is those
+        for j in range(len(means)):
+            means[j] = windows[2 * j] / (by_row * by_column[j])
+    else:
+        for j in range(len(means)):
+            means[j] = windows[j * stride] / (by_row * by_column[j])
 
 
 @avg_pool2d_forward.cuda
@@ -622,48 +712,69 @@ def avg_pool2d_backward_cpu(
     grad: Array, size: Pair, window: Window, include_pad: bool = True, divisor: int | None = None
 ) -> Array:
     result = buffers.empty((*grad.shape[:2], *size), grad.dtype)
-    count = grad.shape[0] * grad.shape[1]
-    arrays = grad.reshape(count, *grad.shape[2:]), result.reshape(count, *size)
-    counts = divisors(window, size, include_pad, divisor).astype(grad.dtype)
-    options = window.kernel, window.stride, window.before
+    (count, outs), reach = (grad.shape[0] * grad.shape[1], grad.shape[3]), window.kernel[1] - 1
+    spread = reach + max(outs * window.stride[1], window.before[1] + size[1])
     # Threads share planes, so no two of them add to one pixel.
-    least = worth_a_thread(grad.shape[2] * grad.shape[3] * window.taps)
-    share(_avg_pool_backward, count, *arrays, counts, *options, least=least)
+    share(
+        *(_avg_pool_backward, count),
+        *(grad.reshape(count, *grad.shape[2:]), result.reshape(count, *size)),
+        *_known_counts(grad.dtype, window, size, include_pad, divisor),
+        *(window.kernel, window.stride, window.before),
+        least=worth_a_thread(size[0] * size[1]),
+        room=spread + size[1],
+        dtype=grad.dtype,
+    )
     return result
 
 
-@jit
+@jit_uncounted
 def _avg_pool_backward(
     start: int,
     stop: int,
+    room: Array,
     grad: Array,
     result: Array,
-    divisors: Array,
+    by_row: Array,
+    by_column: Array,
     kernel: Pair,
     stride: Pair,
     padding: Pair,
 ) -> None:
+    """The three passes of `_avg_pool` backwards: set apart, sum the windows, give to the rows.
+
+    Pixel z gets from output j where ``j * stride = z + padding - v`` for one of the taps v. With
+    the outputs ``stride`` apart and zeros between them, those are a window again.
+    """
     height, width = result.shape[1:]
-    part = np.empty(grad.shape[2], grad.dtype)
+    apart, windows = room[: len(room) - width], room[len(room) - width :]
+    apart[:] = 0
     for plane in range(start, stop):
-        for y in range(height):
-            row = result[plane, y]
-            for z in range(width):
-                row[z] = 0
+        begun = 0  # rows that hold something
         for i in range(grad.shape[1]):
-            given, divisor = grad[plane, i], divisors[i]
-            for j in range(len(part)):
-                part[j] = given[j] / divisor[j]
-            for u in range(kernel[0]):
-                y = tap(i, u, stride[0], padding[0], 1)
-                if not 0 <= y < height:
-                    continue
-                row = result[plane, y]
-                for v in range(kernel[1]):
-                    begin = tap(0, v, stride[1], padding[1], 1)
-                    first, last = _inside(begin, stride[1], len(part), width)
-                    for j in range(first, last):
-                        row[begin + j * stride[1]] += part[j]
+            top = tap(i, 0, stride[0], padding[0], 1)
+            first, last = min(max(top, 0), height), min(top + kernel[0], height)
+            _set_apart(grad[plane, i], stride[1], by_row[i], by_column, apart[kernel[1] - 1 :])
+            _sum_windows(apart[padding[1] :], kernel[1], windows)
+            result[plane, begun:first] = 0
+            for y in range(first, last):
+                if y < begun:
+                    _add(windows, result[plane, y])
+                else:
+                    _copy(windows, result[plane, y])
+            begun = max(begun, first, last)
+        result[plane, begun:] = 0
+
+
+@jit_uncounted
+def _set_apart(grad: Array, stride: int, by_row: float, by_column: Array, apart: Array) -> None:
+    """Each output's part, so many places apart; in between there are zeros already."""
+    if stride == 2:  # a vector can be written only with what is in between
+        for j in range(len(grad)):
+            apart[2 * j] = grad[j] / (by_row * by_column[j])
+            apart[2 * j + 1] = 0
+    else:
+        for j in range(len(grad)):
+            apart[j * stride] = grad[j] / (by_row * by_column[j])
 
 
 @avg_pool2d_backward.cuda
@@ -799,10 +910,9 @@ def max_pool2d(
     window = _pooling_window(kernel_size, stride, padding, dilation, ceil_mode)
     op = MaxPool(window)
     out = op(_batched("max_pool2d", x))
-    indices = Tensor(op.indices)
     if x.ndim == 3:
-        out, indices = out.reshape(*out.shape[1:]), Tensor(op.indices.reshape(*out.shape[1:]))
-    return (out, indices) if return_indices else out
+        out = out.reshape(*out.shape[1:])
+    return (out, Tensor(op.indices.reshape(*out.shape))) if return_indices else out
 
 
 @public

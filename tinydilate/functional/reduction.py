@@ -273,8 +273,10 @@ class Sum(Op):
 
     def forward(self, x: Any) -> Any:
         self.shape = x.shape
-        total = sum_to_shape(x, _reduced(x.shape, self.axes, keepdim=True))
-        return total.reshape(_reduced(x.shape, self.axes, self.keepdim))
+        shape = _reduced(x.shape, self.axes, self.keepdim)
+        if self.keepdim or not shape:  # nothing is lost between axes that stay
+            return sum_to_shape(x, shape)
+        return sum_to_shape(x, _reduced(x.shape, self.axes, keepdim=True)).reshape(shape)
 
     def backward(self, grad: Any) -> Any:
         # A view whose stride is 0 along the summed axes repeats the gradient there.

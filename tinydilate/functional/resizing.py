@@ -39,7 +39,16 @@ from tinydilate.device import Array, CudaArray, MetaArray, cover_planes
 from tinydilate.errors import ShapeError
 from tinydilate.functional.padding import IndexMaps, pad_backward, pad_forward, showing
 from tinydilate.functional.unfolding import check_axes
-from tinydilate.kernel import Int32Array, Int64Array, cuda, in_planes, jit, kernel, ravel
+from tinydilate.kernel import (
+    Int32Array,
+    Int64Array,
+    cuda,
+    in_planes,
+    jit,
+    jit_uncounted,
+    kernel,
+    ravel,
+)
 from tinydilate.threads import share, worth_a_thread
 from tinydilate.window import Pair, pair
 
@@ -118,15 +127,20 @@ def bilinear_forward(x: Array, rows: Neighbours, columns: Neighbours) -> Array:
 @bilinear_forward.cpu
 def bilinear_forward_cpu(x: Array, rows: Neighbours, columns: Neighbours) -> Array:
     out = buffers.empty((len(x), len(rows.lower), len(columns.lower)), x.dtype)
-    least = worth_a_thread(out.shape[1] * out.shape[2])
-    share(_bilinear, len(x), x, *rows, *columns, out, least=least)
+    share(
+        *(_bilinear, len(x), x, *rows, *columns, out),
+        least=worth_a_thread(out.shape[1] * out.shape[2]),
+        room=2 * out.shape[2],
+        dtype=x.dtype,
+    )
     return out
 
 
-@jit
+@jit_uncounted
 def _bilinear(
     start: int,
     stop: int,
+    room: Array,
     x: Array,
     y_low: Array,
     y_high: Array,
@@ -136,17 +150,38 @@ def _bilinear(
     z_weight: Array,
     out: Array,
 ) -> None:
-    wide = np.empty((x.shape[1], out.shape[2]), x.dtype)  # one plane, blended along the columns
+    """An input row is blended along the columns when the first output row asks for it.
+
+    Neighbours lie one row apart, so of the rows that were widened two are kept, an even and an odd
+    one: they stay in the cache next to the processor, as a whole plane would not.
+    """
+    width = out.shape[2]
     for plane in range(start, stop):
-        for y in range(x.shape[1]):
-            row, target = x[plane, y], wide[y]
-            for j in range(out.shape[2]):
-                target[j] = _blend(row[z_low[j]], row[z_high[j]], z_weight[j])
+        even = odd = -1  # the rows that are kept
         for i in range(out.shape[1]):
-            low, high, target = wide[y_low[i]], wide[y_high[i]], out[plane, i]
-            w = y_weight[i]
-            for j in range(out.shape[2]):
-                target[j] = _blend(low[j], high[j], w)
+            for y in (y_low[i], y_high[i]):
+                if y % 2 == 0 and y != even:
+                    _widen(x[plane, y], z_low, z_high, z_weight, room[:width])
+                    even = y
+                elif y % 2 == 1 and y != odd:
+                    _widen(x[plane, y], z_low, z_high, z_weight, room[width : 2 * width])
+                    odd = y
+            low = room[y_low[i] % 2 * width :]
+            high = room[y_high[i] % 2 * width :]
+            _blend_rows(low, high, y_weight[i], out[plane, i])
+
+
+@jit_uncounted
+def _widen(row: Array, z_low: Array, z_high: Array, z_weight: Array, target: Array) -> None:
+    """A row blended along the columns."""
+    for j in range(len(target)):
+        target[j] = _blend(row[z_low[j]], row[z_high[j]], z_weight[j])
+
+
+@jit_uncounted
+def _blend_rows(low: Array, high: Array, w: float, target: Array) -> None:
+    for j in range(len(target)):
+        target[j] = _blend(low[j], high[j], w)
 
 
 @jit
@@ -221,17 +256,28 @@ def bilinear_backward(grad: Array, rows: Neighbours, columns: Neighbours, size: 
 
 @bilinear_backward.cpu
 def bilinear_backward_cpu(grad: Array, rows: Neighbours, columns: Neighbours, size: Pair) -> Array:
-    result = buffers.zeros((len(grad), *size), grad.dtype)
+    result = buffers.empty((len(grad), *size), grad.dtype)
     # Threads share planes, so no two of them add to one pixel.
-    least = worth_a_thread(grad.shape[1] * grad.shape[2])
-    share(_bilinear_backward, len(grad), grad, *rows, *columns, result, least=least)
+    share(
+        *(_bilinear_backward, len(grad), grad, *rows, *columns),
+        *(_begins(columns.lower, size[1]), _begins(columns.upper, size[1]), result),
+        least=worth_a_thread(grad.shape[1] * grad.shape[2]),
+        room=max(1, (size[0] + 2) * grad.shape[2]),
+        dtype=grad.dtype,
+    )
     return result
 
 
-@jit
+def _begins(positions: Array, size: int) -> Array:
+    """Positions in ascending order -> (size + 1,): those of z are [begins[z], begins[z + 1])."""
+    return np.searchsorted(positions, np.arange(size + 1)).astype(np.int64)
+
+
+@jit_uncounted
 def _bilinear_backward(
     start: int,
     stop: int,
+    room: Array,
     grad: Array,
     y_low: Array,
     y_high: Array,
@@ -239,25 +285,42 @@ def _bilinear_backward(
     z_low: Array,
     z_high: Array,
     z_weight: Array,
+    lows: Array,
+    highs: Array,
     result: Array,
 ) -> None:
-    one = grad.dtype.type(1)
-    tall = np.empty((result.shape[1], grad.shape[2]), grad.dtype)  # one plane, spread along rows
+    """Each plane is spread along the rows, then each of its rows along the columns.
+
+    Neighbours along the columns go to one pixel. Added to it in memory one after the other, each
+    would wait until the one before is written; a pixel's two runs of them are summed in registers.
+    """
+    one, width = grad.dtype.type(1), grad.shape[2]
+    to_low, to_high, tall = room[:width], room[width : 2 * width], room[2 * width :]
     for plane in range(start, stop):
         tall[:] = 0
         for i in range(grad.shape[1]):
-            source, low, high = grad[plane, i], tall[y_low[i]], tall[y_high[i]]
             w = y_weight[i]
-            for j in range(grad.shape[2]):
-                low[j] += (one - w) * source[j]
-            for j in range(grad.shape[2]):  # on its own: at the last row, high is low
-                high[j] += w * source[j]
+            _add_share(grad[plane, i], one - w, tall[y_low[i] * width :])
+            _add_share(grad[plane, i], w, tall[y_high[i] * width :])
         for y in range(result.shape[1]):
-            source, target = tall[y], result[plane, y]
-            for j in range(grad.shape[2]):
-                w = z_weight[j]
-                target[z_low[j]] += (one - w) * source[j]
-                target[z_high[j]] += w * source[j]
+            source, target = tall[y * width :], result[plane, y]
+            for j in range(width):
+                to_low[j] = (one - z_weight[j]) * source[j]
+                to_high[j] = z_weight[j] * source[j]
+            for z in range(len(target)):
+                total = grad.dtype.type(0)
+                for j in range(lows[z], lows[z + 1]):
+                    total += to_low[np.uint64(j)]
+                other = grad.dtype.type(0)
+                for j in range(highs[z], highs[z + 1]):
+                    other += to_high[np.uint64(j)]
+                target[z] = total + other
+
+
+@jit_uncounted
+def _add_share(source: Array, w: float, target: Array) -> None:
+    for j in range(len(source)):
+        target[j] += w * source[j]
 
 
 # On the GPU a thread has one number of the result and adds up what it has a share in, so no two
