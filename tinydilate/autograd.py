@@ -124,18 +124,14 @@ class Tensor:
     __slots__ = ("__weakref__", "data", "grad", "op", "requires_grad")
 
     def __init__(self, data: Any, requires_grad: bool = False, op: Op | None = None) -> None:
-        if not hasattr(data, "dtype"):
-            raise DtypeError(
-                f"expected an array; got {type(data).__name__}. Write tinydilate.tensor(...): it "
-                "reads numbers and lists."
-            )
+        if type(data) is not np.ndarray:  # the common case
+            data = _array(data)
         if requires_grad and data.dtype not in FLOATS:
             raise DtypeError(
                 f"expected float32 or float64 for a tensor that requires grad; got {data.dtype}. "
                 "Whole numbers have no derivative: convert with .astype(np.float32)."
             )
-        # NumPy answers arithmetic on arrays without axes with numbers; a tensor holds an array.
-        self.data = np.asarray(data) if isinstance(data, np.generic) else data
+        self.data: Any = data
         self.requires_grad = requires_grad
         self.grad: Tensor | None = None
         self.op = op
@@ -307,6 +303,16 @@ class Tensor:
     flatten = _method("flatten")
 
 
+def _array(data: Any) -> Any:
+    """What a tensor holds: an array. NumPy answers arithmetic without axes with numbers."""
+    if not hasattr(data, "dtype"):
+        raise DtypeError(
+            f"expected an array; got {type(data).__name__}. Write tinydilate.tensor(...): it "
+            "reads numbers and lists."
+        )
+    return np.asarray(data) if isinstance(data, np.generic) else data
+
+
 class Op(ABC):
     """One operation on tensors, and after the call one node of the graph.
 
@@ -348,7 +354,10 @@ class Op(ABC):
                 "called before, and a second call would overwrite what it saved. Make a new one "
                 f"for each call: {type(self).__name__}(...)(x)."
             )
-        tensors = as_tensors(*inputs)
+        return self.run(as_tensors(*inputs))
+
+    def run(self, tensors: tuple[Tensor, ...]) -> Tensor:
+        """Call a new op with inputs that `as_tensors` has looked at already."""
         self.needs = tuple([tensor.requires_grad for tensor in tensors])
         result = self.forward(*[tensor.data for tensor in tensors])
         if True not in self.needs or not is_grad_enabled():

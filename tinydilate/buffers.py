@@ -36,6 +36,7 @@ Result = TypeVar("Result")
 
 ALIGNMENT = 64  # bytes
 _LEAST = 65_536  # bytes from which on an array gets a block
+_FEW = _LEAST // 8  # fewer numbers are fewer bytes, whichever of our numbers they are
 
 
 class Statistics(NamedTuple):
@@ -208,8 +209,11 @@ if hasattr(os, "register_at_fork"):
 
 def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
     """An array for a result, as `numpy.empty`: whatever numbers happen to be in it."""
+    count = math.prod(shape)
+    if count < _FEW:
+        return np.empty(shape, dtype)
     dtype = np.dtype(dtype)
-    size = math.prod(shape) * dtype.itemsize
+    size = count * dtype.itemsize
     if size < _LEAST:
         return np.empty(shape, dtype)
     return np.asarray(_Lease(_pool, _pool.take(block_size(size)), shape, dtype))

@@ -48,6 +48,7 @@ from tinydilate.launching import (
     unravel,
 )
 from tinydilate.threads import WORTH_A_THREAD, share, worth_a_thread
+from tinydilate.window import Window
 
 __all__ = [
     "KERNELS",
@@ -224,9 +225,11 @@ class Kernel:
             arguments = tuple(_at_the_door(argument) for argument in arguments)
         begin = time.perf_counter() if _watchers else 0.0
         try:
-            result = _at_the_exit(implementation(*arguments))
+            result = implementation(*arguments)
         except LaunchError as error:
             raise KernelError(f"{self.name}: {error}") from error
+        if type(result) is not np.ndarray:
+            result = _at_the_exit(result)
         if not _watchers:
             return result
         launch = Launch(self.name, name, arguments, result, time.perf_counter() - begin)
@@ -258,6 +261,7 @@ def kernel(reference: Callable[..., Any]) -> Kernel:
 
 # What arrays come in; here subclasses of ndarray, too.
 _HOLDERS = (np.ndarray, CudaArray, MetaArray, list)
+_NO_HOLDERS = {type(None), bool, int, float, str, tuple, Window}  # sooner asked than the above
 
 
 def _ready(arguments: tuple[Any, ...]) -> str:
@@ -268,7 +272,8 @@ def _ready(arguments: tuple[Any, ...]) -> str:
     """
     found = None
     for argument in arguments:
-        if type(argument) is np.ndarray:
+        kind = type(argument)
+        if kind is np.ndarray:
             if not argument.flags.carray:
                 return ""
             dtype = argument.dtype
@@ -276,7 +281,7 @@ def _ready(arguments: tuple[Any, ...]) -> str:
                 if found is not None:
                     return ""
                 found = dtype
-        elif isinstance(argument, _HOLDERS):
+        elif kind not in _NO_HOLDERS and isinstance(argument, _HOLDERS):
             return _ready_on_gpu(arguments)
     return "cpu"
 

@@ -64,11 +64,15 @@ def pair(value: int | Sequence[int], name: str, least: int) -> Pair:
     return rows, columns
 
 
-def is_plain(value: Any) -> bool:
-    """Whether an option of a window is an integer or a pair of them, not what merely equals one."""
-    if type(value) is tuple and len(value) == 2:
-        return type(value[0]) is type(value[1]) is int
-    return type(value) is int
+def are_plain(*values: Any) -> bool:
+    """Whether options of a window are integers or pairs of them, not what merely equals one."""
+    for value in values:
+        if type(value) is tuple and len(value) == 2:
+            if not type(value[0]) is type(value[1]) is int:
+                return False
+        elif type(value) is not int:
+            return False
+    return True
 
 
 class Window(NamedTuple):

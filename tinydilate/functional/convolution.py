@@ -49,7 +49,7 @@ from tinydilate.functional.unfolding import (
 from tinydilate.gemm import forward_gather, gathered_outer, gathered_product, input_gradient
 from tinydilate.kernel import Kernel, cuda, jit, kernel, tap
 from tinydilate.threads import share
-from tinydilate.window import Pair, Window, is_plain
+from tinydilate.window import Pair, Window, are_plain
 from tinydilate.winograd import winograd_outer, winograd_product
 
 _A_FEW = 16_384  # multiply-adds that the plain loops have done before tiles are laid out
@@ -85,7 +85,7 @@ def conv2d_forward_cpu(
 ) -> Array:
     size = window.output_size(x.shape[2:])
     if side is None and len(x) * size[0] * size[1] * w.size < _A_FEW:
-        return conv2d_forward_loops(x, w, b, window, groups, relu)
+        return _loops(x, w, b, window, size, groups, relu)
     if tiles := _side(side, x, w.shape, window, size, groups):
         return winograd_product(x, w, b, window, size, groups, relu, side=tiles)
     return gathered_product(x, w, b, forward_gather(window, size), groups, relu)
@@ -120,7 +120,13 @@ _add_forced(conv2d_forward, conv2d_forward_cpu)
 def conv2d_forward_loops(
     x: Array, w: Array, b: Array | None, window: Window, groups: int = 1, relu: bool = False
 ) -> Array:
-    out = buffers.empty((len(x), len(w), *window.output_size(x.shape[2:])), x.dtype)
+    return _loops(x, w, b, window, window.output_size(x.shape[2:]), groups, relu)
+
+
+def _loops(
+    x: Array, w: Array, b: Array | None, window: Window, size: Pair, groups: int, relu: bool
+) -> Array:
+    out = buffers.empty((len(x), len(w), *size), x.dtype)
     bias = np.zeros(len(w), x.dtype) if b is None else b
     jobs, arrays = len(x) * len(w), (x, w, bias, out)
     # window.before is the padding before the first row and the first column.
@@ -605,18 +611,25 @@ def conv2d(
     On a GPU, `tinydilate.set_tf32` allows tensor cores, which round their inputs; it is off.
     """
     tensors = as_tensors(*((input, weight) if bias is None else (input, weight, bias)))
-    x, w = tensors[:2]
-    if x.ndim == 3:
+    shapes = tuple([tensor.data.shape for tensor in tensors])
+    if len(shapes[0]) == 3:
+        x, *others = tensors
         batch = x.reshape(1, *x.shape)
-        bias = tensors[2] if bias is not None else None
-        result = conv2d(batch, w, bias, stride, padding, dilation, groups, relu=relu)
+        result = conv2d(
+            batch,
+            *others,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            relu=relu,
+        )
         return result.reshape(*result.shape[1:])  # type: ignore[no-any-return]
-    shapes = tuple([tensor.shape for tensor in tensors])
     # A network asks the same in every step. Of anything but whole numbers the answer cannot be
     # remembered: as a key, True is 1.
-    plain = is_plain(stride) and is_plain(padding) and is_plain(dilation) and type(groups) is int
-    window = (_known_window if plain else _window)(shapes, stride, padding, dilation, groups)
-    return Convolution(window, groups, relu)(*tensors)
+    options = stride, padding, dilation, groups
+    window = (_known_window if are_plain(*options) else _window)(shapes, *options)
+    return Convolution(window, groups, relu).run(tensors)
 
 
 def _window(

@@ -43,7 +43,7 @@ from tinydilate.kernel import (
     unravel,
 )
 from tinydilate.threads import share, worth_a_thread
-from tinydilate.window import Pair, Window, is_plain, pair
+from tinydilate.window import Pair, Window, are_plain, pair
 
 _HALVING = Window((2, 2), (2, 2))  # the pooling that all networks here use
 
@@ -844,7 +844,7 @@ def _pooling_window(
 ) -> Window:
     """The window, its stride the kernel's size by default, its padding at most half the kernel."""
     options = (kernel_size, stride, padding, dilation, bool(ceil_mode))
-    if all(is_plain(option) for option in options[:4] if option is not None):
+    if are_plain(kernel_size, 1 if stride is None else stride, padding, dilation):
         return _known_window(*options)  # see conv2d
     return _checked_window(*options)
 

@@ -228,7 +228,7 @@ def _weighted(model: Model, weights: str, random: np.random.Generator) -> Model:
     dtype = np.dtype(np.float64) if weights == "uniform" else _dtype(model)
     own = dict(model.named_parameters())
 
-    def weigh(name: str, shape: tuple[int, ...]) -> Array:
+    def weigh(name: str, shape: tuple[int, ...]) -> Any:
         if weights == "own":
             return own[name].to("cpu").data  # shared, not copied
         if is_bias(name):
