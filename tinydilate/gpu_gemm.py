@@ -260,9 +260,9 @@ def rounds_of(channels: int, taps: int, steps: int = STEPS) -> int:
 class Way(NamedTuple):
     """What the kernels leave to the tile: functions that become part of them, and numbers.
 
-    * ``place_a(row, k)`` and ``place_b(column, k)``: where a number lies in shared memory, and
-      ``beside_b(place, n)``, where the one n steps further lies, if the first is a round's first
-      or, of a thread's share forward, its first.
+    * ``place_a(row, k)`` and ``place_b(column, k)``: where a number lies in shared memory.
+    * ``beside_b(place, n)``: of a thread's share of one column, the n-th, from the place of the
+      first; ``together(place, other)``: of row a + b, from those of a and b.
     * ``rounded(number)``: how it is written there.
     * ``first_row(thread)`` and ``first_column(thread)``: of the thread's own sums. They come in
       pieces of neighbours, and the pieces are so far apart.

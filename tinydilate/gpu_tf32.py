@@ -69,7 +69,7 @@ when the instruction begins. So they are neighbours in shared memory: one load, 
 * Stores forward: the weights are packed in this very order, so lane after lane as well.
 * Stores of the weights' gradient: 16 lanes have the 16 steps in k of one row, 16 those of the next.
   Row and k // 4 give the group, k % 2 the place in it, and the product nothing: 16 banks, each
-  twice. That is one store in three that takes two turns; what would help costs registers.
+  twice. So half of that kernel's stores take two turns; what would help costs registers.
 
 The simulator has no tensor cores, and no lane of it sees another's registers. There the lanes lay
 their numbers out in shared memory and each computes its own sums from the table above, so that all
