@@ -110,5 +110,5 @@ $(VENV)/ready-browser: pyproject.toml | $(VENV)/ready-venv
 CUDA ?= cuda13
 $(VENV)-cuda/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-cuda
-	$(VENV)-cuda/bin/python -m pip install --quiet --editable ".[test,$(CUDA)]" nvidia-cuda-nvdisasm
+	$(VENV)-cuda/bin/python -m pip install --quiet --editable ".[test,$(CUDA)]" nvidia-cuda-nvdisasm pytest-xdist
 	@touch $@

@@ -2,7 +2,7 @@
 
     pip install torch
     python benchmarks/gpu.py --json gpu.json
-    python benchmarks/gpu.py --only layers          one part: layers, ops, launches, networks
+    python benchmarks/gpu.py --only layers          one part: ops, launches, networks, layers
     python benchmarks/gpu.py --only conv4           rows whose name contains this
     python benchmarks/gpu.py --tf32 --only layers   both sides with TF32 allowed
 
@@ -12,14 +12,18 @@ a pass or an op takes is measured on the card, by events around a block of calls
 training step or a prediction takes, by the clock, from an idle card to an idle card, for there
 Python's share counts.
 
+* ops: GB/s of the bytes that the definition must move, beside a copy on the card of as many. Calls
+  on small arrays take Python longer than the card; so the launches are recorded, and what the
+  card takes to repeat them counts for the bytes. The milliseconds beside PyTorch's are of calls.
+* launches: what one call costs where there is nothing to compute.
+* networks: training steps and a prediction, and the most memory that their arrays held.
 * layers: TFLOP/s of the definition and their share of the card's rate in FP32, or with --tf32 in
   TF32. That rate is what PyTorch's product of two 8192x8192 matrices (cuBLAS) reaches here, not the
   data sheet's.
-* ops: GB/s of the bytes that the definition must move, beside a copy on the card of as many.
-* launches: what one call costs where there is nothing to compute.
-* networks: training steps and a prediction, and the most memory that their arrays held.
 
-All of it is made to take less than six minutes on an H100, compiling included. A row that fails is
+The shortest part comes first, and the figures are written after each row: a run that is cut short
+leaves what it measured. After --limit seconds no further row begins, and those left out are named;
+all of it is made to take less than six minutes on an H100, compiling included. A row that fails is
 reported and ends nothing. With --dry the sizes are tiny and PyTorch is left out, so that the
 program can be tried in Numba's simulator: its figures mean nothing.
 """
@@ -50,6 +54,7 @@ from tinydilate.functional import convolution
 from tinydilate.kernel import KERNELS, Launch, watching
 
 BIG, DEMO = (1, 64, 498, 498), (16, 11, 64, 64)  # conv1_1 of a 500x500 crop; the demo's logits
+SCORES, CELLS = (1, 21, 500, 500), (1, 21, 63, 63)  # of an image, and as a front end leaves them
 PARAMETERS = 10_000_000
 BLOCK = 0.02  # seconds that a block of calls should take, about
 Run = Callable[[], Any]
@@ -62,6 +67,7 @@ class Setting(NamedTuple):
     repeats: int
     dry: bool
     wanted: Callable[[str, str], bool]  # of a part and the name of a row
+    done: Callable[[str, list[dict[str, Any]]], None]  # told of a part's rows after each
     tf32: bool = False  # on both sides
 
 
@@ -128,6 +134,21 @@ def compare(
         ratio = paired_ratio(seconds["torch"], seconds["tinydilate"])
         figures["torch_over_tinydilate"] = ratio
     return figures
+
+
+def by_the_card(run: Run, calls: int = 20) -> float | None:
+    """Milliseconds a call that the card takes by itself: the launches recorded, and repeated.
+
+    None for what cannot be recorded, such as an optimiser's step.
+    """
+    run()  # makes the tables that its kernels keep
+    try:
+        recorded = device.capture(lambda: [run() for _ in range(calls)][-1])
+    except DeviceError:
+        return None
+    device.repeat(recorded)
+    times = [device.seconds(device.repeat, recorded) for _ in range(5 if calls > 1 else 1)]
+    return median(times) / calls * 1e3
 
 
 def attempt(name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -246,6 +267,7 @@ def layers(setting: Setting) -> dict[str, Any]:
                 speed = layer.flop / row["tinydilate_ms"] / 1e9
                 row |= {"tflops": speed, "share_of_rate": rate and speed / rate}
             rows.append(row | {"layer": layer.name, "pass": name, "gflop": layer.flop / 1e9})
+            setting.done("layers", rows)
     return {f"{kind.lower()}_tflops": rate, "rows": rows, **over_a_gflop(rows)}
 
 
@@ -292,6 +314,9 @@ def ops_of(setting: Setting) -> Makers:
     torch = setting.torch
     big = (1, 2, 4, 4) if setting.dry else BIG
     logits = (1, 3, 4, 4) if setting.dry else DEMO
+    scores = (1, 3, 5, 5) if setting.dry else SCORES
+    cells, times = ((1, 2, 2, 2), 2) if setting.dry else (CELLS, 8)
+    border = [1 if setting.dry else 10] * 4
     functional: Any = torch and torch.nn.functional
 
     def there(x: Any, function: Callable[[Any], Any]) -> Run | None:
@@ -332,9 +357,21 @@ def ops_of(setting: Setting) -> Makers:
         ),
         "pad zeros 10": (
             big,
-            lambda x: F.pad(x, [10] * 4),
-            lambda t: functional.pad(t, [10] * 4),
+            lambda x: F.pad(x, border),
+            lambda t: functional.pad(t, border),
             *(2, 2),
+        ),
+        "pad reflect 10": (
+            big,
+            lambda x: F.pad(x, border, mode="reflect"),
+            lambda t: functional.pad(t, border, mode="reflect"),
+            *(2, 2),
+        ),
+        "avg_pool 2x2/2": (
+            big,
+            lambda x: F.avg_pool2d(x, 2),
+            lambda t: functional.avg_pool2d(t, 2),
+            *(1 + 1 / 4, 1 + 1 / 4),
         ),
         "softmax": (
             logits,
@@ -353,6 +390,18 @@ def ops_of(setting: Setting) -> Makers:
             lambda x: F.interpolate(x, size=enlarged, mode="bilinear"),
             lambda t: functional.interpolate(t, size=enlarged, mode="bilinear"),
             *(5, 5),
+        ),
+        "softmax of an image": (
+            scores,
+            lambda x: F.softmax(x, 1),
+            lambda t: torch.softmax(t, 1),
+            *(2, 3),
+        ),
+        "bilinear x8": (
+            cells,
+            lambda x: F.interpolate(x, scale_factor=times, mode="bilinear"),
+            lambda t: functional.interpolate(t, scale_factor=times, mode="bilinear"),
+            *(65, 65),
         ),
     }
     for op, (shape, ours, theirs, moved, moved_back) in pairs.items():
@@ -398,17 +447,28 @@ def ops(setting: Setting) -> dict[str, Any]:
             op = make()
             if op.exact:
                 check(setting, op.ours(), op.theirs and op.theirs())
-            source = device.empty((max(1, op.bytes // 8),), np.float32)
-            copying = compare(setting, source.copy, None)["tinydilate_ms"]
             figures = compare(setting, op.ours, op.theirs)
-            rate = op.bytes / figures["tinydilate_ms"] / 1e6
-            copy_rate = op.bytes / copying / 1e6
-            share = copying / figures["tinydilate_ms"]
-            rates = {"gb_per_s": rate, "copy_gb_per_s": copy_rate, "share_of_copy": share}
-            return figures | rates | {"bytes": op.bytes}
+            return figures | beside_a_copy(setting, op, figures["tinydilate_ms"])
 
         rows.append(attempt(name, measure))
+        setting.done("ops", rows)
     return {"rows": rows}
+
+
+def beside_a_copy(setting: Setting, op: Op, called: float) -> dict[str, Any]:
+    """Rates of an op, one call of which takes ``called`` milliseconds, and of a copy."""
+    source = device.empty((max(1, op.bytes // 8),), np.float32)
+    calls = 1 if setting.dry else 20
+    card, copying = by_the_card(op.ours, calls), by_the_card(source.copy, calls)
+    if card is None or copying is None:  # both by events around calls, then
+        card, copying = called, compare(setting, source.copy, None)["tinydilate_ms"]
+    return {
+        "card_ms": card,
+        "gb_per_s": op.bytes / card / 1e6,
+        "copy_gb_per_s": op.bytes / copying / 1e6,
+        "share_of_copy": copying / card,
+        "bytes": op.bytes,
+    }
 
 
 # ---- launches --------------------------------------------------------------------------------
@@ -432,6 +492,7 @@ def launches(setting: Setting) -> dict[str, Any]:
                 return compare(setting, ours, theirs, clock=True, calls=calls)
 
             rows.append(attempt(name, measure))
+            setting.done("launches", rows)
     return {"rows": rows}
 
 
@@ -551,8 +612,8 @@ def networks(setting: Setting) -> dict[str, Any]:
     problems: dict[str, tuple[Callable[[], Problem], int]] = {
         "training step, demo with context": (demo, 20),
         "the same, recorded": (recorded_demo, 20),
-        "training step, front end + Basic context, 500x500": (crop, 3),
         "prediction, front end + Large context, 900x900": (whole_image, 3),
+        "training step, front end + Basic context, 500x500": (crop, 3),
     }
     if setting.dry:
         problems = {"training step, tiny": (tiny, 1)}
@@ -571,6 +632,7 @@ def networks(setting: Setting) -> dict[str, Any]:
             return compare(setting, ours, theirs, clock=True, calls=calls) | most
 
         rows.append(attempt(name, measure))
+        setting.done("networks", rows)
         gc.collect()
         device.cuda_empty_cache()
         if setting.torch is not None:
@@ -599,10 +661,10 @@ def peak_of_theirs(torch: Any, run: Run) -> float:
 # ---- the report ------------------------------------------------------------------------------
 
 PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
-    "layers": layers,
     "ops": ops,
     "launches": launches,
     "networks": networks,
+    "layers": layers,
 }
 COLUMNS: dict[str, list[tuple[str, str, float, str]]] = {  # heading, key, factor, format
     "layers": [
@@ -611,7 +673,8 @@ COLUMNS: dict[str, list[tuple[str, str, float, str]]] = {  # heading, key, facto
         ("PyTorch / ours", "torch_over_tinydilate", 1, ".2f"),
     ],
     "ops": [
-        ("ms", "tinydilate_ms", 1, ".3f"),
+        ("call, ms", "tinydilate_ms", 1, ".3f"),
+        ("card, ms", "card_ms", 1, ".3f"),
         ("GB/s", "gb_per_s", 1, ".0f"),
         ("of a copy", "share_of_copy", 1, ".0%"),
         ("PyTorch / ours", "torch_over_tinydilate", 1, ".2f"),
@@ -702,24 +765,35 @@ def run_parts(options: argparse.Namespace) -> int:
     begin = time.monotonic()
     td.manual_seed(0)
 
-    def wanted(part: str, name: str) -> bool:
-        return options.only in (part, "") or (options.only not in PARTS and options.only in name)
-
-    torch = None if options.dry else load_torch(options.tf32)
-    repeats = 1 if options.dry else options.repeats
-    setting = Setting(torch, repeats, options.dry, wanted, options.tf32)
     figures: dict[str, Any] = {
         "gpu": gpu_checkup.describe(),
         "dry": options.dry,
         "tf32": options.tf32,
+        "left_out": [],
     }
+
+    def wanted(part: str, name: str) -> bool:
+        chosen = options.only in (part, "")
+        chosen = chosen or (options.only not in PARTS and options.only in name)
+        if chosen and time.monotonic() > begin + options.limit:
+            figures["left_out"].append(name)
+            return False
+        return chosen
+
+    def done(part: str, rows: list[dict[str, Any]]) -> None:
+        write_json(options.json, figures | {part: {"rows": rows}}, finished=False)
+
+    torch = None if options.dry else load_torch(options.tf32)
+    repeats = 1 if options.dry else options.repeats
+    setting = Setting(torch, repeats, options.dry, wanted, done, options.tf32)
     for part, measure in PARTS.items():
         if options.only in PARTS and options.only != part:
             continue
         print(f"\n{part}", flush=True)
         figures[part] = measure(setting)
         figures["seconds"] = round(time.monotonic() - begin, 1)
-        write_json(options.json, figures)  # after each part: a run that is cut short leaves some
+        write_json(options.json, figures, finished=False)
+    write_json(options.json, figures)
     for part in (part for part in PARTS if figures.get(part, {}).get("rows")):
         print(f"\n{as_table(part, figures[part]['rows'])}")
     mean = figures.get("layers", {})
@@ -728,6 +802,8 @@ def run_parts(options: argparse.Namespace) -> int:
             f"\n{mean['over_a_gflop']} passes of more than one GFLOP: geometric mean "
             f"{mean['geometric_mean']:.2f}, smallest ratio {mean['smallest_ratio']:.2f}"
         )
+    if figures["left_out"]:
+        print(f"\nleft out after {options.limit:.0f} s: {', '.join(figures['left_out'])}")
     print(f"\n{figures['gpu']['device']}, {figures['seconds']:.0f} s")
     return 0
 
@@ -736,6 +812,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     made = parser(__doc__.splitlines()[0])
     made.set_defaults(repeats=5)
     made.add_argument("--only", default="", help="a part, or rows whose name contains this")
+    made.add_argument("--limit", type=float, default=330, help="seconds (default: 330)")
     made.add_argument("--tf32", action="store_true", help="allow TF32, on both sides")
     made.add_argument("--dry", action="store_true", help="tiny sizes, without PyTorch")
     return made.parse_args(arguments)

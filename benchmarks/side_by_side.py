@@ -89,18 +89,24 @@ def _tile_on_cached_numbers(
 STEPS = 128  # of the tile that finds the peak: 4 KB of A and 24 KB of B
 
 
-def measured_peak(repeats: int = 7, rounds: int = 20_000) -> float:
-    """GFLOP/s of all threads together: the register tile on numbers in the first-level cache."""
+def arithmetic(flop: float) -> tuple[Callable[[], None], float]:
+    """What the processor's peak is measured by, and its multiplications and additions.
+
+    All threads run the register tile on numbers in the first-level cache, about ``flop`` operations
+    together. On a shared machine the peak is another one in each second, so it takes turns with
+    what it is compared with.
+    """
     tile = host_tile()
     rows, columns, threads = tile.rows, tile.columns(), get_num_threads()
     a, b = np.ones(STEPS * rows, np.float32), np.ones(STEPS * columns, np.float32)
-    zeros, seconds = np.zeros(rows, np.float32), []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        arguments = (rounds, a, b, zeros, (rows, columns))
+    once = 2 * rows * columns * STEPS * threads
+    rounds = max(1, round(flop / once))
+    arguments = (rounds, a, b, np.zeros(rows, np.float32), (rows, columns))
+
+    def run() -> None:
         share(_tile_on_cached_numbers, threads, *arguments, room=rows * columns)
-        seconds.append(time.perf_counter() - begin)
-    return 2 * rows * columns * STEPS * rounds * threads / min(seconds) / 1e9
+
+    return run, float(once * rounds)
 
 
 def machine() -> dict[str, Any]:

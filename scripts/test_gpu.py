@@ -4,13 +4,16 @@
     make test-gpu GPU_PYTHON=python3                   with a Python that has all it needs already
     python3 scripts/test_gpu.py --json report.json
 
-The steps: the doctor's look at the GPU; every test that is marked for it (each twin against its
-reference between guards, each op from end to end against the CPU, gradients in float64, the same
-bits twice, ten thousand training steps in the memory of a few); the demo, trained there to the
-figures that it reaches on the CPU; and a small run under compute-sanitizer, where that program is.
-Nothing has to be installed: the folder that this script stands in is put on Python's path.
+The steps: the doctor's look at the GPU; a small run; the demo, trained there to the figures that it
+reaches on the CPU; the small run under compute-sanitizer, where that program is; and every test
+that is marked for a GPU (each twin against its reference between guards, each op from end to end
+against the CPU, gradients in float64, the same bits twice, ten thousand training steps in the
+memory of a few). Nothing has to be installed: the folder that this script stands in is put on
+Python's path. The tests come last, for they take what time is left: on one H100 the rest took a
+minute, and the tests 91 seconds in ten processes, for which pytest-xdist has to be there.
 
-A step that cannot run for want of a package is reported as left out, and the report as incomplete.
+The report is written after each step. One that cannot run for want of a package or of time is
+reported as left out, and the report as incomplete.
 With NUMBA_ENABLE_CUDASIM=1 or --tiny the steps are the same and small, to try the script itself.
 Exit code 0: all passed. 1: something failed. 2: there is no GPU, or a step was left out.
 """
@@ -65,11 +68,13 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def call(command: list[str], seconds: float, folder: Path = ROOT) -> tuple[int, str]:
+def call(
+    command: list[str], seconds: float, folder: Path = ROOT, **settings: str
+) -> tuple[int, str]:
     """Exit code and output of a program; 124 if it took too long."""
     try:
         done = subprocess.run(
-            command, cwd=folder, env=environment(), timeout=seconds, check=False,
+            command, cwd=folder, env=environment() | settings, timeout=seconds, check=False,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
         )  # fmt: skip
     except subprocess.TimeoutExpired as stop:
@@ -112,7 +117,7 @@ def tests(setting: Setting) -> Outcome:
             # Each process compiles for itself, which takes longer than to run; so several.
             *(["-n", str(min(8, os.cpu_count() or 1))] if has_xdist and not setting.tiny else []),
         ]
-        code, output = call(command, setting.rest(300))
+        code, output = call(command, setting.rest(LIMIT))
         counts, failed = read_junit(report)
     verdict = "passed" if code == 0 and counts.get("tests") else "failed"
     detail = tail(output) if code else f"{counts}"
@@ -164,11 +169,15 @@ def judge_demo(figures: dict[str, float]) -> Outcome:
 
 def sanitizer(setting: Setting) -> Outcome:
     """The small run below under compute-sanitizer: wrong addresses, races, unwritten memory."""
-    program = shutil.which("compute-sanitizer")
+    homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
+    folders = [os.environ.get("PATH", ""), *(str(Path(home, "bin")) for home in homes if home)]
+    program = shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
     if program is None:
         return Outcome("left out", "there is no compute-sanitizer on the path (CUDA toolkit)")
     found = {}
     for tool in SANITIZERS:
+        if setting.rest(60) < 20:
+            return Outcome("left out", f"the time was up before {tool}", found)
         command = [program, "--tool", tool, "--error-exitcode", "9"]
         command += [sys.executable, str(ROOT / "scripts" / "test_gpu.py"), "--small-run"]
         code, output = call(command, setting.rest(60))
@@ -203,26 +212,37 @@ def small_run() -> None:
 
 
 def first_run(setting: Setting) -> Outcome:
-    """The small run by itself: without it the rest has no sense."""
+    """The small run by itself, without which the rest has no sense: compiling, and once more."""
     command = [sys.executable, str(ROOT / "scripts" / "test_gpu.py"), "--small-run"]
-    code, output = call(command, setting.rest(120))
-    return Outcome("passed" if code == 0 else "failed", tail(output))
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for which in ("seconds_compiling", "seconds_from_the_cache"):
+            begin = time.monotonic()
+            code, output = call(command, setting.rest(120), TINYDILATE_CACHE=folder)
+            if code:
+                return Outcome("failed", tail(output), figures)
+            figures[which] = round(time.monotonic() - begin, 1)
+    said = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in figures.items())
+    return Outcome("passed", f"{tail(output)}\n{said}", figures)
 
 
 STEPS: dict[str, Callable[[Setting], Outcome]] = {
     "doctor": look,
     "small run": first_run,
-    "tests": tests,
     "demo": demo,
     "sanitizer": sanitizer,
+    "tests": tests,
 }
 
 
 # ---- the report ------------------------------------------------------------------------------
 
 
-def run_steps(setting: Setting, names: list[str]) -> list[dict[str, Any]]:
-    rows = []
+Rows = list[dict[str, Any]]
+
+
+def run_steps(setting: Setting, names: list[str], write: Callable[[Rows], None]) -> Rows:
+    rows: Rows = []
     for name in names:
         begin = time.monotonic()
         if setting.ends <= begin:
@@ -236,6 +256,7 @@ def run_steps(setting: Setting, names: list[str]) -> list[dict[str, Any]]:
         print(f"{name:10} {outcome.verdict:9} {seconds:6.1f} s", flush=True)
         print("\n".join(f"           {line}" for line in outcome.detail.splitlines()), flush=True)
         rows.append({"step": name, "seconds": seconds, **outcome._asdict()})
+        write(rows)
     return rows
 
 
@@ -269,18 +290,23 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     setting = Setting(options.tiny or facts.simulated, time.monotonic() + options.limit, options.k)
-    begin = time.monotonic()
-    rows = run_steps(setting, options.only or list(STEPS))
+    begin, names, machine = time.monotonic(), options.only or list(STEPS), gpu_checkup.describe()
+
+    def write(rows: Rows) -> None:
+        if options.json:
+            done = len(rows) == len(names)
+            report = {
+                "machine": machine,
+                "passed": done and code_of(rows, setting.tiny) == 0,
+                "complete": done and all(row["verdict"] != "left out" for row in rows),
+                "seconds": round(time.monotonic() - begin, 1),
+                "steps": rows,
+            }
+            options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+    rows = run_steps(setting, names, write)
     code = code_of(rows, setting.tiny)
-    report = {
-        "machine": gpu_checkup.describe(),
-        "passed": code == 0,
-        "complete": all(row["verdict"] != "left out" for row in rows),
-        "seconds": round(time.monotonic() - begin, 1),
-        "steps": rows,
-    }
     if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         print(f"written: {options.json}")
     print("all passed" if code == 0 else "see above")
     return code

@@ -50,6 +50,7 @@ def forget_what_is_kept() -> None:
     """Let go of the tables on the GPU, so that those of the block have guards, and only those."""
     device.constants.cache_clear()
     device._kept.cache_clear()
+    device._tables.cache_clear()
 
 
 @contextmanager

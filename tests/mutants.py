@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 import tinydilate
-from tinydilate import compiling, threads
+from tinydilate import compiling, device, threads
 from tinydilate.compiling import Jitted, Native, around
 from tinydilate.handover import together, together_in_rooms
 from tinydilate.kernel import Elementwise
@@ -123,9 +123,10 @@ def forget_what_was_worked_out() -> None:
     threads._dismiss()
     for function in loaded(type(loaded)):
         module = function.__module__ or ""
-        # What device.py keeps is no result: the queue that kernels are in, above all.
+        # What device.py keeps is no result: the queue that kernels are in, above all. But tables are.
         if module.startswith("tinydilate.") and module != "tinydilate.device":
             function.cache_clear()
+    device._tables.cache_clear()
 
 
 @contextmanager
@@ -862,6 +863,21 @@ MUTANTS = [
         "return 1",
         "test_weight_files test_a_run_of_numbers_is_found_in_one_step",
     ),
+    # ---- machine code that is kept
+    Mutant(
+        "the constants outside a kernel's body are not in its recipe",
+        "cubins.py",
+        "waiting += [value.__globals__[n] for n in code.co_names if n in value.__globals__]",
+        "waiting += [value.__globals__[n] for n in code.co_names if n in ()]",
+        "test_cubins test_the_recipe_knows_what_a_body_leads_to",
+    ),
+    Mutant(
+        "a kernel with a rule that is not ours is kept",
+        "cubins.py",
+        "if not Path(value.__code__.co_filename).is_relative_to(compiling.PACKAGE):",
+        "if False:",
+        "test_cubins test_what_is_not_ours_has_no_recipe",
+    ),
 ]
 
 # In LLVM's language, which does not run as Python: these are compiled. Each is killed by a test of
@@ -1254,8 +1270,8 @@ GPU_WINOGRAD_MUTANTS = [
     Mutant(
         "the last band's gradient is not added",
         GPU_WINOGRAD,
-        "for part in range(parts):",
-        "for part in range(parts - 1):",
+        "sums = part if sums is None else _add(sums, part)",
+        "sums = part if sums is None else sums",
         "check_bands",
     ),
 ]
@@ -1313,14 +1329,42 @@ GPU_PAGE_MUTANTS = [
         "window.py",
         "i if steps >= 0 and steps == i * stride and i < outputs else -1",
         "i if steps >= 0 and steps == i * stride and i <= outputs else -1",
-        "avg_pool2d",
+        "max_pool2d",
     ),
     Mutant(
         "pixels between the strides taken for read ones",
         "window.py",
         "i if steps >= 0 and steps == i * stride and i < outputs else -1",
         "i if steps >= 0 and i < outputs else -1",
+        "max_pool2d",
+    ),
+    Mutant(
+        "the last output that saw a pixel of a mean forgotten",
+        POOL,
+        "np.int32(min(last + 1, outputs))",
+        "np.int32(min(last, outputs))",
         "avg_pool2d",
+    ),
+    Mutant(
+        "means of windows that begin before the image begin with it",
+        POOL,
+        "first = -((kernel - 1 - y - padding) // stride)",
+        "first = -((kernel - 1 - y) // stride)",
+        "test_means_of_odd_images",
+    ),
+    Mutant(
+        "the rows beyond a grid's height left out",
+        "launching.py",
+        "np.uint32(plane), np.uint32(down), np.uint32(deep)",
+        "np.uint32(plane), np.uint32(2 * down), np.uint32(deep)",
+        "test_a_thread_takes_all_that_a_grid_has_no_blocks_for",
+    ),
+    Mutant(
+        "the planes beyond a grid's depth left out",
+        "launching.py",
+        "np.uint32(plane), np.uint32(down), np.uint32(deep)",
+        "np.uint32(plane), np.uint32(down), np.uint32(2 * deep)",
+        "test_a_thread_takes_all_that_a_grid_has_no_blocks_for",
     ),
     Mutant(
         "the gradient of a mean divided by the counts of the rows alone",
@@ -1339,8 +1383,8 @@ GPU_PAGE_MUTANTS = [
     Mutant(
         "the scores of every item read from the first",
         LOSS,
-        "return np.uint32(pixel // pixels * classes * pixels + pixel % pixels)",
-        "return np.uint32(pixel % pixels)",
+        "item = np.uint32(pixel // pixels)",
+        "item = np.uint32(0)",
         "log_softmax",
     ),
     Mutant(
@@ -1388,22 +1432,22 @@ GPU_PAGE_MUTANTS = [
     Mutant(
         "the adjoint of a border forgets the last output",
         PAD,
-        "for b in range(first_column[z], first_column[z + np.uint32(1)]):",
-        "for b in range(first_column[z], first_column[z + np.uint32(1)] - 1):",
+        "for b in range(left, right):",
+        "for b in range(left, right - 1):",
         "pad-replicate",
     ),
     Mutant(
         "each output's share given to the other neighbour",
         SIZE,
-        "weights = np.concatenate([1 - blend.weight, blend.weight])",
-        "weights = np.concatenate([blend.weight, 1 - blend.weight])",
+        "weights = np.concatenate([1 - weight, weight])",
+        "weights = np.concatenate([weight, 1 - weight])",
         "interpolate-bilinear",
     ),
     Mutant(
         "rows blended with the weights of the columns",
         SIZE,
-        "        y_weight[i],\n    )",
-        "        w,\n    )",
+        "                share,\n            )",
+        "                w,\n            )",
         "interpolate-bilinear",
     ),
     Mutant(

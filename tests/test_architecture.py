@@ -40,7 +40,7 @@ CHAIN = [
     ["compiling"],
     ["handover"],
     ["threads"],
-    ["device", "field"],
+    ["device", "field", "cubins"],
     ["launching", "recording"],
     ["kernel"],
     ["simd"],

@@ -17,10 +17,11 @@ from guarded_cuda import guarded
 
 import tinydilate
 import tinydilate.functional as F
-from tinydilate import device, gpu_gemm, kernel, launching, nn, tensor
+from tinydilate import device, gpu_gemm, gpu_winograd, kernel, launching, nn, tensor
 from tinydilate.device import Array, CudaArray, cover
 from tinydilate.errors import DeviceError, DtypeError, KernelError, ShapeError
 from tinydilate.kernel import cuda
+from tinydilate.window import Window
 
 # ---- without a GPU ---------------------------------------------------------------------------
 
@@ -102,6 +103,48 @@ def test_another_type_in_the_same_memory(card):
     assert (part.size, part.address) == (92, place + 64)
     assert part.words == (0, 0, 92, 8, place + 64, 92, 8)
     assert len(card.made) == 1
+
+
+def test_a_block_that_held_many_sizes_forgets_the_first(card):
+    for count in range(1, 129):  # all of them in one block, of the least size
+        device.empty((count,), np.float32)
+    assert card.made == [512]
+    for blocks in device._pool.waiting.values():
+        for memory in blocks:
+            assert len(memory.lines) <= 32
+
+
+class SeveralCards(FakeDriver):
+    """Two cards, of which the first is in use; memory from 2**40 on is the second's."""
+
+    bindings = types.SimpleNamespace(
+        CUpointer_attribute=types.SimpleNamespace(CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL=9)
+    )
+
+    def call(self, name, *arguments):
+        if name == "cuCtxGetDevice":
+            return 0
+        if name == "cuPointerGetAttribute":
+            assert arguments[0] == 9
+            return int(arguments[1] >= 2**40)
+        return super().call(name, *arguments)
+
+
+def test_an_array_on_another_card_is_refused(card, monkeypatch):
+    monkeypatch.setattr(device, "driver", SeveralCards)
+    monkeypatch.setattr(device, "check_device", lambda name: name)
+    text = (
+        "expected an array on the GPU that computes here, number 0; got one on number 1. Copy it "
+        "there first (x.to('cuda:0')), or make the other one the first: CUDA_VISIBLE_DEVICES=1 "
+        "before Python starts."
+    )
+    for place in (2**20, 2**40):
+        there = Foreign(shape=(2,), typestr="<f4", data=(place, False), version=3)
+        if place < 2**40:
+            assert device.adopt(there).flat.address == place
+        else:
+            with pytest.raises(DeviceError, match="^" + re.escape(text) + "$"):
+                device.adopt(there)
 
 
 def test_out_of_memory_says_what_is_held_and_what_to_do(card):
@@ -291,6 +334,22 @@ def test_a_batch_of_more_matrices_than_a_grid_is_high(card, launched, monkeypatc
         assert sizes[1:3] == (1, 1)
 
 
+def test_the_sums_of_many_bands_take_the_memory_of_one(recorder, launched, monkeypatch):
+    monkeypatch.setattr(gpu_gemm, "card", device.card)
+    table = device.empty((64,), np.int32)
+    monkeypatch.setattr(device, "constants", lambda *numbers: table)
+    window, tiles = Window.of(3, padding=1), 64
+    x, grad = (device.empty((tiles, 32, 2, 2), np.float32) for _ in "xg")
+
+    def peak(bands):
+        monkeypatch.setattr(gpu_winograd, "BAND_BYTES", 4 * 16 * 64 * (tiles // bands))
+        device.cuda_empty_cache()
+        gpu_winograd.weight_gradient(x, grad, window, side=2)
+        return device.cuda_statistics().peak
+
+    assert peak(32) <= peak(2), "smaller bands, and no more sums of them"
+
+
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 def test_padding_too_large_for_float32_is_inf(card, launched, monkeypatch):
     monkeypatch.setattr(device, "kept", lambda array: device.empty(array.shape, array.dtype))
@@ -370,6 +429,28 @@ def test_every_element_has_a_thread():
     assert cover(0, 256) == (0, 256)
     assert cover(1, 256) == (1, 256)
     assert cover(257, 256) == (2, 256)
+
+
+@pytest.mark.parametrize(
+    ("shape", "blocks", "threads"),
+    [
+        ((64, 518, 518), (17, 65, 16), (32, 8, 1)),  # four planes a thread
+        ((64, 64, 64), (2, 8, 64), (32, 8, 1)),  # one: four would leave multiprocessors idle
+        ((176, 4, 4), (1, 1, 11), (4, 4, 16)),  # a block has several tiny maps
+        ((1, 1, 10_000_000), (312_500, 1, 1), (32, 1, 1)),
+        ((10_000_000, 1, 1), (1, 1, 39_063), (1, 1, 64)),
+        ((3, 20_000_000, 1), (1, 65_535, 1), (1, 256, 1)),
+        ((0, 3, 3), (1, 1, 0), (4, 4, 1)),
+    ],
+)
+def test_planes_are_covered(card, monkeypatch, shape, blocks, threads):
+    h100 = device.Card("fake", (9, 0), 132, 2**34)
+    monkeypatch.setattr(device, "card", lambda: h100)
+    monkeypatch.setattr(device, "_THREADS", 256)
+    monkeypatch.setattr(device, "_FULL", 16 * 256)
+    device.cover_planes.cache_clear()
+    assert device.cover_planes(*shape) == (blocks, threads)
+    device.cover_planes.cache_clear()
 
 
 def test_kernels_refuse_what_they_were_not_compiled_for(card):

@@ -201,6 +201,13 @@ def recorded_training(record):
     return losses
 
 
+def test_numbers_beside_an_array_are_there_when_it_is_recorded():
+    x = tensor(np.ones(3), device="cuda")
+    step = tinydilate.record(lambda: (2 * x - 1) / 4)
+    device.write(np.full(3, 4.0), x.data)
+    assert step().numpy().tolist() == [1.75, 1.75, 1.75]
+
+
 @needs_training
 def test_recorded_steps_give_the_same_bits():
     assert recorded_training(True) == recorded_training(False)

@@ -90,10 +90,12 @@ def test_a_step_that_breaks_hides_none_after_it(monkeypatch, capsys):
 
     steps = {"one": breaks, "two": lambda setting: script.Outcome("passed", "fine")}
     monkeypatch.setattr(script, "STEPS", steps)
-    rows = script.run_steps(SETTING, ["one", "two"])
+    written = []
+    rows = script.run_steps(SETTING, ["one", "two"], lambda rows: written.append(len(rows)))
+    assert written == [1, 2]
     assert [row["verdict"] for row in rows] == ["failed", "passed"]
     assert rows[0]["detail"] == "OSError: no such luck"
-    late = script.run_steps(SETTING._replace(ends=0), ["two"])
+    late = script.run_steps(SETTING._replace(ends=0), ["two"], written.append)
     assert late[0]["verdict"] == "left out"
     assert "the time was up" in capsys.readouterr().out
 
@@ -117,14 +119,31 @@ def test_each_sanitizer_is_asked(monkeypatch):
         asked.append(command[2])
         return (9, "Invalid __global__ write") if command[2] == "racecheck" else (0, "")
 
-    monkeypatch.setattr(script.shutil, "which", lambda _: None)
+    monkeypatch.setattr(script.shutil, "which", lambda name, path: None)
     assert script.sanitizer(SETTING).verdict == "left out"
-    monkeypatch.setattr(script.shutil, "which", lambda _: "/usr/bin/compute-sanitizer")
+    monkeypatch.setattr(script.shutil, "which", lambda name, path: "/usr/bin/compute-sanitizer")
     monkeypatch.setattr(script, "call", call)
     outcome = script.sanitizer(SETTING)
     assert asked == list(script.SANITIZERS)
     assert outcome.verdict == "failed"
     assert "racecheck: exit code 9: Invalid __global__ write" in outcome.detail
+    late = script.sanitizer(SETTING._replace(ends=0))
+    assert (late.verdict, late.detail) == ("left out", "the time was up before memcheck")
+
+
+def test_the_small_run_is_timed_twice_with_one_cache(monkeypatch):
+    folders = []
+
+    def call(command, seconds, **settings):
+        folders.append(settings["TINYDILATE_CACHE"])
+        return len(folders) > 2, "loss 1.1"
+
+    monkeypatch.setattr(script, "call", call)
+    outcome = script.first_run(SETTING)
+    assert outcome.verdict == "passed"
+    assert list(outcome.figures) == ["seconds_compiling", "seconds_from_the_cache"]
+    assert folders[0] == folders[1]
+    assert script.first_run(SETTING).verdict == "failed"
 
 
 def test_the_report_is_written(monkeypatch, tmp_path, capsys):
@@ -132,6 +151,17 @@ def test_the_report_is_written(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(script, "STEPS", steps)
     monkeypatch.setattr(gpu_checkup, "look", lambda: gpu_checkup.Facts(simulated=True, numpy="2.4"))
     path = tmp_path / "report.json"
+    assert script.main(["--json", str(path)]) == 0
+
+    def stops(setting):
+        before = json.loads(path.read_text(encoding="utf-8"))
+        assert (before["passed"], len(before["steps"])) == (False, 1)
+        raise KeyboardInterrupt
+
+    steps["tests"] = stops
+    with pytest.raises(KeyboardInterrupt):
+        script.main(["--json", str(path)])
+    del steps["tests"]
     assert script.main(["--json", str(path)]) == 0
     report = json.loads(path.read_text(encoding="utf-8"))
     assert report["passed"]
@@ -161,7 +191,7 @@ def test_without_a_gpu_the_tests_say_so_and_stop():
 # ---- benchmarks/gpu.py -----------------------------------------------------------------------
 
 bench = load("benchmarks", "gpu")
-ANYTHING = bench.Setting(None, 1, True, lambda part, name: True)
+ANYTHING = bench.Setting(None, 1, True, lambda part, name: True, lambda part, rows: None)
 
 
 def test_without_a_gpu_the_benchmark_says_so_and_stops():
@@ -304,3 +334,28 @@ def test_a_part_or_a_row_can_be_chosen(tmp_path, capsys):
     assert "ops" not in figures
     assert len(figures["launches"]["rows"]) == 3
     capsys.readouterr()
+
+
+@pytest.mark.gpu
+def test_a_run_that_is_out_of_time_names_what_it_left_out(tmp_path, capsys, monkeypatch):
+    path, seen = tmp_path / "gpu.json", []
+    assert bench.main(["--dry", "--only", "launches", "--limit", "-1", "--json", str(path)]) == 0
+    figures = json.loads(path.read_text(encoding="utf-8"))
+    assert (figures["launches"]["rows"], figures["left_out"]) == (
+        [],
+        ["relu kernel", "F.relu", "F.add"],
+    )
+    assert "left out after -1 s: relu kernel, F.relu, F.add" in capsys.readouterr().out
+
+    def cut_short(name, measure):
+        if path.exists():
+            seen.append(json.loads(path.read_text(encoding="utf-8")))
+        if name == "F.add":
+            raise KeyboardInterrupt
+        return {"name": name, "tinydilate_ms": 1.0}
+
+    monkeypatch.setattr(bench, "attempt", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        bench.main(["--dry", "--only", "launches", "--json", str(path)])
+    assert [row["name"] for row in seen[-1]["launches"]["rows"]] == ["relu kernel", "F.relu"]
+    assert seen[-1]["finished"] is False

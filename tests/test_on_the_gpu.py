@@ -244,6 +244,24 @@ def test_sizes(mode, size):
         check(F.interpolate, image(1, 2, 3, 5), size=size, mode=mode, align_corners=True)
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.pad(x, (1, 0, 2, 1), value=0.5),
+        lambda x: F.pad(x, (1, 1, 1, 2), mode="reflect"),
+        lambda x: F.interpolate(x, size=(9, 4), mode="bilinear"),
+        lambda x: F.avg_pool2d(x, 3, stride=1, padding=1),
+    ],
+    ids=["pad", "reflect", "bilinear", "mean"],
+)
+def test_a_thread_takes_all_that_a_grid_has_no_blocks_for(function):
+    device.cover_planes.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "_HIGHEST", 1)  # as if there were more than a grid is high and deep
+        check(function, image(3, 5, 7, 2))
+    device.cover_planes.cache_clear()
+
+
 # ---- optimisers ------------------------------------------------------------------------------
 
 SHAPES = [(3, 2, 3), (), (0, 4), (9,)]

@@ -486,10 +486,7 @@ def as_tensors(*values: Any) -> tuple[Tensor, ...]:
         if isinstance(value, Tensor):
             tensors.append(value)
         elif isinstance(value, _NUMBERS):
-            number = np.asarray(value, dtype=first.dtype)
-            meta = first.device == "meta"
-            data = MetaArray((), first.dtype, float(number)) if meta else move(number, first.device)
-            tensors.append(Tensor(data))
+            tensors.append(Tensor(_number(value, first)))
         else:
             tensors.append(tensor(value))
     for other in tensors:
@@ -509,6 +506,15 @@ def as_tensors(*values: Any) -> tuple[Tensor, ...]:
                 f"{other.dtype}. Convert one of them, for example with .to(np.float32)."
             )
     return tuple(tensors)
+
+
+def _number(value: Any, first: Tensor) -> Any:
+    """A Python number as an array like that of the tensor beside it."""
+    number = np.asarray(value, dtype=first.dtype)
+    if first.device == "meta":
+        return MetaArray((), first.dtype, float(number))
+    # The 2 of ``x * 2`` is the same in each step, so on the GPU it need not be sent there again.
+    return kept(number) if first.device == "cuda" else number
 
 
 def _alike(values: tuple[Any, ...]) -> bool:

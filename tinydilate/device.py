@@ -327,6 +327,17 @@ class _Driver:
             raise DriverError(name, code)
         return results[0] if results else None
 
+    @property
+    def version(self) -> int:
+        """The latest CUDA that it knows, as 13000 for 13.0."""
+        return int(self.call("cuDriverGetVersion"))
+
+    def load(self, code: bytes, entry: str) -> tuple[Any, Any]:
+        """A kernel of some machine code, and the module that holds it: loaded for good."""
+        place = np.frombuffer(code, np.uint8)
+        module = self.call("cuModuleLoadData", place.ctypes.data)
+        return self.call("cuModuleGetFunction", module, entry.encode()), module
+
     def launch(self, function: Any, shape: tuple[int, ...], arguments: int) -> None:
         """Put a kernel into the queue: blocks (3), threads (3), bytes of shared memory.
 
@@ -382,6 +393,36 @@ def cover(count: int, threads: int = _THREADS) -> tuple[int, int]:
     show more than one.
     """
     return -(-count // threads), threads
+
+
+_FULL = 16 * _THREADS  # threads that a multiprocessor has work for, twice those that it holds
+_HIGHEST = 65_535  # blocks along the second and the third axis of a grid
+
+Three = tuple[int, int, int]
+
+
+@lru_cache(4096)
+def cover_planes(planes: int, rows: int, columns: int) -> tuple[Three, Three]:
+    """Blocks and threads along columns, rows and planes of an array (P, H, W).
+
+    So that a thread knows its row and its column without a division, which takes a GPU as long as
+    twenty additions. Along a row stand up to 32 threads, who read and write neighbours together; a
+    block of a small map has several rows, and of a tiny one several planes. Where there are planes
+    enough to keep the card busy, a thread takes up to four of them, one after the other: what it
+    looked up for its row and column serves them all. See `launching.in_planes`.
+    """
+    along = _power_of_2(columns, 4 if SIMULATED else 32)
+    down = _power_of_2(rows, _THREADS // along)
+    deep = _power_of_2(planes, min(64, _THREADS // (along * down)))
+    across, high = -(-columns // along), min(_HIGHEST, -(-rows // down))
+    busy = -(-_FULL * card().multiprocessors // max(1, _THREADS * across * high))
+    layers = -(-planes // deep)
+    return (across, high, min(_HIGHEST, layers, max(-(-layers // 4), busy))), (along, down, deep)
+
+
+def _power_of_2(count: int, most: int) -> int:
+    """The least power of 2 that is ``count`` or more, but at most ``most``, which is one."""
+    return min(most, 1 << max(0, count - 1).bit_length())
 
 
 def synchronize() -> None:
@@ -468,6 +509,9 @@ class Line:
         }
 
 
+_LINES = 32  # that a piece of memory remembers
+
+
 class _Memory:
     """A piece of the GPU's memory, and the lines of numbers that it was read as so far.
 
@@ -495,6 +539,8 @@ class _Memory:
             line = self.simulated[: count * dtype.itemsize].view(dtype)
         else:
             line = Line(self.address, count, dtype)
+        if len(self.lines) >= _LINES:  # images of all sizes, say: nobody asks for the first again
+            self.lines.clear()
         self.lines[count, dtype] = line
         return line
 
@@ -662,15 +708,14 @@ def zeros(shape: tuple[int, ...], dtype: Any) -> CudaArray:
     return array
 
 
-def copy_into(source: CudaArray, target: CudaArray, first: int = 0) -> None:
-    """Copy an array's numbers to those of another one from number ``first`` on."""
+def copy_into(source: CudaArray, target: CudaArray) -> None:
+    """Copy an array's numbers to those of another one of its size."""
     if being_recorded:
         being_recorded.keep((source, target))
-    line = target.flat[first : first + source.size]
     if SIMULATED:
-        line.copy_to_device(source.flat)
+        target.flat.copy_to_device(source.flat)
     elif source.size:
-        arguments = line.address, source.flat.address, source.nbytes, driver().queue
+        arguments = target.flat.address, source.flat.address, source.nbytes, driver().queue
         driver().call("cuMemcpyDtoDAsync", *arguments)
 
 
@@ -694,6 +739,21 @@ def kept(array: Array) -> CudaArray:
 @lru_cache(maxsize=256)
 def _kept(numbers: bytes, shape: tuple[int, ...], dtype: np.dtype[Any]) -> CudaArray:
     return _upload(np.frombuffer(numbers, dtype).reshape(shape))
+
+
+def tables(rule: Callable[..., Any], arrays: Sequence[Array], *numbers: int) -> list[CudaArray]:
+    """What a rule makes of short arrays, a tuple of arrays, on the GPU: worked out once and `kept`.
+
+    The rule is a function of a module, for it is found again by its name and what it was given.
+    """
+    given = tuple((array.tobytes(), array.shape, array.dtype) for array in arrays)
+    return _tables(rule, given, numbers)
+
+
+@lru_cache(maxsize=256)
+def _tables(rule: Callable[..., Any], given: tuple[Any, ...], numbers: Any) -> list[CudaArray]:
+    arrays = (np.frombuffer(data, dtype).reshape(shape) for data, shape, dtype in given)
+    return [_upload(np.asarray(made)) for made in rule(*arrays, *numbers)]
 
 
 def cuda_statistics() -> buffers.Statistics:
@@ -915,7 +975,7 @@ def adopt(data: Any) -> CudaArray:
     Raises
     ------
     DeviceError
-        If there is no GPU here.
+        If there is no GPU here, or the array is on another one.
     ShapeError, DtypeError
         If its numbers do not lie in C order, or are not real.
     """
@@ -962,7 +1022,25 @@ def _line_of(interface: dict[str, Any], count: int, dtype: np.dtype[Any]) -> Any
     queue = interface.get("stream")
     if queue not in (None, 1):  # 1 is CUDA's default stream, for which ours waits by itself
         driver().call("cuStreamSynchronize", queue)
-    return Line(int(interface["data"][0]), count, dtype)
+    place = int(interface["data"][0])
+    _check_card(place)
+    return Line(place, count, dtype)
+
+
+def _check_card(place: int) -> None:
+    """Refuse memory of another card than the one that kernels are launched on."""
+    attribute = driver().bindings.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    try:
+        there = int(driver().call("cuPointerGetAttribute", attribute, place))
+    except DriverError:  # not the driver's memory, so on no card
+        return
+    here = int(driver().call("cuCtxGetDevice"))
+    if there != here:
+        raise DeviceError(
+            f"expected an array on the GPU that computes here, number {here}; got one on number "
+            f"{there}. Copy it there first (x.to('cuda:{here}')), or make the other one the first: "
+            f"CUDA_VISIBLE_DEVICES={there} before Python starts."
+        )
 
 
 def _address(line: Any) -> int:

@@ -28,7 +28,7 @@ from tinydilate import device, gpu_gemm
 from tinydilate.device import CudaArray, cover
 from tinydilate.gpu_gemm import Gather
 from tinydilate.kernel import Float32Array, Int32Array, cuda
-from tinydilate.launching import CudaKernel
+from tinydilate.launching import CudaElementwise, CudaKernel
 from tinydilate.window import Pair, Window
 from tinydilate.winograd import Grid, fits, grid_of, is_switched_on
 
@@ -145,8 +145,17 @@ DOWN, ACROSS, ABOVE, LEFT, TILE_ROWS, TILE_COLUMNS, BIASED, RELU = range(7, 15)
 
 
 @cuda.jit(device=True)
+def _own_tile(layer: Any) -> Any:
+    """What a thread transforms: (its number, of how many, the tile, of which plane)."""
+    tiles, n = np.uint32(layer[TILES]), np.uint32(cuda.grid(1))
+    count = np.uint32(tiles * np.uint32(layer[PLANES]))
+    return n, count, np.uint32(n % tiles), np.uint32(n // tiles)
+
+
+@cuda.jit(device=True)
 def _corner(tile: Any, side: Any, layer: Any) -> Any:
-    """The image of a tile, and its first output: see `winograd._origin`."""
+    """The image of a tile of the band, and its first output: see `winograd._origin`."""
+    tile = np.uint32(tile + np.uint32(layer[FIRST_TILE]))
     down, across = np.uint32(layer[DOWN]), np.uint32(layer[ACROSS])
     wide, high = np.uint32(layer[TILE_COLUMNS]), np.uint32(layer[TILE_ROWS])
     column, row = np.uint32(tile % wide), np.uint32(tile // wide)
@@ -164,13 +173,10 @@ def _reading_kernel(name: str, side: int, reach: int, rule: Any) -> CudaKernel:
     @cuda.jit(dtypes=(np.float32,))
     def read(source: Float32Array, result: Float32Array, layer: Int32Array) -> None:
         """(N, C, H, W) -> (points, C, T): thread c*T + t has tile t of channel c."""
-        tiles = np.uint32(layer[TILES])
-        n = np.uint32(cuda.grid(1))
-        count = np.uint32(tiles * np.uint32(layer[PLANES]))
+        n, count, t, c = _own_tile(layer)
         if n >= count:
             return
-        t, c = np.uint32(n % tiles), np.uint32(n // tiles)
-        image, y0, z0 = _corner(np.uint32(t + np.uint32(layer[FIRST_TILE])), SIDE, layer)
+        image, y0, z0 = _corner(t, SIDE, layer)
         y0, z0 = np.int32(y0 - layer[ABOVE]), np.int32(z0 - layer[LEFT])
         height, width = layer[HEIGHT], layer[WIDTH]
         first = np.uint32((image * np.uint32(layer[PLANES]) + c) * np.uint32(height * width))
@@ -251,12 +257,9 @@ def _writing_kernel(side: int, rule: Any) -> CudaKernel:
         products: Float32Array, bias: Float32Array, out: Float32Array, layer: Int32Array
     ) -> None:
         """(points, F, T) -> (N, F, OH, OW): thread f*T + t has tile t of filter f."""
-        tiles = np.uint32(layer[TILES])
-        n = np.uint32(cuda.grid(1))
-        count = np.uint32(tiles * np.uint32(layer[PLANES]))
+        n, count, t, f = _own_tile(layer)
         if n >= count:
             return
-        t, f = np.uint32(n % tiles), np.uint32(n // tiles)
         v = cuda.local.array(POINTS, np.float32)
         for point in range(POINTS):
             v[point] = products[np.uint32(np.uint32(point) * count + n)]
@@ -264,7 +267,7 @@ def _writing_kernel(side: int, rule: Any) -> CudaKernel:
             rule(v, j, POINTS_ALONG)
         for i in range(side):
             rule(v, i * POINTS_ALONG, 1)
-        image, y0, z0 = _corner(np.uint32(t + np.uint32(layer[FIRST_TILE])), SIDE, layer)
+        image, y0, z0 = _corner(t, SIDE, layer)
         rows, columns = layer[ROWS], layer[COLUMNS]
         first = np.uint32((image * np.uint32(layer[PLANES]) + f) * np.uint32(rows * columns))
         for i in range(side):
@@ -288,19 +291,15 @@ def _gathering_kernel(side: int, rule: Any) -> CudaKernel:
     POINTS_ALONG, POINTS = side + 2, (side + 2) ** 2
 
     @cuda.jit(dtypes=(np.float32,))
-    def gather(sums: Float32Array, result: Float32Array, parts: np.uint32) -> None:
-        """(parts, points, F*C) -> (F*C, 3, 3): the weights' gradient, one thread a kernel."""
+    def gather(sums: Float32Array, result: Float32Array) -> None:
+        """(points, F*C) -> (F*C, 3, 3): the weights' gradient, one thread a kernel."""
         n = np.uint32(cuda.grid(1))
         count = np.uint32(result.size // np.uint32(9))
         if n >= count:
             return
         v = cuda.local.array(POINTS, np.float32)
         for point in range(POINTS):
-            v[point] = np.float32(0)
-        for part in range(parts):
-            for point in range(POINTS):
-                row = np.uint32(np.uint32(part) * np.uint32(POINTS) + np.uint32(point))
-                v[point] += sums[np.uint32(row * count + n)]
+            v[point] = sums[np.uint32(np.uint32(point) * count + n)]
         for j in range(POINTS_ALONG):
             rule(v, j, POINTS_ALONG)
         for i in range(3):
@@ -324,6 +323,7 @@ _READ_GRADIENT = {
 }
 _PACK = {2: _packing_kernel(2, _kernel_2), 4: _packing_kernel(4, _kernel_4)}
 _WRITE = {2: _writing_kernel(2, _output_2), 4: _writing_kernel(4, _output_4)}
+_add = CudaElementwise(np.add)
 _GATHER = {2: _gathering_kernel(2, _weights_2), 4: _gathering_kernel(4, _weights_4)}
 
 
@@ -469,7 +469,7 @@ def weight_gradient(
     grid = grid_of(side, images.shape[0], size, window.dilation, window.before)
     bands = _bands(grid, images.shape[1] + grads.shape[1])
     points = grid.points
-    parts = []
+    sums = None  # of the bands so far, (points, G*F*C): in their order, in the memory of one
     for band in bands:
         tiles = device.empty((1, points * images.shape[1], 1, band.tiles), images.dtype)
         layer = _layer(grid, band, images.shape[1], (images.shape[2], images.shape[3]))
@@ -479,14 +479,7 @@ def weight_gradient(
         layer = _layer(unpadded, band, grads.shape[1], size)
         _READ_GRADIENT[side][cover(band.tiles * grads.shape[1])](grads, of_grads, layer)
         row = Gather((1, 1), (1, band.tiles), (1, 1), (0, 0), (1, 1))
-        parts.append(gpu_gemm.gathered_outer(tiles, of_grads, row, points * groups))
-    sums = parts[0] if len(parts) == 1 else _side_by_side(parts)  # (bands, points, G*F*C)
-    _GATHER[side][cover(result.size // 9)](sums, result, len(parts))
+        part = gpu_gemm.gathered_outer(tiles, of_grads, row, points * groups)
+        sums = part if sums is None else _add(sums, part)
+    _GATHER[side][cover(result.size // 9)](sums, result)
     return result
-
-
-def _side_by_side(parts: list[CudaArray]) -> CudaArray:
-    whole = device.empty((len(parts), parts[0].size), parts[0].dtype)
-    for number, part in enumerate(parts):
-        device.copy_into(part, whole, number * part.size)
-    return whole

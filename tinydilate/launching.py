@@ -21,9 +21,9 @@ from typing import Any, cast, overload
 
 import numpy as np
 
-from tinydilate import compiling, device
+from tinydilate import compiling, cubins, device
 from tinydilate.compiling import Jitted, Native, bound, jit
-from tinydilate.device import SIMULATED, Array, CudaArray, cover
+from tinydilate.device import SIMULATED, Array, CudaArray, DriverError, cover
 from tinydilate.errors import DeviceError, DtypeError, KernelError
 
 OLDEST = (7, 5)  # compute capability of the oldest card that kernels are compiled for
@@ -77,7 +77,7 @@ class _Compiled:
 
     def __init__(self, function: Any, forms: str, owner: Any = None) -> None:
         self.function, self.driver = function, device.driver()
-        self.owner = owner  # Numba's object: without it, the machine code would be unloaded
+        self.owner = owner  # without it, the machine code would be unloaded
         self.packing = struct.Struct(forms)  # each argument in eight bytes
         self.arguments = ctypes.create_string_buffer(self.packing.size)
         count, first = self.packing.size // 8, ctypes.addressof(self.arguments)
@@ -167,14 +167,29 @@ class CudaKernel:
         numba_cuda = device.numba_cuda()
         if SIMULATED:
             return numba_cuda.jit(_quiet(self.source()))
-        built = numba_cuda.jit(self.signature(dtype), **self.options)(self.source())
-        (overload,) = built.overloads.values()
-        forms = [
+        forms = "<" + "".join(
             _WORDS_OF_A_LINE if is_array else _WORDS[own or dtype]
             for is_array, own in self.parameters
+        )
+        recipe = self.recipe(dtype)
+        if recipe and (loaded := _load(recipe)):
+            return _Compiled(*loaded[:1], forms, *loaded[1:])
+        built = numba_cuda.jit(self.signature(dtype), **self.options)(self.source())
+        (overload,) = built.overloads.values()
+        library = overload._codelibrary  # Numba has no public name for it
+        function = library.get_cufunc()
+        if recipe:
+            cubins.keep(recipe, cubins.Cubin(library._entry_name, library.get_cubin().code))
+        return _Compiled(function.handle, forms, built)
+
+    def recipe(self, dtype: np.dtype[Any]) -> str | None:
+        """What the machine code for one dtype is kept under; see cubins.py."""
+        options = [  # a set comes in any order
+            (name, sorted(value) if isinstance(value, set) else value)
+            for name, value in sorted(self.options.items())
         ]
-        function = overload._codelibrary.get_cufunc()  # Numba has no public name for it
-        return _Compiled(function.handle, "<" + "".join(forms), built)
+        facts = self.parameters, dtype, options, device.card().capability, device.driver().version
+        return cubins.recipe(self.body, *facts)
 
     def source(self) -> FunctionType:
         """The body with its outer names bound for the GPU: what Numba is given."""
@@ -195,6 +210,17 @@ class CudaKernel:
             f"expected {self.name}[blocks, threads](...); got a call without blocks and threads. "
             f"Write {self.name}[cover(count)](...) for one thread an element."
         )
+
+
+def _load(recipe: str) -> tuple[Any, Any] | None:
+    """A kernel that an earlier process compiled, and what keeps it loaded."""
+    kept = cubins.load(recipe)
+    if kept is None:
+        return None
+    try:
+        return device.driver().load(kept.code, kept.entry)
+    except DriverError:  # code that this driver cannot take is as good as none
+        return None
 
 
 def _annotations(body: Callable[..., Any]) -> list[tuple[str, str]]:
@@ -346,6 +372,8 @@ class _Cuda:
     Inside the bodies of kernels, `cuda` is the real one (in the simulator, the simulator's).
     """
 
+    stands_for = "numba.cuda"
+
     @overload
     def jit(self, body: Callable[..., Any]) -> CudaKernel: ...
 
@@ -446,8 +474,21 @@ def unravel(n: Any, height: Any, width: Any) -> Any:
 
 @jit
 def ravel(plane: Any, y: Any, z: Any, height: Any, width: Any) -> Any:
-    """Number of an element of an array (P, H, W): `unravel` backwards."""
-    return np.uint32((plane * height + y) * width + z)
+    """Number of an element of an array (P, H, W): `unravel` backwards, in 32 bits throughout."""
+    row = np.uint32(np.uint32(plane) * np.uint32(height) + np.uint32(y))
+    return np.uint32(row * np.uint32(width) + np.uint32(z))
+
+
+@cuda.jit(device=True)
+def in_planes() -> Any:
+    """Where a thread of `device.cover_planes` stands in an array (P, H, W).
+
+    Its column, its first row and its first plane, and how far it is to its next row and plane. It
+    counts on by ``while``: for a ``range`` with steps that are not known the GPU divides.
+    """
+    column, row, plane = cuda.grid(3)
+    _, down, deep = cuda.gridsize(3)
+    return np.uint32(column), np.uint32(row), np.uint32(plane), np.uint32(down), np.uint32(deep)
 
 
 @jit

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from operator import index
 from typing import Any, NamedTuple
 
@@ -32,9 +33,9 @@ import numpy as np
 
 from tinydilate import buffers, device
 from tinydilate.autograd import Op, Tensor, as_tensors, public
-from tinydilate.device import Array, CudaArray, MetaArray, cover
+from tinydilate.device import Array, CudaArray, MetaArray, cover_planes
 from tinydilate.errors import ShapeError
-from tinydilate.kernel import Int32Array, Int64Array, cuda, jit, kernel, ravel, unravel
+from tinydilate.kernel import Int32Array, Int64Array, cuda, in_planes, jit, kernel, ravel
 from tinydilate.threads import share, worth_a_thread
 from tinydilate.window import Pair
 
@@ -80,6 +81,19 @@ def merge(outer: Array, inner: Array, inner_size: int) -> Array:
     both[outer < 0] = -1
     both[:, inner < 0] = -1
     return both.reshape(-1)
+
+
+@lru_cache(256)
+def index_maps(sizes: tuple[int, ...], borders: tuple[Pair, ...], mode: str) -> IndexMaps:
+    """The two maps that the kernels take, for axes of these sizes: any before the last are rows.
+
+    Each step of training asks for the same ones, so they are kept. Nobody writes to them.
+    """
+    maps = [index_map(size, *border, mode) for size, border in zip(sizes, borders, strict=True)]
+    rows = np.zeros(1, np.int64)
+    for outer, size in zip(maps[:-1], sizes[:-1], strict=True):
+        rows = merge(rows, outer, size)
+    return IndexMaps(rows, maps[-1])
 
 
 class Showing(NamedTuple):
@@ -191,7 +205,7 @@ def pad_forward_cuda(x: CudaArray, maps: IndexMaps, value: float) -> CudaArray:
     out = device.empty((len(x), len(maps.rows), len(maps.columns)), x.dtype)
     rows, columns = map(device.kept, maps)
     value = x.dtype.type(value)  # inf where it is too large for float32
-    _pad_cuda[cover(out.size)](x, rows, columns, value, out, *x.shape[1:])
+    _pad_cuda[cover_planes(*out.shape)](x, rows, columns, value, out, *x.shape)
     return out
 
 
@@ -202,15 +216,24 @@ def _pad_cuda(
     columns: Int64Array,
     value: float,
     out: Array,
+    planes: int,
     height: int,
     width: int,
 ) -> None:
-    n = np.uint32(cuda.grid(1))
-    if n < out.size:
-        plane, i, j = unravel(n, rows.size, columns.size)
-        y, z = np.int32(rows[np.uint32(i)]), np.int32(columns[np.uint32(j)])
+    """A thread has one column of the output, and there a number of some rows and planes."""
+    j, i, first, down, deep = in_planes()
+    if j >= columns.size:
+        return
+    z = np.int32(columns[j])
+    while i < rows.size:
+        y = np.int32(rows[i])
         inside = y >= 0 and z >= 0
-        out[n] = x[ravel(plane, y, z, height, width)] if inside else value
+        plane = first
+        while plane < planes:
+            seen = x[ravel(plane, y, z, height, width)] if inside else value
+            out[ravel(plane, i, j, rows.size, columns.size)] = seen
+            plane = np.uint32(plane + deep)
+        i = np.uint32(i + down)
 
 
 @pad_forward.meta
@@ -320,45 +343,65 @@ def _add_row(line: Array, columns: Array, target: Array) -> None:
             target[columns[j]] += line[j]
 
 
-# On the GPU a thread has an input position and adds up the outputs that showed it: no two threads
-# add to one position, and the order of adding is always the same.
+# On the GPU, too, it may be a cut-out: if no position was shown twice, as where zeros were added,
+# the kernel of `pad_forward` finds each gradient by the maps turned round. Otherwise a thread has
+# an input position and adds up the outputs that showed it: no two threads add to one position, and
+# the order of adding is always the same.
 
 
 @pad_backward.cuda
 def pad_backward_cuda(grad: CudaArray, maps: IndexMaps, size: Pair) -> CudaArray:
     result = device.empty((len(grad), *size), grad.dtype)
-    rows, columns = (_showing_on_cuda(map, length) for map, length in zip(maps, size, strict=True))
-    shape = len(maps.rows), len(maps.columns)
-    _pad_backward_cuda[cover(result.size)](grad, *rows, *columns, result, *shape)
+    back = [device.tables(turned, [map], n) for map, n in zip(maps, size, strict=True)]
+    grid = cover_planes(*result.shape)
+    if all(back):
+        (rows,), (columns,) = back
+        _pad_cuda[grid](grad, rows, columns, grad.dtype.type(0), result, *grad.shape)
+    else:
+        by_row, by_column = (
+            device.tables(showing, [map], n) for map, n in zip(maps, size, strict=True)
+        )
+        _pad_backward_cuda[grid](grad, *by_row, *by_column, result, *grad.shape)
     return result
 
 
-def _showing_on_cuda(map: Array, size: int) -> list[CudaArray]:
-    return [device.kept(array) for array in showing(map, size)]
+def turned(map: Array, size: int) -> list[Array]:
+    """The map that says which output shows an input position; none if one is shown by two."""
+    seen = np.flatnonzero(map >= 0)
+    outputs = np.full(size, -1)
+    outputs[map[seen]] = seen
+    return [outputs] if np.count_nonzero(outputs >= 0) == len(seen) else []
 
 
 @cuda.jit
 def _pad_backward_cuda(
     grad: Array,
-    first_row: Int32Array,
+    first_of_row: Int32Array,
     rows: Int32Array,
-    first_column: Int32Array,
+    first_of_column: Int32Array,
     columns: Int32Array,
     result: Array,
+    planes: int,
     height: int,
     width: int,
 ) -> None:
-    n = np.uint32(cuda.grid(1))
-    if n >= result.size:
+    z, y, first, down, deep = in_planes()
+    size = first_of_row.size - 1, first_of_column.size - 1
+    if z >= size[1]:
         return
-    plane, y, z = unravel(n, first_row.size - 1, first_column.size - 1)
-    y, z = np.uint32(y), np.uint32(z)
-    total = grad.dtype.type(0)
-    for a in range(first_row[y], first_row[y + np.uint32(1)]):
-        i = rows[np.uint32(a)]
-        for b in range(first_column[z], first_column[z + np.uint32(1)]):
-            total += grad[ravel(plane, i, columns[np.uint32(b)], height, width)]
-    result[n] = total
+    left, right = first_of_column[z], first_of_column[np.uint32(z + np.uint32(1))]
+    while y < size[0]:
+        top, bottom = first_of_row[y], first_of_row[np.uint32(y + np.uint32(1))]
+        plane = first
+        while plane < planes:
+            total = grad.dtype.type(0)
+            for a in range(top, bottom):
+                i = rows[np.uint32(a)]
+                for b in range(left, right):
+                    total += grad[ravel(plane, i, columns[np.uint32(b)], height, width)]
+            result[ravel(plane, y, z, size[0], size[1])] = total
+            plane = np.uint32(plane + deep)
+        y = np.uint32(y + down)
 
 
 @pad_backward.meta
@@ -378,17 +421,11 @@ class Pad(Op):
     def forward(self, x: Any) -> Any:
         first = x.ndim - len(self.borders)  # the first axis with a border
         self.shape, lead, padded = x.shape, x.shape[:first], x.shape[first:]
-        maps = [
-            index_map(size, before, after, self.mode)
-            for size, (before, after) in zip(padded, self.borders, strict=True)
-        ]
-        rows = np.zeros(1, np.int64)  # the kernel knows two axes; any before them join the rows
-        for outer, size in zip(maps[:-1], padded[:-1], strict=True):
-            rows = merge(rows, outer, size)
-        self.index = IndexMaps(rows, maps[-1])
+        self.index = index_maps(padded, self.borders, self.mode)
         self.planes = math.prod(lead), math.prod(padded[:-1]), padded[-1]  # (P, H, W)
         out = pad_forward(x.reshape(*self.planes), self.index, self.value)  # (P, OH, OW)
-        return out.reshape(*lead, *(len(map) for map in maps))
+        sizes = zip(padded, self.borders, strict=True)
+        return out.reshape(*lead, *(size + before + after for size, (before, after) in sizes))
 
     def backward(self, grad: Any) -> Any:
         count, *size = self.planes

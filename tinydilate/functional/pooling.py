@@ -27,13 +27,14 @@ import numpy as np
 
 from tinydilate import buffers, device
 from tinydilate.autograd import Op, Tensor, as_tensors, public
-from tinydilate.device import Array, CudaArray, MetaArray, cover
+from tinydilate.device import Array, CudaArray, MetaArray, cover, cover_planes
 from tinydilate.errors import ShapeError
 from tinydilate.functional.unfolding import check_axes, padded, seen_by_tap, window_table
 from tinydilate.kernel import (
     Int32Array,
     Int64Array,
     cuda,
+    in_planes,
     jit,
     kernel,
     pair_at,
@@ -450,11 +451,12 @@ def max_pool2d_backward_meta(
 
 def divisors(window: Window, size: Sequence[int], include_pad: bool, divisor: int | None) -> Array:
     """What each output's sum is divided by: (OH, OW)."""
-    return np.outer(*_counts(window, size, include_pad, divisor))
+    return np.outer(*_counts(window, tuple(size), include_pad, divisor))
 
 
+@lru_cache(256)
 def _counts(
-    window: Window, size: Sequence[int], include_pad: bool, divisor: int | None
+    window: Window, size: tuple[int, ...], include_pad: bool, divisor: int | None
 ) -> list[Array]:
     """The two factors of an output's divisor, one for its row and one for its column: (OH,), (OW,).
 
@@ -553,8 +555,8 @@ def avg_pool2d_forward_cuda(
 ) -> CudaArray:
     out = device.empty(output_shape(x, window), x.dtype)
     factors = _counts_on_cuda(x.dtype, window, x.shape[2:], include_pad, divisor)
-    table = window_table(window, x.shape[2:], out.shape[2:])
-    _avg_pool_cuda[cover(out.size)](x, out, *factors, table)
+    table, planes = window_table(window, x.shape[2:], out.shape[2:]), out.shape[0] * out.shape[1]
+    _avg_pool_cuda[cover_planes(planes, *out.shape[2:])](x, out, *factors, table, planes)
     return out
 
 
@@ -564,23 +566,29 @@ def _counts_on_cuda(dtype: Any, *options: Any) -> list[CudaArray]:
 
 @cuda.jit
 def _avg_pool_cuda(
-    x: Array, out: Array, by_row: Array, by_column: Array, table: Int32Array
+    x: Array, out: Array, by_row: Array, by_column: Array, table: Int32Array, planes: int
 ) -> None:
-    """The definition: a thread sums up what one window sees."""
-    n = np.uint32(cuda.grid(1))
-    if n >= out.size:
-        return
+    """The definition: a thread sums up what the windows at one place see, plane after plane."""
     (height, width), (rows, columns) = pair_at(table, 0), pair_at(table, 1)
     kernel, stride, padding = pair_at(table, 2), pair_at(table, 3), pair_at(table, 4)
-    plane, i, j = unravel(n, rows, columns)
-    total = x.dtype.type(0)
-    for u in range(kernel[0]):
-        y = tap(i, u, stride[0], padding[0], 1)
-        for v in range(kernel[1]):
-            z = tap(j, v, stride[1], padding[1], 1)
-            if 0 <= y < height and 0 <= z < width:
-                total += x[ravel(plane, y, z, height, width)]
-    out[n] = total / (by_row[np.uint32(i)] * by_column[np.uint32(j)])
+    j, i, first, down, deep = in_planes()
+    if j >= columns:
+        return
+    z = tap(j, 0, stride[1], padding[1], 1)  # what of the window is in the image:
+    left, right = np.int32(max(z, 0)), np.int32(min(z + kernel[1], width))
+    while i < rows:
+        y = tap(i, 0, stride[0], padding[0], 1)
+        top, bottom = np.int32(max(y, 0)), np.int32(min(y + kernel[0], height))
+        count = by_row[i] * by_column[j]
+        plane = first
+        while plane < planes:
+            total = x.dtype.type(0)
+            for row in range(top, bottom):
+                for column in range(left, right):
+                    total += x[ravel(plane, row, column, height, width)]
+            out[ravel(plane, i, j, rows, columns)] = total / count
+            plane = np.uint32(plane + deep)
+        i = np.uint32(i + down)
 
 
 @avg_pool2d_forward.meta
@@ -668,31 +676,42 @@ def avg_pool2d_backward_cuda(
 ) -> CudaArray:
     result = device.empty((*grad.shape[:2], *size), grad.dtype)
     factors = _counts_on_cuda(grad.dtype, window, size, include_pad, divisor)
-    table = window_table(window, size, grad.shape[2:])
-    _avg_pool_backward_cuda[cover(result.size)](grad, result, *factors, table)
+    table, planes = window_table(window, size, grad.shape[2:]), grad.shape[0] * grad.shape[1]
+    _avg_pool_backward_cuda[cover_planes(planes, *size)](grad, result, *factors, table, planes)
     return result
+
+
+@jit
+def _seen_by(y: Any, kernel: Any, stride: Any, padding: Any, outputs: Any) -> Any:
+    """Outputs from the first to before the last whose windows, without dilation, see pixel y."""
+    last = (y + padding) // stride  # the one whose tap 0 is there, or nearest before it
+    first = -((kernel - 1 - y - padding) // stride)  # the one that has its last tap there
+    return np.int32(max(first, 0)), np.int32(min(last + 1, outputs))
 
 
 @cuda.jit
 def _avg_pool_backward_cuda(
-    grad: Array, result: Array, by_row: Array, by_column: Array, table: Int32Array
+    grad: Array, result: Array, by_row: Array, by_column: Array, table: Int32Array, planes: int
 ) -> None:
-    """A thread sums up the parts that one pixel has in the outputs that saw it."""
-    n = np.uint32(cuda.grid(1))
-    if n >= result.size:
-        return
+    """A thread sums up the parts that one pixel has in the outputs that saw it, plane by plane."""
     (height, width), (rows, columns) = pair_at(table, 0), pair_at(table, 1)
     kernel, stride, padding = pair_at(table, 2), pair_at(table, 3), pair_at(table, 4)
-    plane, y, z = unravel(n, height, width)
-    total = grad.dtype.type(0)
-    for u in range(kernel[0]):
-        i = tapped_by(y, u, stride[0], padding[0], 1, rows)
-        for v in range(kernel[1]):
-            j = tapped_by(z, v, stride[1], padding[1], 1, columns)
-            if i >= 0 and j >= 0:
-                part = grad[ravel(plane, i, j, rows, columns)]
-                total += part / (by_row[np.uint32(i)] * by_column[np.uint32(j)])
-    result[n] = total
+    z, y, first, down, deep = in_planes()
+    if z >= width:
+        return
+    left, right = _seen_by(np.int32(z), kernel[1], stride[1], padding[1], columns)
+    while y < height:
+        top, bottom = _seen_by(np.int32(y), kernel[0], stride[0], padding[0], rows)
+        plane = first
+        while plane < planes:
+            total = grad.dtype.type(0)
+            for i in range(top, bottom):
+                for j in range(left, right):
+                    part = grad[ravel(plane, i, j, rows, columns)]
+                    total += part / (by_row[np.uint32(i)] * by_column[np.uint32(j)])
+            result[ravel(plane, y, z, height, width)] = total
+            plane = np.uint32(plane + deep)
+        y = np.uint32(y + down)
 
 
 @avg_pool2d_backward.meta

@@ -28,17 +28,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinydilate import buffers, device
 from tinydilate.autograd import Op, Tensor, as_tensors, public
-from tinydilate.device import Array, CudaArray, MetaArray, cover
+from tinydilate.device import Array, CudaArray, MetaArray, cover_planes
 from tinydilate.errors import ShapeError
 from tinydilate.functional.padding import IndexMaps, pad_backward, pad_forward, showing
 from tinydilate.functional.unfolding import check_axes
-from tinydilate.kernel import Int32Array, Int64Array, cuda, jit, kernel, ravel, unravel
+from tinydilate.kernel import Int32Array, Int64Array, cuda, in_planes, jit, kernel, ravel
 from tinydilate.threads import share, worth_a_thread
 from tinydilate.window import Pair, pair
 
@@ -79,6 +80,7 @@ class Neighbours(NamedTuple):
     weight: Array  # (O,), the share of the upper neighbour, in [0, 1]
 
 
+@lru_cache(256)
 def nearest(axis: Axis, dtype: Any) -> Array:
     """Input position of each output pixel, rounded down: an index map, (O,) int64.
 
@@ -89,6 +91,7 @@ def nearest(axis: Axis, dtype: Any) -> Array:
     return np.minimum(y.astype(np.int64), axis.size - 1)
 
 
+@lru_cache(256)
 def neighbours(axis: Axis, dtype: Any) -> Neighbours:
     """The two neighbours of each output pixel, and the weight of the upper one."""
     i = np.arange(axis.output).astype(dtype)
@@ -156,7 +159,7 @@ def _blend(low: float, high: float, w: float) -> Any:
 def bilinear_forward_cuda(x: CudaArray, rows: Neighbours, columns: Neighbours) -> CudaArray:
     out = device.empty((len(x), len(rows.lower), len(columns.lower)), x.dtype)
     blends = [device.kept(array) for array in (*rows, *columns)]
-    _bilinear_cuda[cover(out.size)](x, *blends, out, *x.shape[1:])
+    _bilinear_cuda[cover_planes(*out.shape)](x, *blends, out, *x.shape)
     return out
 
 
@@ -170,23 +173,28 @@ def _bilinear_cuda(
     z_high: Int64Array,
     z_weight: Array,
     out: Array,
+    planes: int,
     height: int,
     width: int,
 ) -> None:
-    """A thread blends the four neighbours of one output."""
-    n = np.uint32(cuda.grid(1))
-    if n >= out.size:
+    """A thread has one column of the output; of its rows and planes it blends four neighbours."""
+    j, i, first, down, deep = in_planes()
+    if j >= z_low.size:
         return
-    plane, i, j = unravel(n, y_low.size, z_low.size)
-    i, j = np.uint32(i), np.uint32(j)
-    low = ravel(plane, y_low[i], 0, height, width)  # where the two rows begin
-    high = ravel(plane, y_high[i], 0, height, width)
     left, right, w = np.uint32(z_low[j]), np.uint32(z_high[j]), z_weight[j]
-    out[n] = _blend(
-        _blend(x[low + left], x[low + right], w),
-        _blend(x[high + left], x[high + right], w),
-        y_weight[i],
-    )
+    while i < y_low.size:
+        low, high, share = np.uint32(y_low[i]), np.uint32(y_high[i]), y_weight[i]
+        plane = first
+        while plane < planes:
+            upper = ravel(plane, low, 0, height, width)  # where the two rows begin
+            lower = ravel(plane, high, 0, height, width)
+            out[ravel(plane, i, j, y_low.size, z_low.size)] = _blend(
+                _blend(x[np.uint32(upper + left)], x[np.uint32(upper + right)], w),
+                _blend(x[np.uint32(lower + left)], x[np.uint32(lower + right)], w),
+                share,
+            )
+            plane = np.uint32(plane + deep)
+        i = np.uint32(i + down)
 
 
 @bilinear_forward.meta
@@ -252,8 +260,9 @@ def _bilinear_backward(
                 target[z_high[j]] += w * source[j]
 
 
-# On the GPU a thread has one number of the result and adds up what it has a share in: along the
-# rows first, then along the columns, each by the same kernel. So no two threads add to one number.
+# On the GPU a thread has one number of the result and adds up what it has a share in, so no two
+# threads add to one number. It takes all outputs at once and not first those along the rows: what
+# would lie between would have to be written, and read again.
 
 
 class Shares(NamedTuple):
@@ -267,48 +276,60 @@ class Shares(NamedTuple):
     weights: Array  # the position's share in each
 
 
-def shares(blend: Neighbours, size: int) -> Shares:
-    """Turn the neighbours along an axis round: each output once by its lower, once by its upper."""
-    first, entries = showing(np.concatenate([blend.lower, blend.upper]), size)
-    weights = np.concatenate([1 - blend.weight, blend.weight])
-    return Shares(first, entries % np.int32(len(blend.lower)), weights[entries])
+def shares(lower: Array, upper: Array, weight: Array, size: int) -> Shares:
+    """Turn `Neighbours` round: each output stands once with its lower, once with its upper."""
+    first, entries = showing(np.concatenate([lower, upper]), size)
+    weights = np.concatenate([1 - weight, weight])
+    return Shares(first, entries % np.int32(len(lower)), weights[entries])
 
 
 @bilinear_backward.cuda
 def bilinear_backward_cuda(
     grad: CudaArray, rows: Neighbours, columns: Neighbours, size: Pair
 ) -> CudaArray:
-    count, out_rows, out_columns = grad.shape
-    tall = device.empty((count, size[0], out_columns), grad.dtype)
-    result = device.empty((count, *size), grad.dtype)
-    along_rows = [device.kept(array) for array in shares(rows, size[0])]
-    along_columns = [device.kept(array) for array in shares(columns, size[1])]
-    _add_shares_cuda[cover(tall.size)](grad, *along_rows, tall, out_rows, out_columns)
-    _add_shares_cuda[cover(result.size)](tall, *along_columns, result, out_columns, 1)
+    result = device.empty((len(grad), *size), grad.dtype)
+    along_rows = device.tables(shares, rows, size[0])
+    along_columns = device.tables(shares, columns, size[1])
+    _add_shares_cuda[cover_planes(*result.shape)](
+        grad, *along_rows, *along_columns, result, *grad.shape
+    )
     return result
 
 
 @cuda.jit
 def _add_shares_cuda(
     grad: Array,
-    first: Int32Array,
-    outputs: Int32Array,
-    weights: Array,
+    first_of_row: Int32Array,
+    rows: Int32Array,
+    row_weights: Array,
+    first_of_column: Int32Array,
+    columns: Int32Array,
+    column_weights: Array,
     result: Array,
-    count: int,
-    after: int,
+    planes: int,
+    height: int,
+    width: int,
 ) -> None:
-    """(A, O, B) -> (A, S, B): along the middle axis, each output's number to those it blended."""
-    n = np.uint32(cuda.grid(1))
-    if n >= result.size:
+    z, y, first, down, deep = in_planes()
+    size = first_of_row.size - 1, first_of_column.size - 1
+    if z >= size[1]:
         return
-    before, y, b = unravel(n, first.size - 1, after)
-    y = np.uint32(y)
-    total = grad.dtype.type(0)
-    for entry in range(first[y], first[y + np.uint32(1)]):
-        k = np.uint32(entry)
-        total += weights[k] * grad[ravel(before, outputs[k], b, count, after)]
-    result[n] = total
+    left, right = first_of_column[z], first_of_column[np.uint32(z + np.uint32(1))]
+    while y < size[0]:
+        top, bottom = first_of_row[y], first_of_row[np.uint32(y + np.uint32(1))]
+        plane = first
+        while plane < planes:
+            total = grad.dtype.type(0)
+            for a in range(top, bottom):
+                row, line = np.uint32(a), grad.dtype.type(0)
+                begin = ravel(plane, rows[row], 0, height, width)
+                for b in range(left, right):
+                    column = np.uint32(b)
+                    line += column_weights[column] * grad[np.uint32(begin + columns[column])]
+                total += row_weights[row] * line
+            result[ravel(plane, y, z, size[0], size[1])] = total
+            plane = np.uint32(plane + deep)
+        y = np.uint32(y + down)
 
 
 @bilinear_backward.meta

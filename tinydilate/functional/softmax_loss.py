@@ -208,26 +208,32 @@ def _softmax(start: int, stop: int, x: Array, out: Array) -> None:
 @softmax_forward.cuda
 def softmax_forward_cuda(x: CudaArray) -> CudaArray:
     out = device.empty_like(x)
-    _softmax_cuda[_a_thread_each(x)](x, out, *x.shape[1:])
+    count, classes, pixels = _sizes(x)
+    _softmax_cuda[cover(count)](x, out, count, classes, pixels)
     return out
 
 
-def _a_thread_each(x: CudaArray) -> tuple[int, int]:
-    """Blocks and threads for the pixels of (N, C, M)."""
-    return cover(len(x) * x.shape[2] if x.size else 0)
+def _sizes(x: CudaArray) -> tuple[int, int, int]:
+    """Of (N, C, M): all pixels, each of which has a thread, classes, and pixels of an item."""
+    items, classes, pixels = x.shape
+    return items * pixels if x.size else 0, classes, pixels
 
 
 @jit
 def _first_score(pixel: Any, classes: Any, pixels: Any) -> Any:
-    """Where the scores of a pixel begin, the pixels of all items counted."""
-    return np.uint32(pixel // pixels * classes * pixels + pixel % pixels)
+    """Where the scores of a pixel begin, the pixels of all items counted.
+
+    The only division of a thread: it goes through all its classes from here.
+    """
+    item = np.uint32(pixel // pixels)
+    return np.uint32(pixel + np.uint32(item * np.uint32(classes - 1)) * pixels)
 
 
 @cuda.jit(device=True)
 def _peak(x: Array, first: Any, classes: Any, pixels: Any) -> Any:
     """Largest score of the pixel whose scores begin at ``first``."""
     peak = x[first]
-    for c in range(1, classes):
+    for c in range(classes):  # from 1 on, a literal, it would count in 64 bits
         score = x[np.uint32(first + c * pixels)]
         peak = score if score > peak else peak
     return peak
@@ -243,15 +249,15 @@ def _total(x: Array, first: Any, classes: Any, pixels: Any, peak: Any) -> Any:
 
 
 @cuda.jit
-def _softmax_cuda(x: Array, out: Array, classes: np.uint32, pixels: np.uint32) -> None:
+def _softmax_cuda(x: Array, out: Array, count: np.uint32, classes: int, pixels: np.uint32) -> None:
     pixel = np.uint32(cuda.grid(1))
-    if pixel < x.size // classes:
+    if pixel < count:
         first = _first_score(pixel, classes, pixels)
         peak = _peak(x, first, classes, pixels)
-        total = _total(x, first, classes, pixels, peak)
+        share = x.dtype.type(1) / _total(x, first, classes, pixels, peak)  # one division for all
         for c in range(classes):
             at = np.uint32(first + c * pixels)
-            out[at] = math.exp(x[at] - peak) / total
+            out[at] = math.exp(x[at] - peak) * share
 
 
 @softmax_forward.meta
@@ -293,16 +299,22 @@ def _softmax_backward(start: int, stop: int, grad: Array, out: Array, result: Ar
 @softmax_backward.cuda
 def softmax_backward_cuda(grad: CudaArray, out: CudaArray) -> CudaArray:
     result = device.empty_like(grad)
-    _softmax_backward_cuda[_a_thread_each(grad)](grad, out, result, *grad.shape[1:])
+    count, classes, pixels = _sizes(grad)
+    _softmax_backward_cuda[cover(count)](grad, out, result, count, classes, pixels)
     return result
 
 
 @cuda.jit
 def _softmax_backward_cuda(
-    grad: Array, out: Array, result: Array, classes: np.uint32, pixels: np.uint32
+    grad: Array,
+    out: Array,
+    result: Array,
+    count: np.uint32,
+    classes: int,
+    pixels: np.uint32,
 ) -> None:
     pixel = np.uint32(cuda.grid(1))
-    if pixel < out.size // classes:
+    if pixel < count:
         first = _first_score(pixel, classes, pixels)
         total = grad.dtype.type(0)
         for c in range(classes):
@@ -353,14 +365,17 @@ def _log_softmax(start: int, stop: int, x: Array, out: Array) -> None:
 @log_softmax_forward.cuda
 def log_softmax_forward_cuda(x: CudaArray) -> CudaArray:
     out = device.empty_like(x)
-    _log_softmax_cuda[_a_thread_each(x)](x, out, *x.shape[1:])
+    count, classes, pixels = _sizes(x)
+    _log_softmax_cuda[cover(count)](x, out, count, classes, pixels)
     return out
 
 
 @cuda.jit
-def _log_softmax_cuda(x: Array, out: Array, classes: np.uint32, pixels: np.uint32) -> None:
+def _log_softmax_cuda(
+    x: Array, out: Array, count: np.uint32, classes: int, pixels: np.uint32
+) -> None:
     pixel = np.uint32(cuda.grid(1))
-    if pixel < x.size // classes:
+    if pixel < count:
         first = _first_score(pixel, classes, pixels)
         peak = _peak(x, first, classes, pixels)
         log = math.log(_total(x, first, classes, pixels, peak))
@@ -408,16 +423,22 @@ def _log_softmax_backward(start: int, stop: int, grad: Array, out: Array, result
 @log_softmax_backward.cuda
 def log_softmax_backward_cuda(grad: CudaArray, out: CudaArray) -> CudaArray:
     result = device.empty_like(grad)
-    _log_softmax_backward_cuda[_a_thread_each(grad)](grad, out, result, *grad.shape[1:])
+    count, classes, pixels = _sizes(grad)
+    _log_softmax_backward_cuda[cover(count)](grad, out, result, count, classes, pixels)
     return result
 
 
 @cuda.jit
 def _log_softmax_backward_cuda(
-    grad: Array, out: Array, result: Array, classes: np.uint32, pixels: np.uint32
+    grad: Array,
+    out: Array,
+    result: Array,
+    count: np.uint32,
+    classes: int,
+    pixels: np.uint32,
 ) -> None:
     pixel = np.uint32(cuda.grid(1))
-    if pixel < out.size // classes:
+    if pixel < count:
         first = _first_score(pixel, classes, pixels)
         total = grad.dtype.type(0)
         for c in range(classes):
@@ -537,7 +558,7 @@ def _cross_entropy_cuda(
     losses: Array,
     peaks: Array,
     totals: Array,
-    classes: np.uint32,
+    classes: int,
     pixels: np.uint32,
     ignore_index: np.int64,
     to_label: float,
@@ -685,7 +706,7 @@ def _cross_entropy_backward_cuda(
     labels: Int64Array,
     weights: Array,
     result: Array,
-    classes: np.uint32,
+    classes: int,
     pixels: np.uint32,
     ignore_index: np.int64,
     to_label: float,
