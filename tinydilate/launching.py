@@ -116,7 +116,8 @@ class CudaKernel:
         self.dtypes = tuple(np.dtype(dtype) for dtype in dtypes)
         self.wide_loads = options.pop("wide_loads")
         self.registers = options.pop("registers")
-        self.instruction, self.capability = options.pop("instruction"), options.pop("capability")
+        self.instruction = options.pop("instruction", "")
+        self.capability = options.pop("capability", OLDEST)
         self.options = {name: value for name, value in options.items() if value}
         self.name = f"{body.__module__.rpartition('.')[2]}.{body.__qualname__}"
         self.name = self.name.replace(".<locals>", "")
