@@ -4,19 +4,22 @@
     python benchmarks/gpu.py --json gpu.json
     python benchmarks/gpu.py --only layers          one part: ops, launches, networks, layers
     python benchmarks/gpu.py --only conv4           rows whose name contains this
+    python benchmarks/gpu.py --tf32 --only layers   both sides with TF32 allowed
 
-PyTorch runs eagerly, in float32 with TF32 off, and cuDNN may look for its fastest algorithm. Both
-sides take turns. What a pass or an op takes is measured on the card, by events around a block of
-calls; what a launch, a training step or a prediction takes, by the clock, from an idle card to an
-idle card, for there Python's share counts.
+PyTorch runs eagerly, in float32 with TF32 off, and cuDNN may look for its fastest algorithm. With
+--tf32 both sides may use TF32, in PyTorch for matrix products as well. Both sides take turns. What
+a pass or an op takes is measured on the card, by events around a block of calls; what a launch, a
+training step or a prediction takes, by the clock, from an idle card to an idle card, for there
+Python's share counts.
 
 * ops: GB/s of the bytes that the definition must move, beside a copy on the card of as many. Calls
   on small arrays take Python longer than the card; so the launches are recorded, and what the
   card takes to repeat them counts for the bytes. The milliseconds beside PyTorch's are of calls.
 * launches: what one call costs where there is nothing to compute.
 * networks: training steps and a prediction, and the most memory that their arrays held.
-* layers: TFLOP/s of the definition and their share of the card's rate in FP32. That rate is what
-  PyTorch's product of two 8192x8192 matrices (cuBLAS) reaches here, not the data sheet's.
+* layers: TFLOP/s of the definition and their share of the card's rate in FP32, or with --tf32 in
+  TF32. That rate is what PyTorch's product of two 8192x8192 matrices (cuBLAS) reaches here, not the
+  data sheet's.
 
 The shortest part comes first, and the figures are written after each row: a run that is cut short
 leaves what it measured. After --limit seconds no further row begins, and those left out are named;
@@ -65,6 +68,7 @@ class Setting(NamedTuple):
     dry: bool
     wanted: Callable[[str, str], bool]  # of a part and the name of a row
     done: Callable[[str, list[dict[str, Any]]], None]  # told of a part's rows after each
+    tf32: bool = False  # on both sides
 
 
 # ---- measuring -------------------------------------------------------------------------------
@@ -179,10 +183,11 @@ def numbers(setting: Setting, shape: tuple[int, ...], seed: int = 0) -> tuple[An
     return device.adopt(theirs), theirs
 
 
-def check(setting: Setting, ours: Any, theirs: Any, most: float = 1e-3) -> None:
+def check(setting: Setting, ours: Any, theirs: Any) -> None:
     """Stop a row whose two sides compute different things."""
     if theirs is None:
         return
+    most = 2e-3 if setting.tf32 else 1e-3
     mine = ours.data if isinstance(ours, td.Tensor) else ours
     mine = setting.torch.as_tensor(mine, device="cuda").reshape(theirs.shape)
     error = float(abs(mine - theirs).max() / abs(theirs).max())
@@ -222,7 +227,7 @@ def their_passes(torch: Any, layer: Layer, arrays: list[Any]) -> dict[str, Run]:
 
 
 def measured_rate(setting: Setting) -> float | None:
-    """TFLOP/s in FP32: PyTorch's product of two large matrices, the fastest of several."""
+    """TFLOP/s: PyTorch's product of two large matrices, the fastest of several."""
     if setting.torch is None:
         return None
     size = 8192
@@ -233,9 +238,9 @@ def measured_rate(setting: Setting) -> float | None:
 
 def layers(setting: Setting) -> dict[str, Any]:
     """Every layer in its three passes."""
-    rate = measured_rate(setting)
+    rate, kind = measured_rate(setting), "TF32" if setting.tf32 else "FP32"
     if rate is not None:
-        print(f"FP32 of this card, by PyTorch's matrix product: {rate:.1f} TFLOP/s")
+        print(f"{kind} of this card, by PyTorch's matrix product: {rate:.1f} TFLOP/s")
     chosen = [Layer("tiny", 1, 2, 3, 5, 3, 1, 0)] if setting.dry else LAYERS
     rows = []
     for layer in (layer for layer in chosen if setting.wanted("layers", layer.name)):
@@ -263,7 +268,7 @@ def layers(setting: Setting) -> dict[str, Any]:
                 row |= {"tflops": speed, "share_of_rate": rate and speed / rate}
             rows.append(row | {"layer": layer.name, "pass": name, "gflop": layer.flop / 1e9})
             setting.done("layers", rows)
-    return {"fp32_tflops": rate, "rows": rows, **over_a_gflop(rows)}
+    return {f"{kind.lower()}_tflops": rate, "rows": rows, **over_a_gflop(rows)}
 
 
 def over_a_gflop(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -664,7 +669,7 @@ PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
 COLUMNS: dict[str, list[tuple[str, str, float, str]]] = {  # heading, key, factor, format
     "layers": [
         ("TFLOP/s", "tflops", 1, ".2f"),
-        ("of FP32", "share_of_rate", 1, ".0%"),
+        ("of the rate", "share_of_rate", 1, ".0%"),
         ("PyTorch / ours", "torch_over_tinydilate", 1, ".2f"),
     ],
     "ops": [
@@ -724,14 +729,14 @@ def what_is_missing(dry: bool) -> str | None:
     return None
 
 
-def load_torch() -> Any:
-    """PyTorch with plain FP32; cuDNN may try its algorithms."""
+def load_torch(tf32: bool) -> Any:
+    """PyTorch, with plain FP32 unless TF32 is allowed; cuDNN may try its algorithms."""
     import torch
 
     if not torch.cuda.is_available():
         raise SystemExit("Expected a PyTorch that sees the GPU; this one is built without CUDA.")
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = True
     return torch
 
@@ -743,10 +748,29 @@ def main(arguments: list[str] | None = None) -> int:
     if missing:
         print(missing)
         return 2
+    before = td.get_tf32()
+    try:
+        td.set_tf32(options.tf32)
+    except DeviceError as error:
+        print(error)
+        return 2
+    try:
+        return run_parts(options)
+    finally:
+        td.set_tf32(before)
+
+
+def run_parts(options: argparse.Namespace) -> int:
+    """Everything that the options ask for."""
     begin = time.monotonic()
     td.manual_seed(0)
 
-    figures: dict[str, Any] = {"gpu": gpu_checkup.describe(), "dry": options.dry, "left_out": []}
+    figures: dict[str, Any] = {
+        "gpu": gpu_checkup.describe(),
+        "dry": options.dry,
+        "tf32": options.tf32,
+        "left_out": [],
+    }
 
     def wanted(part: str, name: str) -> bool:
         chosen = options.only in (part, "")
@@ -759,8 +783,9 @@ def main(arguments: list[str] | None = None) -> int:
     def done(part: str, rows: list[dict[str, Any]]) -> None:
         write_json(options.json, figures | {part: {"rows": rows}}, finished=False)
 
-    torch = None if options.dry else load_torch()
-    setting = Setting(torch, 1 if options.dry else options.repeats, options.dry, wanted, done)
+    torch = None if options.dry else load_torch(options.tf32)
+    repeats = 1 if options.dry else options.repeats
+    setting = Setting(torch, repeats, options.dry, wanted, done, options.tf32)
     for part, measure in PARTS.items():
         if options.only in PARTS and options.only != part:
             continue
@@ -788,6 +813,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     made.set_defaults(repeats=5)
     made.add_argument("--only", default="", help="a part, or rows whose name contains this")
     made.add_argument("--limit", type=float, default=330, help="seconds (default: 330)")
+    made.add_argument("--tf32", action="store_true", help="allow TF32, on both sides")
     made.add_argument("--dry", action="store_true", help="tiny sizes, without PyTorch")
     return made.parse_args(arguments)
 

@@ -3,7 +3,8 @@
 A 3x3 layer of C channels and C filters on a map of 56x56, standard normal input, weights and output
 gradient. The error is the root mean square of the differences, and the largest of them, each
 divided by the root mean square of the float64 result. No clock is involved: any machine with the
-same vector width gives the same figures.
+same vector width gives the same figures. The last way rounds what is multiplied to TF32, as the
+tensor cores of a GPU do if they are allowed to; here the processor adds up.
 
     python benchmarks/rounding.py --json rounding.json
 """
@@ -17,6 +18,7 @@ from side_by_side import parser, table, write_json
 
 import tinydilate as td
 from tinydilate.functional import convolution
+from tinydilate.gpu_tf32 import as_tf32
 from tinydilate.window import Window
 
 WAYS = {"direct": "cpu:direct", "F(2x2,3x3)": "cpu:winograd2", "F(4x4,3x3)": "cpu:winograd4"}
@@ -41,9 +43,10 @@ def errors(channels: int, dilation: int) -> dict[str, dict[str, tuple[float, flo
     with td.use("cpu:direct"):
         exact = passes(*(array.astype(np.float64) for array in single), window)
     found: dict[str, dict[str, tuple[float, float]]] = {}
-    for way, implementation in WAYS.items():
+    for way, implementation in [*WAYS.items(), ("TF32", "cpu:direct")]:
+        numbers = [as_tf32(array) for array in single] if way == "TF32" else single
         with td.use(implementation):
-            results = passes(*single, window)
+            results = passes(*numbers, window)
         found[way] = {}
         for name, result in results.items():
             scale = np.sqrt(np.mean(exact[name] ** 2))

@@ -983,9 +983,11 @@ GPU_MUTANTS = [
     Mutant(
         "the tile that is read is overwritten: one buffer for two",
         GEMM,
-        "a + 7 * ROWS, b + 7 * COLUMNS, sums)\n"
+        "            if step > 0:\n"
+        "                multiply(tile_a, tile_b, read_a, read_b, thread, sums)\n"
         "                read_a, read_b = np.uint32(read_a ^ SIZE_A), np.uint32(read_b ^ SIZE_B)",
-        "a + 7 * ROWS, b + 7 * COLUMNS, sums)\n"
+        "            if step > 0:\n"
+        "                multiply(tile_a, tile_b, read_a, read_b, thread, sums)\n"
         "                read_a, read_b = np.uint32(read_a & SIZE_A), np.uint32(read_b & SIZE_B)",
         "check_tails",
     ),
@@ -1006,14 +1008,14 @@ GPU_MUTANTS = [
     Mutant(
         "columns of the weights' gradient written that do not exist",
         GEMM,
-        "if column0 + from_b + beside < columns:",
-        "if from_b + beside < COLUMNS:",
+        "if from_b + beside < columns:",
+        "if from_b + beside < column0 + COLUMNS:",
         "check_tails",
     ),
     Mutant(
         "channels read that do not exist",
         GEMM,
-        "if place < plane and np.uint32(channel + np.uint32(n)) < channels:",
+        "if place < plane and np.uint32(c0 + k_b + np.uint32(n)) < channels:",
         "if place < plane:",
         "check_tails",
     ),
@@ -1076,8 +1078,8 @@ GPU_MUTANTS = [
     Mutant(
         "weights turned over before they are read",
         GEMM,
-        "    cuda.syncthreads()\n    f = np.uint32(f0 + x)\n",
-        "    f = np.uint32(f0 + x)\n",
+        "        cuda.syncthreads()\n        f = np.uint32(f0 + x)\n",
+        "        f = np.uint32(f0 + x)\n",
         "check_tails",
     ),
     Mutant(
@@ -1107,6 +1109,109 @@ GPU_MUTANTS = [
         "if i >= 0 and i % sizes[6] == 0 and",
         "if i >= 0 and",
         "check_columns",
+    ),
+]
+
+# In what surrounds a tensor core's instruction, killed by a check of test_gpu_tf32.
+GPU_TF32 = "gpu_tf32.py"
+GPU_TF32_MUTANTS = [
+    Mutant(
+        "two registers of the left matrix have changed places",
+        GPU_TF32,
+        "left=(left, left + 1, left + 2, left + 3)",
+        "left=(left, left + 2, left + 1, left + 3)",
+        "check_lanes",
+    ),
+    Mutant(
+        "two registers of the right matrix have changed places",
+        GPU_TF32,
+        "right=(right, right + 1)",
+        "right=(right + 1, right)",
+        "check_lanes",
+    ),
+    Mutant(
+        "sums in columns where they belong in rows",
+        GPU_TF32,
+        "sums=(sums, sums + 1, sums + columns, sums + columns + 1)",
+        "sums=(sums, sums + columns, sums + 1, sums + columns + 1)",
+        "check_lanes",
+    ),
+    Mutant(
+        "the second product takes the first one's steps in k",
+        GPU_TF32,
+        "left, right = 4 * (2 * m + step), 4 * n + 2 * step",
+        "left, right = 4 * (2 * m + step), 4 * n",
+        "check_lanes",
+    ),
+    Mutant(
+        "the left matrix has its steps in k elsewhere than the right one",
+        GPU_TF32,
+        "np.uint32(4) * (row % np.uint32(8)) + k // np.uint32(4))",
+        "np.uint32(4) * (row % np.uint32(8)) + k % np.uint32(4))",
+        "check_lanes",
+    ),
+    Mutant(
+        "lanes count their column as they count their row of sums",
+        GPU_TF32,
+        "warp % ACROSS * WARP_COLUMNS + lane // FOUR)",
+        "warp % ACROSS * WARP_COLUMNS + lane % FOUR)",
+        "check_lanes",
+    ),
+    Mutant(
+        "every warp multiplies the first one's rows",
+        GPU_TF32,
+        "first = np.uint32(warp // ACROSS * WARP_ROWS * np.uint32(STEPS))",
+        "first = np.uint32(0 * warp // ACROSS * WARP_ROWS * np.uint32(STEPS))",
+        "check_warps",
+    ),
+    Mutant(
+        "the right matrix is read without its swap",
+        GPU_TF32,
+        "np.uint32(read_b + place_right(column, np.uint32(FOUR * (lane % FOUR))))",
+        "np.uint32(read_b + np.uint32(STEPS) * column + np.uint32(FOUR * (lane % FOUR)))",
+        "check_lanes",
+    ),
+    Mutant(
+        "pixels are not rounded",
+        GEMM,
+        "tile_b[read_b + beside_b(to_b, np.uint32(n))] = rounded(next_b[n])",
+        "tile_b[read_b + beside_b(to_b, np.uint32(n))] = rounded and next_b[n]",
+        "check_errors",
+    ),
+    Mutant(
+        "weights are not rounded",
+        GEMM,
+        "packed[address(k, f, wide)] = rounded(value)",
+        "packed[address(k, f, wide)] = rounded and value",
+        "check_errors",
+    ),
+    Mutant(
+        "gradients are not rounded",
+        GEMM,
+        "tile_a[read_a + to] = rounded(next_a[n])",
+        "tile_a[read_a + to] = next_a[n]",
+        "check_errors",
+    ),
+    Mutant(
+        "bits are dropped where they should be rounded",
+        GPU_TF32,
+        "near = ((bits + _UNIT // 2)",
+        "near = ((bits + 0)",
+        "check_errors",
+    ),
+    Mutant(
+        "packed weights of the second sixteen channels lie where the first do",
+        GEMM,
+        "np.uint32((k - in_round) * wide + place_left(f, in_round))",
+        "np.uint32(0 * (k - in_round) * wide + place_left(f, in_round))",
+        "check_layer",
+    ),
+    Mutant(
+        "a part of a map begins with another tile's weights",
+        GEMM,
+        "at_a = np.uint32(at_a * padded + f0 * np.uint32(STEPS) + to_a)",
+        "at_a = np.uint32(at_a * padded + f0 + to_a)",
+        "check_layer",
     ),
 ]
 

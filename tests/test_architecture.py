@@ -44,7 +44,8 @@ CHAIN = [
     ["launching", "recording"],
     ["kernel"],
     ["simd"],
-    ["gemm", "winograd", "gpu_gemm"],
+    ["gemm", "winograd", "gpu_tf32"],
+    ["gpu_gemm"],
     ["gpu_winograd"],
     ["autograd"],
     *([f"functional.{page}"] for page in PAGES),
@@ -171,6 +172,7 @@ def test_numba_is_imported_in_few_places_and_late():
         "kernel",
         "device",
         "simd",
+        "gpu_tf32",
         "doctor",
         "running",
     }

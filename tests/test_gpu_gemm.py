@@ -22,7 +22,7 @@ from tinydilate.functional.unfolding import fold_forward, unfold_forward
 from tinydilate.window import Window
 
 pytestmark = pytest.mark.gpu
-tiles = pytest.mark.parametrize("tile", list(gpu_gemm.TILES))
+tiles = pytest.mark.parametrize("tile", gpu_gemm.allowed(tf32=False))  # test_gpu_tf32 has others
 
 
 def numbers(*shape, dtype=np.float32):
@@ -171,16 +171,16 @@ def h100(monkeypatch):
 def test_few_filters_get_a_small_tile():
     pixels = 4 * 90_000
     for filters, tile in ((11, "tile32"), (64, "tile64"), (512, "tile128")):
-        assert gpu_gemm.fastest_cut(filters, pixels, 1, 72) == (tile, 1)
+        assert gpu_gemm.fastest_cut(filters, pixels, 1, 64, 9) == (tile, 1)
         assert gpu_gemm._outer_tile(filters, 9 * 512, 1) == tile
 
 
 @pytest.mark.usefixtures("h100")
 def test_a_small_map_of_many_channels_is_summed_in_parts():
-    tile, parts = gpu_gemm.fastest_cut(512, 44 * 44, 1, 9 * 64)  # conv5 of a 500x500 crop
+    tile, parts = gpu_gemm.fastest_cut(512, 44 * 44, 1, 512, 9)  # conv5 of a 500x500 crop
     blocks = parts * 512 // gpu_gemm.TILES[tile].rows * -(-44 * 44 // 128)
     assert 132 < blocks <= 8 * 132
-    assert gpu_gemm.fastest_cut(21, 66 * 66, 1, 27)[1] == 1, "a part has sixteen rounds at least"
+    assert gpu_gemm.fastest_cut(21, 66 * 66, 1, 21, 9)[1] == 1, "a part has sixteen rounds at least"
 
 
 def test_columns_are_folded_unless_they_take_too_much_memory():

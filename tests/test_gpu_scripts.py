@@ -5,11 +5,13 @@ import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tinydilate import gpu_checkup
+from tinydilate.errors import DeviceError
 
 ROOT = Path(__file__).parents[1]
 
@@ -271,6 +273,54 @@ def test_a_dry_run_goes_through_all_parts(tmp_path, capsys):
         assert [row.get("failed") for row in rows] == [None] * len(rows)
         assert all(row["tinydilate_ms"] > 0 for row in rows)
     assert "launches" in capsys.readouterr().out
+
+
+@pytest.mark.gpu
+def test_tf32_is_allowed_for_the_run_and_no_longer(tmp_path, capsys):
+    path = tmp_path / "gpu.json"
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(bench.PARTS, "layers", lambda setting: seen.append(setting.tf32) or {})
+        assert bench.main(["--dry", "--tf32", "--only", "layers", "--json", str(path)]) == 0
+    assert seen == [True]
+    assert json.loads(path.read_text(encoding="utf-8"))["tf32"] is True
+    assert not bench.td.get_tf32()
+    capsys.readouterr()
+
+
+def test_a_card_that_cannot_is_said_and_ends_it(monkeypatch, capsys):
+    def refuse(wanted):
+        if wanted:
+            raise DeviceError("expected a GPU of compute capability 8.0 or later")
+
+    monkeypatch.setattr(bench, "what_is_missing", lambda dry: None)
+    monkeypatch.setattr(bench.td, "set_tf32", refuse)
+    assert bench.main(["--dry", "--tf32"]) == 2
+    assert "8.0 or later" in capsys.readouterr().out
+
+
+# ---- scripts/compile_kernels.py --------------------------------------------------------------
+
+compiling = load("scripts", "compile_kernels")
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("LDS.128 R4, [R1] ;\nHMMA.1688.F32.TF32 R8, R4, R6, R8", []),
+        ("LDS R4, [R1] ;\nHMMA.1688.F32.TF32 R8, R4, R6, R8", ["LDS.128"]),
+        ("LDS.U.128 R4, [R1] ;\nFFMA R8, R4, R6, R8", ["HMMA.1688.F32.TF32"]),
+    ],
+)
+def test_a_kernel_must_contain_what_it_declares(monkeypatch, code, found):
+    monkeypatch.setattr(compiling, "machine_code", lambda cubin, program: code)
+    kernel = SimpleNamespace(registers=128, wide_loads=True, instruction="HMMA.1688.F32.TF32")
+    report = compiling.Report(128, 0, 0, 0, b"")
+    faults = compiling.faults(kernel, report, "nvdisasm")
+    assert len(faults) == len(found)
+    assert all(
+        f"no {name}, though it declares" in fault for name, fault in zip(found, faults, strict=True)
+    )
 
 
 @pytest.mark.gpu

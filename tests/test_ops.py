@@ -273,9 +273,9 @@ def is_small(call: Call) -> bool:
     return sum(array.size for array in call.arrays) <= 300
 
 
-# What is said of each tile of the engines is said in test_gpu_gemm and test_gpu_winograd. On a GPU,
-# where that takes no time, here as well.
-ENGINES = ("cuda:tile", "cuda:winograd")
+# What is said of each tile of the engines is said in test_gpu_gemm, test_gpu_winograd and
+# test_gpu_tf32. On a GPU, where that takes no time, here as well, but for TF32, which rounds more.
+ENGINES = ("cuda:tile", "cuda:winograd", "cuda:tf32")
 
 
 def check_cuda_twins(case: Case, call: Call, dtype=np.float64, way=""):
@@ -293,7 +293,9 @@ def check_cuda_twins(case: Case, call: Call, dtype=np.float64, way=""):
                 continue
             if device.SIMULATED and not way and name.startswith(ENGINES):
                 continue
-            if name.startswith(("cuda:tile", "cuda:winograd")) and dtype == np.float64:
+            if name.startswith("cuda:tf32"):
+                continue
+            if name.startswith(ENGINES) and dtype == np.float64:
                 continue  # the tiles are float32: this would be the readable way once more
             with guarded():
                 arguments = on(launch.arguments, "cuda")

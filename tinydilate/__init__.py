@@ -7,6 +7,7 @@ functional/convolution, then the other pages, nn, models, train.
 from tinydilate import functional, init, models, nn, optim
 from tinydilate.autograd import Op, Tensor, is_grad_enabled, no_grad, tensor
 from tinydilate.functional.dropping import get_rng_state, manual_seed, set_rng_state
+from tinydilate.gpu_tf32 import get_tf32, set_tf32
 from tinydilate.gradient_check import gradcheck
 from tinydilate.kernel import use, watching
 from tinydilate.recording import Recording, record
@@ -21,6 +22,7 @@ __all__ = [
     "functional",
     "get_num_threads",
     "get_rng_state",
+    "get_tf32",
     "gradcheck",
     "init",
     "is_grad_enabled",
@@ -32,6 +34,7 @@ __all__ = [
     "record",
     "set_num_threads",
     "set_rng_state",
+    "set_tf32",
     "tensor",
     "use",
     "watching",

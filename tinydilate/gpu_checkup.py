@@ -21,6 +21,8 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
+from tinydilate.launching import OLDEST
+
 
 class Finding(NamedTuple):
     """One line of the doctor's report."""
@@ -69,7 +71,6 @@ class Facts(NamedTuple):
 
 SYSTEM = "the system's"  # in place of a version: no wheel, but Numba finds the library
 NEEDS = {13: 580, 12: 525}  # the first branch of drivers that runs each CUDA
-OLDEST = (7, 5)  # compute capability of the oldest card that kernels are compiled for
 PIP = f"{sys.executable} -m pip install"
 
 

@@ -56,6 +56,11 @@ last kernel adds the parts, always in the same order: the same numbers give the 
 adding by atomics would not. A small map of many channels (conv5, fc6, fc7) is in the same case
 forwards, where the sum runs over taps and channels.
 
+**TF32.** Where it is allowed, tensor cores multiply: gpu_tf32.py says with what rounding, and how
+the lanes of a warp share the work. Such a tile is cut among its threads in another way and lies in
+another order in shared memory, sixteen steps in k of it; all the rest is the same, so the kernels
+are, too. What differs is a tile's `Way`.
+
 float32 only. With other numbers convolution and products take the readable way of their pages.
 """
 
@@ -67,13 +72,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinydilate import device
+from tinydilate import device, gpu_tf32
 from tinydilate.device import SIMULATED, CudaArray, card, cover
+from tinydilate.gpu_tf32 import place_left
 from tinydilate.kernel import Float32Array, Int32Array, cuda
-from tinydilate.launching import CudaKernel
+from tinydilate.launching import OLDEST, CudaKernel
 from tinydilate.window import Pair, Window
 
 STEPS = 8  # in k, that lie in shared memory at a time
+TENSOR_STEPS = np.uint32(gpu_tf32.STEPS)  # of TF32
 
 
 class Gather(NamedTuple):
@@ -117,6 +124,7 @@ class Tile(NamedTuple):
     A thread's rows and columns come in pieces of ``vector``, which it reads from shared memory at
     once. ``blocks`` of them should fit on a multiprocessor at a time. ``share`` of the instructions
     of a round within a tap are multiply-adds: counted in the machine code for an H100, forward.
+    ``tf32`` tiles are multiplied by tensor cores; their share is of the cores' time, an estimate.
     """
 
     rows: int
@@ -126,11 +134,37 @@ class Tile(NamedTuple):
     vector: int
     blocks: int
     share: float
+    tf32: bool = False
 
     @property
     def threads(self) -> int:
         """Threads of a block."""
         return self.rows // self.thread_rows * (self.columns // self.thread_columns)
+
+    @property
+    def steps(self) -> int:
+        """Steps in k of a round."""
+        return gpu_tf32.STEPS if self.tf32 else STEPS
+
+    @property
+    def registers(self) -> int:
+        """Of a thread, that leave room for ``blocks``: in steps of eight, of 65,536."""
+        return min(255, 65_536 // (self.blocks * self.threads) // 8 * 8)
+
+    @property
+    def speed(self) -> float:
+        """Multiply-adds a clock, on a multiprocessor that has nothing else to wait for."""
+        return self.share * (TENSOR_AREA_A_CLOCK if self.tf32 else AREA_A_CLOCK)
+
+    @property
+    def instruction(self) -> str:
+        """What its machine code must contain."""
+        return gpu_tf32.INSTRUCTION if self.tf32 else ""
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        """Of the first cards that have all its instructions."""
+        return gpu_tf32.CAPABILITY if self.tf32 else OLDEST
 
 
 # A layer of few filters would leave most rows of a large tile without work. In the simulator, where
@@ -139,12 +173,17 @@ TILES = {
     "tile128": Tile(128, 128, 8, 8, vector=4, blocks=2, share=0.84),
     "tile64": Tile(64, 128, 8, 8, vector=4, blocks=4, share=0.79),
     "tile32": Tile(32, 128, 4, 8, vector=4, blocks=4, share=0.68),
+    "tf32_128": Tile(128, 128, 8, 8, vector=4, blocks=2, share=0.5, tf32=True),
+    "tf32_64": Tile(64, 128, 8, 8, vector=4, blocks=3, share=0.5, tf32=True),
 }
 if SIMULATED:
     TILES = {
         "tile128": Tile(8, 4, 2, 2, vector=1, blocks=1, share=0.84),
         "tile64": Tile(4, 8, 2, 2, vector=1, blocks=1, share=0.79),
         "tile32": Tile(2, 8, 1, 2, vector=1, blocks=1, share=0.68),
+        # A warp has 32 lanes, so these are larger: one warp of 16x16, or two beside each other.
+        "tf32_128": Tile(16, 16, 2, 4, vector=1, blocks=1, share=0.5, tf32=True),
+        "tf32_64": Tile(16, 32, 2, 4, vector=1, blocks=1, share=0.5, tf32=True),
     }
 
 
@@ -156,6 +195,7 @@ class Cut(NamedTuple):
 
 
 AREA_A_CLOCK = 128  # multiply-adds of a multiprocessor
+TENSOR_AREA_A_CLOCK = 512  # of its tensor cores in TF32, by the data sheet of an A100
 ALONE = 0.7  # how fast a multiprocessor is that has one block, and nothing to do while it waits
 BYTES_A_CLOCK = 1400  # that all of the card reads and writes: 2.4 TB/s at 1.75 GHz
 LAUNCH = 10_000  # clocks of one kernel more
@@ -163,11 +203,19 @@ LEAST_ROUNDS = 16  # of a part, which has to begin and to write its sums
 
 
 @lru_cache(4096)
-def fastest_cut(rows: int, columns: int, groups: int, rounds: int, tile: str = "") -> Cut:
+def fastest_cut(
+    rows: int,
+    columns: int,
+    groups: int,
+    channels: int,
+    taps: int,
+    tile: str = "",
+    tf32: bool = False,
+) -> Cut:
     """The tile, and the parts, by which the busiest multiprocessor has done its work first.
 
-    ``rounds`` of eight steps is how long a sum is. The constants are an H100's, rounded; they
-    decide between ways that all give the right numbers.
+    A sum runs over ``channels`` and ``taps``. The constants are an H100's, rounded; they decide
+    between ways that all give the right numbers, which with ``tf32`` includes rounded ones.
     """
     processors = card().multiprocessors
 
@@ -175,19 +223,135 @@ def fastest_cut(rows: int, columns: int, groups: int, rounds: int, tile: str = "
         tile = TILES[cut.tile]
         blocks = cut.parts * groups * -(-rows // tile.rows) * -(-columns // tile.columns)
         each = -(-blocks // processors)
-        work = each * -(-rounds // cut.parts) * STEPS * tile.rows * tile.columns / AREA_A_CLOCK
-        work /= tile.share * (ALONE if each == 1 else 1)
+        rounds = -(-rounds_of(channels, taps, tile.steps) // cut.parts)
+        work = float(each * rounds * tile.steps * tile.rows * tile.columns)
+        work /= tile.speed * (ALONE if each == 1 else 1)
         if cut.parts == 1:
             return work
         moved = 4 * (2 * cut.parts + 1) * groups * rows * columns
         return work + moved / BYTES_A_CLOCK + LAUNCH
 
-    most = max(1, min(32, rounds // LEAST_ROUNDS))
-    names = [tile] if tile else list(TILES)
-    return min((Cut(name, parts) for name in names for parts in range(1, most + 1)), key=clocks)
+    def parts_of(name: str) -> range:
+        rounds = rounds_of(channels, taps, TILES[name].steps)
+        return range(1, max(1, min(32, rounds // LEAST_ROUNDS)) + 1)
+
+    names = [tile] if tile else allowed(tf32)
+    return min((Cut(name, parts) for name in names for parts in parts_of(name)), key=clocks)
+
+
+def allowed(tf32: bool) -> list[str]:
+    """The tiles that a layer may choose from."""
+    return [name for name, tile in TILES.items() if tf32 or not tile.tf32]
+
+
+def gain(tf32: bool) -> float:
+    """How many times as fast as in FP32 a large layer is expected to be multiplied."""
+    return TILES["tf32_128"].speed / TILES["tile128"].speed if tf32 else 1.0
+
+
+def rounds_of(channels: int, taps: int, steps: int = STEPS) -> int:
+    """Of so many steps in k, in a sum over taps and channels."""
+    return taps * -(-channels // steps)
 
 
 # ---- a thread's multiply-adds ----------------------------------------------------------------
+
+
+class Way(NamedTuple):
+    """What the kernels leave to the tile: functions that become part of them, and numbers.
+
+    * ``place_a(row, k)`` and ``place_b(column, k)``: where a number lies in shared memory.
+    * ``beside_b(place, n)``: of a thread's share of one column, the n-th, from the place of the
+      first; ``together(place, other)``: of row a + b, from those of a and b.
+    * ``rounded(number)``: how it is written there.
+    * ``first_row(thread)`` and ``first_column(thread)``: of the thread's own sums. They come in
+      pieces of neighbours, and the pieces are so far apart.
+    * ``multiply(tile_a, tile_b, read_a, read_b, thread, sums)``: a round, from two buffers.
+    """
+
+    place_a: Any
+    place_b: Any
+    beside_b: Any
+    together: Any
+    rounded: Any
+    first_row: Any
+    first_column: Any
+    multiply: Any
+    piece_rows: int
+    piece_columns: int
+    apart_rows: int
+    apart_columns: int
+
+
+@cuda.jit(device=True)
+def _sum(place: Any, other: Any) -> Any:
+    return place + other
+
+
+@cuda.jit(device=True)
+def _as_it_is(number: Any) -> Any:
+    return number
+
+
+def _way(tile: Tile, margin: int = 0) -> Way:
+    """Rows of FP32's buffers lie ``margin`` numbers further apart than they are long."""
+    return _tensor_way(tile) if tile.tf32 else _plain_way(tile, margin)
+
+
+def _tensor_way(tile: Tile) -> Way:
+    shared = gpu_tf32.warps(tile.columns, tile.threads, tile.thread_rows, tile.thread_columns)
+    places = gpu_tf32.place_left, gpu_tf32.place_right, gpu_tf32.beside_right, gpu_tf32.together
+    return Way(*places, gpu_tf32.rounded, *shared, 1, 2, 8, 8)
+
+
+def _plain_way(tile: Tile, margin: int) -> Way:
+    PITCH_A, PITCH_B = np.uint32(tile.rows + margin), np.uint32(tile.columns + margin)
+    VECTOR = np.uint32(tile.vector)
+    ACROSS = np.uint32(tile.columns // tile.thread_columns)  # threads beside each other
+    multiply_add = _multiplier(tile)
+
+    @cuda.jit(device=True)
+    def place_a(row: Any, k: Any) -> Any:
+        return k * PITCH_A + row
+
+    @cuda.jit(device=True)
+    def place_b(column: Any, k: Any) -> Any:
+        return k * PITCH_B + column
+
+    @cuda.jit(device=True)
+    def beside_b(to: Any, n: Any) -> Any:
+        return to + n * PITCH_B
+
+    @cuda.jit(device=True)
+    def first_row(thread: Any) -> Any:
+        return np.uint32(thread // ACROSS * VECTOR)
+
+    @cuda.jit(device=True)
+    def first_column(thread: Any) -> Any:
+        return np.uint32(thread % ACROSS * VECTOR)
+
+    @cuda.jit(device=True)
+    def multiply(
+        tile_a: Any, tile_b: Any, read_a: Any, read_b: Any, thread: Any, sums: Any
+    ) -> None:
+        a = np.uint32(read_a + thread // ACROSS * VECTOR)
+        b = np.uint32(read_b + thread % ACROSS * VECTOR)
+        multiply_add(tile_a, tile_b, a, b, sums)
+        multiply_add(tile_a, tile_b, a + PITCH_A, b + PITCH_B, sums)
+        multiply_add(tile_a, tile_b, a + 2 * PITCH_A, b + 2 * PITCH_B, sums)
+        multiply_add(tile_a, tile_b, a + 3 * PITCH_A, b + 3 * PITCH_B, sums)
+        multiply_add(tile_a, tile_b, a + 4 * PITCH_A, b + 4 * PITCH_B, sums)
+        multiply_add(tile_a, tile_b, a + 5 * PITCH_A, b + 5 * PITCH_B, sums)
+        multiply_add(tile_a, tile_b, a + 6 * PITCH_A, b + 6 * PITCH_B, sums)
+        multiply_add(tile_a, tile_b, a + 7 * PITCH_A, b + 7 * PITCH_B, sums)
+
+    return Way(
+        *(place_a, place_b, beside_b, _sum, _as_it_is, first_row, first_column, multiply),
+        piece_rows=tile.vector,
+        piece_columns=tile.vector,
+        apart_rows=tile.rows * tile.vector // tile.thread_rows,
+        apart_columns=tile.columns * tile.vector // tile.thread_columns,
+    )
 
 
 def _multiplier(tile: Tile) -> Any:
@@ -248,14 +412,18 @@ def _layer(
 def _gather_kernel(name: str, tile: Tile) -> CudaKernel:
     ROWS, COLUMNS = np.uint32(tile.rows), np.uint32(tile.columns)
     THREADS, THREAD_ROWS, THREAD_COLUMNS = tile.threads, tile.thread_rows, tile.thread_columns
-    SUMS = THREAD_ROWS * THREAD_COLUMNS
-    VECTOR = tile.vector
-    ACROSS = np.uint32(tile.columns // tile.thread_columns)  # threads beside each other
-    APART_ROWS, APART_COLUMNS = tile.rows * VECTOR // THREAD_ROWS, int(ACROSS) * VECTOR
-    SIZE_A, SIZE_B = STEPS * ROWS, STEPS * COLUMNS  # of a buffer
+    SUMS, STEPS = THREAD_ROWS * THREAD_COLUMNS, tile.steps
+    SIZE_A, SIZE_B = np.uint32(STEPS) * ROWS, np.uint32(STEPS) * COLUMNS  # of a buffer
+    SQUARE = tile.rows == tile.columns
     BOTH_A, BOTH_B = int(2 * SIZE_A), int(2 * SIZE_B)
     SHARE_A, SHARE_B = int(SIZE_A) // THREADS, int(SIZE_B) // THREADS  # that a thread fetches
-    multiply_add = _multiplier(tile)
+    IN_ORDER = tile.tf32  # whether weights lie in memory as they are to lie in shared memory
+    FIRST_A, FURTHER_A = (1, THREADS) if IN_ORDER else (SHARE_A, 1)
+    way = _way(tile)
+    place_b, beside_b, rounded, multiply = way.place_b, way.beside_b, way.rounded, way.multiply
+    first_row, first_column = way.first_row, way.first_column
+    PIECE_ROWS, APART_ROWS = way.piece_rows, way.apart_rows
+    PIECE_COLUMNS, APART_COLUMNS = way.piece_columns, way.apart_columns
 
     @cuda.jit(device=True)
     def locate(tap: Any, y0: Any, z0: Any, layer: Any) -> Any:
@@ -272,7 +440,14 @@ def _gather_kernel(name: str, tile: Tile) -> CudaKernel:
             return NOWHERE
         return np.uint32(row * np.uint32(layer[WIDTH]) + column)
 
-    @cuda.jit(launch_bounds=(THREADS, tile.blocks), dtypes=(np.float32,), wide_loads=VECTOR == 4)
+    @cuda.jit(
+        launch_bounds=(THREADS, tile.blocks),
+        registers=tile.registers,
+        dtypes=(np.float32,),
+        wide_loads=tile.vector == 4,
+        instruction=tile.instruction,
+        capability=tile.capability,
+    )
     def gathered(
         images: Float32Array,
         weights: Float32Array,
@@ -313,14 +488,17 @@ def _gather_kernel(name: str, tile: Tile) -> CudaKernel:
             sums[n] = np.float32(0)
 
         # This thread's share of the weights: neighbouring filters in one step of k ...
-        to_a = np.uint32(thread * np.uint32(SHARE_A))
+        to_a = np.uint32(thread * np.uint32(FIRST_A))
         k_a, m_a = to_a // ROWS, to_a % ROWS
-        k_a = np.uint32((group * rounds + start) * np.uint32(STEPS) + k_a)
-        at_a = np.uint32(k_a * padded + f0 + m_a)
+        at_a = np.uint32((group * rounds + start) * np.uint32(STEPS))
+        if IN_ORDER:  # (or every so many numbers of the whole tile)
+            at_a = np.uint32(at_a * padded + f0 * np.uint32(STEPS) + to_a)
+        else:
+            at_a = np.uint32((at_a + k_a) * padded + f0 + m_a)
         # ... and of the columns: one pixel, in neighbouring steps of k.
         k_b = np.uint32(thread // COLUMNS * np.uint32(SHARE_B))
         p_b = np.uint32(thread % COLUMNS)
-        to_b = np.uint32(k_b * COLUMNS + p_b)
+        to_b = place_b(p_b, k_b)
         p = np.uint32(p0 + p_b)
         image = np.uint32(p // out_plane)
         rest = np.uint32(p % out_plane)
@@ -328,64 +506,59 @@ def _gather_kernel(name: str, tile: Tile) -> CudaKernel:
         z0 = np.int32(np.int32(rest % out_w) * layer[STEP_Z] + layer[ORIGIN_Z])
         if p >= pixels:
             y0 = FAR_ABOVE  # no tap is in the image
-        first = np.uint32((image * groups + group) * channels * plane)
+        first = np.uint32(((image * groups + group) * channels + k_b) * plane)
         in_a_tap = np.uint32((channels + np.uint32(STEPS - 1)) // np.uint32(STEPS))  # rounds
         tap = np.uint32(start // in_a_tap)
-        channel = np.uint32(start % in_a_tap * np.uint32(STEPS) + k_b)
+        c0 = np.uint32(start % in_a_tap * np.uint32(STEPS))  # the first of a round's channels
         place = locate(tap, y0, z0, layer)
-        at_b = np.uint32(first + channel * plane + place)
+        at_b = np.uint32(first + c0 * plane + place)
 
         read_a, read_b = np.uint32(0), np.uint32(0)
-        from_a = np.uint32(thread // ACROSS * np.uint32(VECTOR))
-        from_b = np.uint32(thread % ACROSS * np.uint32(VECTOR))
         step = np.uint32(0)
         while step <= steps:
             # Fetch what the next round multiplies ...
             if step < steps:
                 for n in range(SHARE_A):
-                    next_a[n] = weights[at_a + np.uint32(n)]
+                    next_a[n] = weights[at_a + np.uint32(n * FURTHER_A)]
                 at_a = np.uint32(at_a + np.uint32(STEPS) * padded)
                 for n in range(SHARE_B):
                     value = np.float32(0)
-                    if place < plane and np.uint32(channel + np.uint32(n)) < channels:
+                    if place < plane and np.uint32(c0 + k_b + np.uint32(n)) < channels:
                         value = images[np.uint32(at_b + np.uint32(n) * plane)]
                     next_b[n] = value
-                channel = np.uint32(channel + np.uint32(STEPS))
+                c0 = np.uint32(c0 + np.uint32(STEPS))
                 at_b = np.uint32(at_b + np.uint32(STEPS) * plane)
-                if np.uint32(channel - k_b) >= channels:
-                    tap, channel = np.uint32(tap + np.uint32(1)), k_b
+                if c0 >= channels:
+                    tap, c0 = np.uint32(tap + np.uint32(1)), np.uint32(0)
                     if np.uint32(step + np.uint32(1)) < steps:
                         place = locate(tap, y0, z0, layer)
-                    at_b = np.uint32(first + channel * plane + place)
+                    at_b = np.uint32(first + place)
             # ... multiply this round's, of which there are none at first ...
             if step > 0:
-                a, b = np.uint32(read_a + from_a), np.uint32(read_b + from_b)
-                multiply_add(tile_a, tile_b, a, b, sums)
-                multiply_add(tile_a, tile_b, a + ROWS, b + COLUMNS, sums)
-                multiply_add(tile_a, tile_b, a + 2 * ROWS, b + 2 * COLUMNS, sums)
-                multiply_add(tile_a, tile_b, a + 3 * ROWS, b + 3 * COLUMNS, sums)
-                multiply_add(tile_a, tile_b, a + 4 * ROWS, b + 4 * COLUMNS, sums)
-                multiply_add(tile_a, tile_b, a + 5 * ROWS, b + 5 * COLUMNS, sums)
-                multiply_add(tile_a, tile_b, a + 6 * ROWS, b + 6 * COLUMNS, sums)
-                multiply_add(tile_a, tile_b, a + 7 * ROWS, b + 7 * COLUMNS, sums)
+                multiply(tile_a, tile_b, read_a, read_b, thread, sums)
                 read_a, read_b = np.uint32(read_a ^ SIZE_A), np.uint32(read_b ^ SIZE_B)
+                if SQUARE:  # a register less
+                    read_b = read_a
             # ... and put what was fetched where the next round reads.
             for n in range(SHARE_A):
-                tile_a[read_a + to_a + np.uint32(n)] = next_a[n]
+                tile_a[read_a + to_a + np.uint32(n * FURTHER_A)] = next_a[n]
             for n in range(SHARE_B):
-                tile_b[read_b + to_b + np.uint32(n) * COLUMNS] = next_b[n]
+                tile_b[read_b + beside_b(to_b, np.uint32(n))] = rounded(next_b[n])
             cuda.syncthreads()
             step = np.uint32(step + np.uint32(1))
 
         # A part's sums have a result of their own, behind those of the parts before.
         beyond = np.uint32(part * pixels * groups * filters)
+        from_a, from_b = f0 + first_row(thread), p0 + first_column(thread)
         for j in range(THREAD_COLUMNS):
-            p = np.uint32(p0 + from_b + np.uint32(j // VECTOR * APART_COLUMNS + j % VECTOR))
+            beside = np.uint32(j // PIECE_COLUMNS * APART_COLUMNS + j % PIECE_COLUMNS)
+            p = np.uint32(from_b + beside)
             if p < pixels:
                 image = np.uint32(p // out_plane)
                 rest = np.uint32(p % out_plane)
                 for i in range(THREAD_ROWS):
-                    row = f0 + from_a + np.uint32(i // VECTOR * APART_ROWS + i % VECTOR)
+                    below = np.uint32(i // PIECE_ROWS * APART_ROWS + i % PIECE_ROWS)
+                    row = np.uint32(from_a + below)
                     if row < filters:
                         total = sums[i * THREAD_COLUMNS + j]
                         if layer[BIASED] != 0:
@@ -413,26 +586,22 @@ def gathered_product(
     adjoint: bool = False,
     tile: str = "",
     parts: int = 0,
+    tf32: bool = False,
 ) -> CudaArray:
     """(N, G*C, H, W) -> (N, G*F, OH, OW): weights times what is gathered from the images.
 
     The weights are those of the convolution, (G*F, C, KH, KW), and for its ``adjoint``
     (G*C, F, KH, KW). The tile, and into how many parts the sum is cut, are chosen by size, unless
-    they are given.
+    they are given; with ``tf32`` among the tiles of tensor cores as well.
     """
     channels = images.shape[1] // groups
     filters = weights.shape[1] if adjoint else weights.shape[0] // groups
     pixels = images.shape[0] * math.prod(gather.output)
-    cut = fastest_cut(filters, pixels, groups, rounds_of(channels, math.prod(gather.kernel)), tile)
+    cut = fastest_cut(filters, pixels, groups, channels, math.prod(gather.kernel), tile, tf32)
     packed = _packed(weights, groups, filters, channels, TILES[cut.tile], adjoint)
     return product(
         images, packed, bias, gather, filters, groups, relu, cut._replace(parts=parts or cut.parts)
     )
-
-
-def rounds_of(channels: int, taps: int) -> int:
-    """Of eight steps in k, in a sum over taps and channels."""
-    return taps * -(-channels // STEPS)
 
 
 def product(
@@ -451,7 +620,9 @@ def product(
     if not out.size:
         return out
     pixels, tile = count * math.prod(gather.output), TILES[cut.tile]
-    padded, rounds = packed.shape[2], packed.shape[1] // STEPS
+    if tile.tf32:
+        gpu_tf32.check_card()
+    padded, rounds = packed.shape[2], packed.shape[1] // tile.steps
     each = -(-rounds // cut.parts)
     parts = -(-rounds // each)  # those that have any
     sums = out if parts == 1 else device.empty((parts, out.size), out.dtype)
@@ -500,64 +671,94 @@ def _packed(
 ) -> CudaArray:
     """Weights in the order in which the blocks read them, with zeros to fill the last tiles.
 
-    (G, taps*C', F'): C' channels in full steps, F' filters in full tiles.
+    (G, taps*C', F'): C' channels in full steps, F' filters in full tiles. For TF32 they are
+    rounded, and each round's of a tile lie in the order of shared memory.
     """
     taps = weights.shape[2] * weights.shape[3]
-    deep = -(-channels // STEPS) * STEPS
+    deep = rounds_of(channels, 1, tile.steps) * tile.steps
     wide = -(-filters // tile.rows) * tile.rows
     packed = device.empty((groups, taps * deep, wide), weights.dtype)
     # From one filter's weights to the next one's, and from one channel's to the next one's.
     steps = (taps, filters * taps) if adjoint else (channels * taps, taps)
     squares = -(-wide // SIDE) * -(-taps * deep // SIDE)
     # All along one axis of the grid: the second one ends at 65,535, and matrices may be more.
-    _pack[squares * groups, (SIDE, HIGH)](
+    _PACK[tile.tf32][squares * groups, (SIDE, HIGH)](
         weights, packed, squares, filters, channels, taps, deep, wide, *steps
     )
     return packed
 
 
-@cuda.jit(dtypes=(np.float32,))
-def _pack(
-    weights: Float32Array,
-    packed: Float32Array,
-    squares: np.uint32,
-    filters: np.uint32,
-    channels: np.uint32,
-    taps: np.uint32,
-    deep: np.uint32,
-    wide: np.uint32,
-    filter_step: np.uint32,
-    channel_step: np.uint32,
-) -> None:
-    """Turn the weights over, a square of 32 filters and 32 taps of channels at a time.
+@cuda.jit(device=True)
+def _in_rows(k: Any, f: Any, wide: Any) -> Any:
+    """A row of filters for each step in k."""
+    return np.uint32(k * wide + f)
 
-    In memory a filter's taps are neighbours, and packed, the filters. Neighbouring threads read and
-    write neighbouring numbers all the same: the square lies in shared memory in between. Its rows
-    are one number longer than they need to be, so that a column is spread over all banks.
-    """
-    square = cuda.shared.array(SQUARE, np.float32)
-    x, y = np.uint32(cuda.threadIdx.x), np.uint32(cuda.threadIdx.y)
-    block = np.uint32(cuda.blockIdx.x)
-    block, group = np.uint32(block % squares), np.uint32(block // squares)
-    down = (wide + np.uint32(SIDE - 1)) // np.uint32(SIDE)
-    f0, k0 = np.uint32(block % down * np.uint32(SIDE)), np.uint32(block // down * np.uint32(SIDE))
-    first = np.uint32(group * filters * channels * taps)
-    k = np.uint32(k0 + x)  # numbered as in memory: channel by channel, tap by tap
-    c, tap = np.uint32(k // taps), np.uint32(k % taps)
-    for row in range(y, SIDE, HIGH):
-        f = np.uint32(f0 + np.uint32(row))
-        value = np.float32(0)
-        if f < filters and c < channels:
-            value = weights[first + f * filter_step + c * channel_step + tap]
-        square[np.uint32(row) * np.uint32(SIDE + 1) + x] = value
-    cuda.syncthreads()
-    f = np.uint32(f0 + x)
-    for row in range(y, SIDE, HIGH):
-        k = np.uint32(k0 + np.uint32(row))
+
+@cuda.jit(device=True)
+def _in_tiles(k: Any, f: Any, wide: Any) -> Any:
+    """For each sixteen steps, tile by tile what lies in shared memory."""
+    in_round = np.uint32(k % TENSOR_STEPS)
+    return np.uint32((k - in_round) * wide + place_left(f, in_round))
+
+
+def _packing_kernel(name: str, address: Any, rounded: Any, capability: Any) -> CudaKernel:
+    @cuda.jit(dtypes=(np.float32,), capability=capability)
+    def pack(
+        weights: Float32Array,
+        packed: Float32Array,
+        squares: np.uint32,
+        filters: np.uint32,
+        channels: np.uint32,
+        taps: np.uint32,
+        deep: np.uint32,
+        wide: np.uint32,
+        filter_step: np.uint32,
+        channel_step: np.uint32,
+    ) -> None:
+        """Turn the weights over, a square of 32 filters and 32 taps of channels at a time.
+
+        In memory a filter's taps are neighbours, and packed, the filters. Neighbouring threads read
+        and write neighbouring numbers all the same: the square lies in shared memory in between.
+        Its rows are one number longer than they need to be, so that a column is spread over all
+        banks.
+        """
+        square = cuda.shared.array(SQUARE, np.float32)
+        x, y = np.uint32(cuda.threadIdx.x), np.uint32(cuda.threadIdx.y)
+        block = np.uint32(cuda.blockIdx.x)
+        block, group = np.uint32(block % squares), np.uint32(block // squares)
+        down = (wide + np.uint32(SIDE - 1)) // np.uint32(SIDE)
+        f0, k0 = (
+            np.uint32(block % down * np.uint32(SIDE)),
+            np.uint32(block // down * np.uint32(SIDE)),
+        )
+        first = np.uint32(group * filters * channels * taps)
+        k = np.uint32(k0 + x)  # numbered as in memory: channel by channel, tap by tap
         c, tap = np.uint32(k // taps), np.uint32(k % taps)
-        if f < wide and c < deep:
-            to = np.uint32(((group * taps + tap) * deep + c) * wide + f)
-            packed[to] = square[x * np.uint32(SIDE + 1) + np.uint32(row)]
+        for row in range(y, SIDE, HIGH):
+            f = np.uint32(f0 + np.uint32(row))
+            value = np.float32(0)
+            if f < filters and c < channels:
+                value = weights[first + f * filter_step + c * channel_step + tap]
+            square[np.uint32(row) * np.uint32(SIDE + 1) + x] = value
+        cuda.syncthreads()
+        f = np.uint32(f0 + x)
+        for row in range(y, SIDE, HIGH):
+            k = np.uint32(k0 + np.uint32(row))
+            c, tap = np.uint32(k // taps), np.uint32(k % taps)
+            if f < wide and c < deep:
+                k = np.uint32((group * taps + tap) * deep + c)
+                value = square[x * np.uint32(SIDE + 1) + np.uint32(row)]
+                packed[address(k, f, wide)] = rounded(value)
+
+    made: CudaKernel = pack
+    made.name = f"gpu_gemm.{name}"
+    return made
+
+
+_PACK = {
+    False: _packing_kernel("pack", _in_rows, _as_it_is, OLDEST),
+    True: _packing_kernel("pack tf32", _in_tiles, gpu_tf32.rounded, gpu_tf32.CAPABILITY),
+}
 
 
 def matmul(a: CudaArray, b: CudaArray) -> CudaArray:
@@ -579,20 +780,32 @@ def matmul(a: CudaArray, b: CudaArray) -> CudaArray:
 def _outer_kernel(name: str, tile: Tile) -> CudaKernel:
     ROWS, COLUMNS = np.uint32(tile.rows), np.uint32(tile.columns)
     THREADS, THREAD_ROWS, THREAD_COLUMNS = tile.threads, tile.thread_rows, tile.thread_columns
-    SUMS = THREAD_ROWS * THREAD_COLUMNS
-    VECTOR = tile.vector
-    ACROSS = np.uint32(tile.columns // tile.thread_columns)
-    APART_ROWS, APART_COLUMNS = tile.rows * VECTOR // THREAD_ROWS, int(ACROSS) * VECTOR
+    SUMS, STEPS = THREAD_ROWS * THREAD_COLUMNS, tile.steps
     # Rows of a buffer lie 4 numbers further apart than they are long: eight threads write to the
-    # same column of eight rows, which then are in different banks of shared memory.
-    PITCH_A, PITCH_B = np.uint32(tile.rows + 4), np.uint32(tile.columns + 4)
-    SIZE_A, SIZE_B = STEPS * PITCH_A, STEPS * PITCH_B
+    # same column of eight rows, which then are in different banks of shared memory. (TF32 has no
+    # need of it.)
+    margin = 0 if tile.tf32 else 4
+    way = _way(tile, margin)
+    SIZE_A, SIZE_B = np.uint32(STEPS * (ROWS + margin)), np.uint32(STEPS * (COLUMNS + margin))
+    SQUARE = tile.rows == tile.columns
     BOTH_A, BOTH_B, PLACES = int(2 * SIZE_A), int(2 * SIZE_B), 4 * tile.columns
     SHARE_A, SHARE_B = STEPS * tile.rows // THREADS, STEPS * tile.columns // THREADS
     APART = THREADS // STEPS  # rows, and columns, from one that a thread fetches to the next
-    multiply_add = _multiplier(tile)
+    place_a, place_b = way.place_a, way.place_b
+    together = way.together if APART < gpu_tf32.ADD_UP else _sum
+    rounded, multiply = way.rounded, way.multiply
+    first_row, first_column = way.first_row, way.first_column
+    PIECE_ROWS, APART_ROWS = way.piece_rows, way.apart_rows
+    PIECE_COLUMNS, APART_COLUMNS = way.piece_columns, way.apart_columns
 
-    @cuda.jit(launch_bounds=(THREADS, tile.blocks), dtypes=(np.float32,), wide_loads=VECTOR == 4)
+    @cuda.jit(
+        launch_bounds=(THREADS, tile.blocks),
+        registers=tile.registers,
+        dtypes=(np.float32,),
+        wide_loads=tile.vector == 4,
+        instruction=tile.instruction,
+        capability=tile.capability,
+    )
     def outer(
         images: Float32Array, grads: Float32Array, parts: Float32Array, layer: Int32Array
     ) -> None:
@@ -647,21 +860,20 @@ def _outer_kernel(name: str, tile: Tile) -> CudaKernel:
             places[at + np.uint32(3)] = np.int32(0)
         cuda.syncthreads()
 
-        # A thread fetches from one pixel in eight: from some rows of gradients and some columns.
+        # A thread fetches from one pixel of a round: from some rows of gradients and some columns.
         k, line = np.uint32(thread % np.uint32(STEPS)), np.uint32(thread // np.uint32(STEPS))
-        p = np.uint32(part * each + k)
+        p0 = np.uint32(part * each)  # the first of a round's pixels
         last = min(pixels, np.uint32((part + np.uint32(1)) * each))
         j, y0, z0 = out_w, np.int32(0), np.int32(0)
         at_a, at_b = np.uint32(0), np.int32(0)
-        to_a, to_b = np.uint32(k * PITCH_A + line), np.uint32(k * PITCH_B + line)
+        to_a, to_b = place_a(line, k), place_b(line, k)
         read_a, read_b = np.uint32(0), np.uint32(0)
-        from_a = np.uint32(thread // ACROSS * np.uint32(VECTOR))
-        from_b = np.uint32(thread % ACROSS * np.uint32(VECTOR))
         begun = False
         while True:
             # Fetch what the next round multiplies ...
-            more = np.uint32(p - k) < last
+            more = p0 < last
             if more:
+                p = np.uint32(p0 + k)
                 if j >= out_w:  # the first pixel, or one beyond the end of its row
                     image = np.uint32(p // out_plane)
                     rest = np.uint32(p % out_plane)
@@ -687,37 +899,35 @@ def _outer_kernel(name: str, tile: Tile) -> CudaKernel:
                     if p < last and 0 <= y < height and 0 <= z < width:
                         value = images[np.uint32(np.int32(at_b + z0 + places[at + np.uint32(2)]))]
                     next_b[n] = value
-                p, j = np.uint32(p + np.uint32(STEPS)), np.uint32(j + np.uint32(STEPS))
+                p0, j = np.uint32(p0 + np.uint32(STEPS)), np.uint32(j + np.uint32(STEPS))
                 at_a = np.uint32(at_a + np.uint32(STEPS))
             # ... multiply this round's, of which there are none at first ...
             if begun:
-                a, b = np.uint32(read_a + from_a), np.uint32(read_b + from_b)
-                multiply_add(tile_a, tile_b, a, b, sums)
-                multiply_add(tile_a, tile_b, a + PITCH_A, b + PITCH_B, sums)
-                multiply_add(tile_a, tile_b, a + 2 * PITCH_A, b + 2 * PITCH_B, sums)
-                multiply_add(tile_a, tile_b, a + 3 * PITCH_A, b + 3 * PITCH_B, sums)
-                multiply_add(tile_a, tile_b, a + 4 * PITCH_A, b + 4 * PITCH_B, sums)
-                multiply_add(tile_a, tile_b, a + 5 * PITCH_A, b + 5 * PITCH_B, sums)
-                multiply_add(tile_a, tile_b, a + 6 * PITCH_A, b + 6 * PITCH_B, sums)
-                multiply_add(tile_a, tile_b, a + 7 * PITCH_A, b + 7 * PITCH_B, sums)
+                multiply(tile_a, tile_b, read_a, read_b, thread, sums)
                 read_a, read_b = np.uint32(read_a ^ SIZE_A), np.uint32(read_b ^ SIZE_B)
+                if SQUARE:  # a register less
+                    read_b = read_a
                 if not more:
                     break
             # ... and put what was fetched where the next round reads.
             for n in range(SHARE_A):
-                tile_a[read_a + to_a + np.uint32(n * APART)] = next_a[n]
+                to = together(to_a, place_a(np.uint32(n * APART), np.uint32(0)))
+                tile_a[read_a + to] = rounded(next_a[n])
             for n in range(SHARE_B):
-                tile_b[read_b + to_b + np.uint32(n * APART)] = next_b[n]
+                to = together(to_b, place_b(np.uint32(n * APART), np.uint32(0)))
+                tile_b[read_b + to] = rounded(next_b[n])
             cuda.syncthreads()
             begun = True
 
+        from_a, from_b = f0 + first_row(thread), column0 + first_column(thread)
         for m in range(THREAD_ROWS):
-            row = f0 + from_a + np.uint32(m // VECTOR * APART_ROWS + m % VECTOR)
+            below = np.uint32(m // PIECE_ROWS * APART_ROWS + m % PIECE_ROWS)
+            row = np.uint32(from_a + below)
             if row < filters:
-                first = ((part * groups + group) * filters + row) * columns + column0 + from_b
+                first = ((part * groups + group) * filters + row) * columns + from_b
                 for n in range(THREAD_COLUMNS):
-                    beside = np.uint32(n // VECTOR * APART_COLUMNS + n % VECTOR)
-                    if column0 + from_b + beside < columns:
+                    beside = np.uint32(n // PIECE_COLUMNS * APART_COLUMNS + n % PIECE_COLUMNS)
+                    if from_b + beside < columns:
                         parts[first + beside] = sums[m * THREAD_COLUMNS + n]
 
     made: CudaKernel = outer
@@ -735,11 +945,12 @@ def gathered_outer(
     groups: int = 1,
     tile: str = "",
     parts: int = 0,
+    tf32: bool = False,
 ) -> CudaArray:
     """(N, G*C, H, W), (N, G*F, OH, OW) -> (G*F, C, KH, KW): gradients times columns.
 
     The tile, and into how many parts the sum over the pixels is cut, are chosen by size, unless
-    they are given.
+    they are given; with ``tf32`` among the tiles of tensor cores as well.
     """
     count, channels = images.shape[0], images.shape[1] // groups
     filters, taps = grads.shape[1] // groups, math.prod(gather.kernel)
@@ -748,11 +959,13 @@ def gathered_outer(
     if not pixels:
         return device.zeros(shape, images.dtype)
     result = device.empty(shape, images.dtype)
-    name = tile or _outer_tile(filters, channels * taps, groups)
+    name = tile or _outer_tile(filters, channels * taps, groups, tf32)
     cut = TILES[name]
+    if cut.tf32:
+        gpu_tf32.check_card()
     down, across = -(-filters // cut.rows), -(-channels * taps // cut.columns)
     parts = parts or _parts(groups * down * across, pixels, cut)
-    each = -(-pixels // parts // STEPS) * STEPS  # pixels of a part
+    each = -(-pixels // parts // cut.steps) * cut.steps  # pixels of a part
     parts = -(-pixels // each)  # those that have any
     sums = result if parts == 1 else device.empty((parts, result.size), images.dtype)
     layer = _layer(pixels, channels, filters, groups, images.shape[2:], gather, taps, each)
@@ -763,24 +976,24 @@ def gathered_outer(
     return result
 
 
-def _outer_tile(rows: int, columns: int, groups: int) -> str:
+def _outer_tile(rows: int, columns: int, groups: int, tf32: bool = False) -> str:
     """The tile that leaves the least of its numbers without use; the parts do the rest."""
 
     def cost(name: str) -> float:
         tile = TILES[name]
         blocks = groups * -(-rows // tile.rows) * -(-columns // tile.columns)
-        return blocks * tile.rows * tile.columns / tile.share
+        return blocks * tile.rows * tile.columns / tile.speed
 
-    return min(TILES, key=cost)
+    return min(allowed(tf32), key=cost)
 
 
 def _parts(blocks: int, pixels: int, tile: Tile) -> int:
     """How many parts give each multiprocessor twice as many blocks as it holds at a time.
 
-    No part has fewer than 32 rounds of eight pixels: it also has to write its sums.
+    No part has fewer than 256 pixels: it also has to write its sums.
     """
     wanted = 2 * card().multiprocessors * tile.blocks // blocks
-    return max(1, min(wanted, pixels // (32 * STEPS)))
+    return max(1, min(wanted, pixels // 256))
 
 
 @cuda.jit(dtypes=(np.float32,))

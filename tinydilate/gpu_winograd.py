@@ -335,16 +335,20 @@ LAUNCHES = 3e8  # what three kernels more cost
 
 
 @lru_cache(4096)
-def fastest_side(images: int, channels: int, filters: int, window: Window, size: Pair) -> int:
+def fastest_side(
+    images: int, channels: int, filters: int, window: Window, size: Pair, gain: float = 1.0
+) -> int:
     """Side of the tiles that suit a layer best, or 0 where direct multiplication is faster.
 
     ``channels`` and ``filters`` are those of one group, ``size`` is that of the map that the tiles
-    cover; as `winograd.fastest_side` is for the processor.
+    cover; as `winograd.fastest_side` is for the processor. Direct multiplication is ``gain`` times
+    as fast as in FP32, which is what the tiles' own products are always done in: Winograd's formula
+    enlarges what its inputs were rounded by, too much for TF32.
     """
     if not fits(window) or not images or not is_switched_on():
         return 0
     pixels, chosen = images * size[0] * size[1], 0
-    best = 9.0 * channels * filters * pixels
+    best = 9.0 * channels * filters * pixels / gain
     for side in (2, 4):
         grid = grid_of(side, images, size, window.dilation, window.before)
         tiles = images * grid.tiles[0] * grid.tiles[1]
@@ -411,9 +415,9 @@ def convolution(
     out = device.empty((count, groups * filters, *size), images.dtype)
     if not out.size:
         return out
-    points, rounds = grid.points, gpu_gemm.rounds_of(channels, 1)
+    points = grid.points
     bands = _bands(grid, images.shape[1] + groups * filters)
-    cut = gpu_gemm.fastest_cut(filters, bands[0].tiles, points * groups, rounds)
+    cut = gpu_gemm.fastest_cut(filters, bands[0].tiles, points * groups, channels, taps=1)
     packed = _packed(weights, groups, filters, channels, side, cut.tile, adjoint)
     for band in bands:
         tiles = device.empty((1, points * images.shape[1], 1, band.tiles), images.dtype)

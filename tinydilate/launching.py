@@ -22,10 +22,11 @@ from typing import Any, cast, overload
 import numpy as np
 
 from tinydilate import compiling, cubins, device
-from tinydilate.compiling import Jitted, bound, jit
+from tinydilate.compiling import Jitted, Native, bound, jit
 from tinydilate.device import SIMULATED, Array, CudaArray, DriverError, cover
 from tinydilate.errors import DeviceError, DtypeError, KernelError
 
+OLDEST = (7, 5)  # compute capability of the oldest card that kernels are compiled for
 DEBUG = os.environ.get("TINYDILATE_CUDA_DEBUG") == "1"
 
 # Arrays in the signature of a kernel's body; `Array` stands for the dtype that the kernel runs in.
@@ -115,6 +116,8 @@ class CudaKernel:
         self.dtypes = tuple(np.dtype(dtype) for dtype in dtypes)
         self.wide_loads = options.pop("wide_loads")
         self.registers = options.pop("registers")
+        self.instruction = options.pop("instruction", "")
+        self.capability = options.pop("capability", OLDEST)
         self.options = {name: value for name, value in options.items() if value}
         self.name = f"{body.__module__.rpartition('.')[2]}.{body.__qualname__}"
         self.name = self.name.replace(".<locals>", "")
@@ -328,6 +331,8 @@ def _for_kernels(value: Any) -> Any:
     """What a name outside a GPU kernel's body means inside it."""
     if value is cuda:
         return device.cuda_in_kernels()
+    if isinstance(value, Native):  # the simulator runs Python, so it runs the twin
+        return bound(value.body, _for_kernels) if SIMULATED else value.emit()
     if isinstance(value, Jitted | CudaFunction):
         with compiling.decorating:
             return _device_function(value.body)
@@ -386,6 +391,8 @@ class _Cuda:
         registers: int = 128,
         fastmath: Any = False,
         wide_loads: bool = False,
+        instruction: str = "",
+        capability: tuple[int, int] = OLDEST,
         **options: Any,
     ) -> Any:
         """Mark the body of a GPU kernel, or with ``device`` a function that such bodies call.
@@ -407,6 +414,10 @@ class _Cuda:
             Leave to reorder sums and to assume that there is neither nan nor inf.
         wide_loads : bool
             Whether it must read shared memory by 128 bits at a time; checked as the registers are.
+        instruction : str
+            What its machine code must contain; checked likewise.
+        capability : (int, int)
+            Of the first cards that it can be compiled for.
         **options
             Further options of ``numba.cuda.jit``.
         """
@@ -421,6 +432,8 @@ class _Cuda:
                 registers=registers,
                 fastmath=fastmath,
                 wide_loads=wide_loads,
+                instruction=instruction,
+                capability=capability,
                 **options,
             )
 

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from tinydilate import buffers, gpu_gemm, gpu_winograd, winograd
+from tinydilate import buffers, gpu_gemm, gpu_tf32, gpu_winograd, winograd
 from tinydilate.autograd import Op, Tensor, as_tensors, public
 from tinydilate.device import Array, CudaArray, MetaArray, cover
 from tinydilate.errors import ShapeError
@@ -223,7 +223,8 @@ def conv2d_forward_cuda(
     if tiles := _gpu_side(side, x, w.shape, window, size, groups):
         return gpu_winograd.convolution(x, w, b, window, size, groups, relu, side=tiles)
     gather = gpu_gemm.forward_gather(window, size)
-    return gpu_gemm.gathered_product(x, w, b, gather, groups, relu, tile=tile)
+    tf32 = gpu_tf32.is_wanted()
+    return gpu_gemm.gathered_product(x, w, b, gather, groups, relu, tile=tile, tf32=tf32)
 
 
 def _gpu_side(
@@ -238,13 +239,15 @@ def _gpu_side(
     if forced is not None:
         return forced if winograd.fits(window) and images.shape[0] else 0
     filters, channels = weights[0] // groups, weights[1]
-    return gpu_winograd.fastest_side(images.shape[0], channels, filters, window, size)
+    gain = gpu_gemm.gain(gpu_tf32.is_wanted())
+    return gpu_winograd.fastest_side(images.shape[0], channels, filters, window, size, gain)
 
 
 def _add_forced_on_gpu(entry: Kernel, twin: Callable[..., CudaArray]) -> None:
     """Let `use` force Winograd's tiles, or direct multiplication and the size of its tile.
 
-    "cuda:winograd2" and "cuda:winograd4"; "cuda:tile128", "cuda:tile64" and "cuda:tile32".
+    "cuda:winograd2" and "cuda:winograd4"; "cuda:tile128", "cuda:tile64" and "cuda:tile32";
+    "cuda:tf32_128" and "cuda:tf32_64".
     """
     for tile in gpu_gemm.TILES:
         entry.variant(f"cuda:{tile}")(partial(twin, tile=tile, side=0))
@@ -364,7 +367,10 @@ def conv2d_grad_input_cuda(
     if side is None and _folds(grad, w, size, window, groups):
         return conv2d_grad_input_folded(grad, w, size, window, groups)
     gather = gpu_gemm.adjoint_gather(window, size)
-    return gpu_gemm.gathered_product(grad, w, None, gather, groups, adjoint=True, tile=tile)
+    tf32 = gpu_tf32.is_wanted()
+    return gpu_gemm.gathered_product(
+        grad, w, None, gather, groups, adjoint=True, tile=tile, tf32=tf32
+    )
 
 
 _add_forced_on_gpu(conv2d_grad_input, conv2d_grad_input_cuda)
@@ -382,7 +388,10 @@ def conv2d_grad_input_folded(
     out: Pair = (grad.shape[2], grad.shape[3])
     one_pixel = gpu_gemm.forward_gather(Window.of(1), out)
     weights = w.reshape(w.shape[0], w.shape[1] * window.taps, 1, 1)  # (F, K, 1, 1)
-    columns = gpu_gemm.gathered_product(grad, weights, None, one_pixel, groups, adjoint=True)
+    tf32 = gpu_tf32.is_wanted()
+    columns = gpu_gemm.gathered_product(
+        grad, weights, None, one_pixel, groups, adjoint=True, tf32=tf32
+    )
     columns = columns.reshape(grad.shape[0], groups * w.shape[1], *window.kernel, *out)
     return fold_forward_cuda(columns, size, window)
 
@@ -401,7 +410,8 @@ def _folds(grad: CudaArray, w: CudaArray, size: Pair, window: Window, groups: in
     if 4 * grad.shape[0] * groups * inner * grad.shape[2] * grad.shape[3] > COLUMN_BYTES:
         return False
     gathered = rows(w.shape[1]) * window.taps * filters * size[0] * size[1]
-    folded = (rows(inner) * filters + MOVED * inner) * grad.shape[2] * grad.shape[3]
+    moved = MOVED * gpu_gemm.gain(gpu_tf32.is_wanted())
+    folded = (rows(inner) * filters + moved * inner) * grad.shape[2] * grad.shape[3]
     return folded < gathered
 
 
@@ -510,7 +520,8 @@ def conv2d_grad_weight_cuda(
     if tiles := _gpu_side(side, x, shape, window, size, groups):
         return gpu_winograd.weight_gradient(x, grad, window, groups, side=tiles)
     gather = gpu_gemm.forward_gather(window, size)
-    return gpu_gemm.gathered_outer(x, grad, gather, groups, tile=tile)
+    tf32 = gpu_tf32.is_wanted()
+    return gpu_gemm.gathered_outer(x, grad, gather, groups, tile=tile, tf32=tf32)
 
 
 _add_forced_on_gpu(conv2d_grad_weight, conv2d_grad_weight_cuda)
@@ -597,6 +608,7 @@ def conv2d(
     3x3 kernels of float32 with stride 1 and enough channels are computed by Winograd's tiles: an
     output then depends on pixels of its tile outside its window, though only by rounding. To
     multiply directly use ``tinydilate.use("cpu:direct")`` or set ``TINYDILATE_WINOGRAD=off``.
+    On a GPU, `tinydilate.set_tf32` allows tensor cores, which round their inputs; it is off.
     """
     tensors = as_tensors(*((input, weight) if bias is None else (input, weight, bias)))
     shapes = tuple([tensor.data.shape for tensor in tensors])
