@@ -14,6 +14,7 @@ from tinydilate.simd import (
     TILE_SHAPES,
     Sandwich,
     copy_runs,
+    fetch_ahead,
     host_tile,
     outer_tile,
     transpose_block,
@@ -225,6 +226,23 @@ def test_runs_that_lie_outside_their_row_read_nothing():
         out = np.full(12, MARGIN, np.float32)
         _transpose(out, (0, 3), row, (2**40, 2**41), (3, 4), inside, 3)
         assert not out.any()
+
+
+@jit
+def _fetch(array, at, count):
+    fetch_ahead(array, at, count)
+
+
+def test_fetching_ahead_asks_for_lines_wherever_they_are_and_reads_nothing():
+    for dtype in (np.float32, np.float64):
+        array = np.arange(40, dtype=dtype)
+        for at in (0, 39, 2**40, -(2**40)):  # far outside there is no memory of ours
+            _fetch(array, at, 100)
+        assert (array == np.arange(40)).all()
+    compiled = _fetch.compiled
+    if hasattr(compiled, "inspect_llvm"):  # Numba may be switched off
+        codes = compiled.inspect_llvm().values()
+        assert all("call void @llvm.prefetch" in code for code in codes)
 
 
 # ---- sandwiches ------------------------------------------------------------------------------

@@ -270,15 +270,15 @@ def _product(
             where = (n, first_channel + c0, first_channel + c1)
             _gather_panel(room, columns, runs[:found], images, where, gather)
             steps = (c1 - c0) * taps
-            # While a tile of weights passes over the panel, the next one comes nearer, a part of it
-            # with each tile of pixels. It lies elsewhere: no processor would foresee where.
-            part = steps * rows // ((p1 - p0 + columns - 1) // columns)
+            # While a tile of weights passes over the panel, the next one comes nearer, piece by
+            # piece with each tile of pixels. It lies elsewhere: no processor would foresee where.
+            piece = steps * rows // ((p1 - p0 + columns - 1) // columns)
             for which in range(first_tile, last_tile):
                 f = f0 + which * rows
                 weights = (which * inner + c0 * taps) * rows
                 for q in range(p0, p1, columns):
-                    ahead = weights + inner * rows + (q - p0) // columns * part
-                    fetch_ahead(flat_tiles, ahead, part)
+                    ahead = weights + inner * rows + (q - p0) // columns * piece
+                    fetch_ahead(flat_tiles, ahead, piece)
                     outer_tile(
                         flat_out,
                         ((n * out.shape[1] + f) * pixels + q, pixels),
