@@ -3,10 +3,14 @@
 The driver and Numba are fakes, but for one test that needs a GPU.
 """
 
+import math
+import operator
 import os
 import subprocess
 import sys
+import time
 import types
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +108,47 @@ def test_the_oldest_make_room(home, monkeypatch):
     assert sorted(path.stem for path in home.iterdir()) == ["2", "3", "4"]
 
 
+def test_what_is_used_does_not_make_room(home, monkeypatch):
+    monkeypatch.setattr(cubins, "_MOST", 2)
+    for number in range(2):
+        cubins.keep(f"{number}", CODE)
+        os.utime(home / f"{number}.cubin", (number, number))
+    assert cubins.load("0") == CODE
+    cubins.keep("2", CODE)
+    assert sorted(path.stem for path in home.iterdir()) == ["0", "2"]
+
+
+def test_a_file_that_cannot_be_touched_is_read_all_the_same(home, monkeypatch):
+    def refuse(path):
+        raise PermissionError(1, "Operation not permitted")
+
+    cubins.keep(RECIPE, CODE)
+    monkeypatch.setattr(os, "utime", refuse)
+    assert cubins.load(RECIPE) == CODE
+
+
+def test_parts_that_were_left_behind_are_deleted_and_those_being_written_are_not(home):
+    cubins.keep("0", CODE)
+    for name, age in (("old", 7200), ("new", 60)):
+        part = home / f"{name}.part"
+        part.write_bytes(b"half")
+        when = time.time() - age
+        os.utime(part, (when, when))
+    cubins.keep("1", CODE)
+    assert sorted(path.name for path in home.iterdir()) == ["0.cubin", "1.cubin", "new.part"]
+
+
+def test_a_file_that_cannot_be_deleted_does_not_keep_the_others(home, monkeypatch):
+    monkeypatch.setattr(cubins, "_MOST", 1)
+    home.mkdir()
+    (home / "stuck").mkdir()  # a folder is no file to unlink
+    os.utime(home / "stuck", (0, 0))
+    for number in range(3):
+        cubins.keep(f"{number}", CODE)
+        os.utime(home / f"{number}.cubin", (number + 1, number + 1))
+    assert sorted(path.name for path in home.iterdir()) == ["2.cubin", "stuck"]
+
+
 # ---- the recipe ------------------------------------------------------------------------------
 
 
@@ -154,6 +199,40 @@ def test_the_recipe_knows_what_a_body_leads_to():
     assert len({first, *others}) == len(others) + 1
 
 
+CLOSURES = """
+def outer(first, second):
+    def body(x): return first(x) - second(x)
+    return body
+def one(x): return x + 1
+def two(x): return x + 2
+"""
+
+
+def test_the_recipe_knows_which_closure_cell_a_function_fills():
+    ours = in_our_sources(CLOSURES)
+    pairs = [(f, g) for f in (ours.one, ours.two) for g in (ours.one, ours.two)]
+    three = in_our_sources("""
+def outer(f, g, h):
+    def body(x): return f(x) - g(x) * h(x)
+    return body
+""")
+    one, two = ours.one, ours.two
+    bodies = [ours.outer(*pair) for pair in pairs]
+    bodies += [three.outer(*each) for each in ((one, one, two), (one, two, one), (two, one, one))]
+    assert len({cubins.recipe(body) for body in bodies}) == len(bodies)
+
+
+def test_the_recipe_knows_defaults_of_keywords():
+    text = "def body(x, *, {}={}): return x"
+    said = {
+        cubins.recipe(in_our_sources(text.format(*each)).body)
+        for each in (("y", 3), ("y", 4), ("z", 3))
+    }
+    assert len(said) == 3
+    assert None not in said
+    assert cubins.recipe(in_our_sources("def body(x, *, y=[3]): return x").body) is None
+
+
 def test_the_recipe_is_the_same_in_each_process():
     program = (
         "from tinydilate import cubins, gpu_winograd; "
@@ -182,10 +261,33 @@ def test_what_is_not_ours_has_no_recipe():
     assert cubins.recipe(in_our_sources(ours, thing=[3]).body) is None, "a list may change"
 
 
+@pytest.mark.parametrize("thing", [types, types.SimpleNamespace, pytest, time.sleep])
+def test_modules_and_classes_that_we_do_not_know_have_no_recipe(thing):
+    assert cubins.recipe(in_our_sources("def body(x): return thing", thing=thing).body) is None
+
+
+@pytest.mark.parametrize("thing", [np, math, operator, np.float32, int, window, window.Window, abs])
+def test_those_that_we_know_have_one(thing):
+    assert cubins.recipe(in_our_sources("def body(x): return thing", thing=thing).body)
+
+
 def test_another_compiler_is_another_recipe(monkeypatch):
     before = cubins.recipe(rectifier._relu_cuda.body)
     monkeypatch.setattr(cubins, "compilers", lambda: ["numba-cuda 9.9"])
     assert cubins.recipe(rectifier._relu_cuda.body) != before
+
+
+@pytest.mark.parametrize(
+    "name", ["NUMBA_CUDA_FASTMATH", "NUMBA_OPT", "NUMBA_FORCE_CUDA_CC", "CUDA_HOME", "CUDA_PATH"]
+)
+def test_settings_of_the_compiler_are_part_of_it(monkeypatch, name):
+    before = cubins.compilers.__wrapped__()
+    monkeypatch.setenv(name, "/elsewhere")
+    assert set(cubins.compilers.__wrapped__()) - set(before) == {f"{name} /elsewhere"}
+
+
+def test_the_version_of_llvmlite_is_part_of_it():
+    assert f"llvmlite {metadata.version('llvmlite')}" in cubins.compilers.__wrapped__()
 
 
 # ---- compiling and loading -------------------------------------------------------------------

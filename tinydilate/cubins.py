@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
@@ -30,8 +31,13 @@ from tinydilate import compiling
 
 _FIRST_LINE = b"tinydilate cubin 1"
 _MOST = 1024  # files: several times what there are kernels
-_PACKAGES = ("numba-cuda", "cuda-bindings", "cuda-toolkit")
+_LEFT_BEHIND = 3600  # seconds after which a part is no longer being written
+_PACKAGES = ("numba-cuda", "cuda-bindings", "cuda-toolkit", "llvmlite")
 _LIBRARIES = ("nvvm", "nvjitlink", "cuda-nvrtc")
+_SETTINGS = ("NUMBA_OPT", "NUMBA_FORCE_CUDA_CC", "CUDA_HOME", "CUDA_PATH")
+# Modules and classes of these are known: ours are in the folder's digest, and so are the versions
+# of NumPy and Numba; what a kernel may take of the rest is Python's own.
+_KNOWN = ("tinydilate", "numpy", "numba", "math", "operator", "_operator", "builtins")
 
 
 class Cubin(NamedTuple):
@@ -71,23 +77,24 @@ def compilers() -> list[str]:
 
 
 def _sets(name: str) -> bool:
-    return name.startswith("NUMBA_CUDA")
+    return name.startswith("NUMBA_CUDA") or name in _SETTINGS
 
 
 def _ingredients(body: Callable[..., Any]) -> list[str] | None:
     """A line for each function and each constant that a kernel's body leads to, or None."""
     found: list[str] = []
     waiting: list[Any] = [body]
-    seen: set[int] = set()
+    seen: dict[int, int] = {}  # functions by their id, numbered as they were met
     while waiting:
         value = waiting.pop()
-        if not isinstance(value, FunctionType | ModuleType):
+        if not isinstance(value, FunctionType | ModuleType | type):
             # What @jit and @cuda.jit have wrapped.
             value = getattr(value, "__dict__", {}).get("body", value)
         if isinstance(value, FunctionType):
-            if id(value) in seen:
+            if id(value) in seen:  # what it leads to is known, but not that it stands here, too
+                found.append(f"again {seen[id(value)]}")
                 continue
-            seen.add(id(value))
+            seen[id(value)] = len(seen)
             if not Path(value.__code__.co_filename).is_relative_to(compiling.PACKAGE):
                 return None
             found.append(f"{value.__module__}.{value.__qualname__}")
@@ -97,6 +104,8 @@ def _ingredients(body: Callable[..., Any]) -> list[str] | None:
                 waiting += [value.__globals__[n] for n in code.co_names if n in value.__globals__]
             waiting += [cell.cell_contents for cell in value.__closure__ or ()]
             waiting += value.__defaults__ or ()
+            for name, default in (value.__kwdefaults__ or {}).items():
+                waiting += name, default
         elif isinstance(value, tuple):
             found.append(f"{type(value).__name__} of {len(value)}")
             waiting += value
@@ -121,13 +130,18 @@ def _constant(value: Any) -> str | None:
     if value is None or isinstance(value, bool | int | float | str | np.generic | np.dtype):
         return f"{type(value).__name__} {value!r}"
     if isinstance(value, ModuleType):
-        return f"module {value.__name__}"
+        return f"module {value.__name__}" if _is_known(value.__name__) else None
     if isinstance(value, type | BuiltinFunctionType):
-        return f"{value.__module__}.{value.__qualname__}"
+        module = str(value.__module__)
+        return f"{module}.{value.__qualname__}" if _is_known(module) else None
     if isinstance(value, np.ufunc):
         return f"ufunc {value.__name__}"
     stands_for = getattr(value, "stands_for", None)  # the name `cuda`
     return f"stands for {stands_for}" if isinstance(stands_for, str) else None
+
+
+def _is_known(module: str) -> bool:
+    return module.partition(".")[0] in _KNOWN
 
 
 # ---- the files -------------------------------------------------------------------------------
@@ -144,10 +158,13 @@ def load(name: str) -> Cubin | None:
     home = folder()
     if home is None:
         return None
+    path = home / f"{name}.cubin"
     try:
-        content = (home / f"{name}.cubin").read_bytes()
+        content = path.read_bytes()
     except OSError:
         return None
+    with suppress(OSError):  # a folder that we may only read
+        os.utime(path)  # used now: those that nobody asks for make room
     first, entry, checksum, code = (*content.split(b"\n", 3), b"", b"", b"")[:4]
     if first != _FIRST_LINE or checksum != _checksum(name, entry, code):
         return None
@@ -186,6 +203,16 @@ def _write(path: Path, content: bytes) -> None:
 
 def _forget_the_oldest(home: Path) -> None:
     """Delete what is beyond the most that are kept, and parts that a process left behind."""
-    written = sorted(home.iterdir(), key=lambda path: path.stat().st_mtime)
-    for path in written[: max(0, len(written) - _MOST)]:
-        path.unlink(missing_ok=True)
+    used: list[tuple[float, Path]] = []
+    left_behind: list[Path] = []
+    for path in home.iterdir():
+        with suppress(OSError):  # another process deletes, too
+            when = path.stat().st_mtime
+            if path.suffix != ".part":
+                used.append((when, path))
+            elif when < time.time() - _LEFT_BEHIND:
+                left_behind.append(path)
+    oldest = [path for _, path in sorted(used)[: max(0, len(used) - _MOST)]]
+    for path in (*left_behind, *oldest):
+        with suppress(OSError):  # one that cannot be deleted keeps no other from it
+            path.unlink()
