@@ -154,7 +154,7 @@ def test_the_number_of_parts_fills_the_card_and_leaves_each_enough(monkeypatch):
 @pytest.fixture
 def h100(monkeypatch):
     """The tiles and the card of an H100, to choose among."""
-    card = device.card()._replace(multiprocessors=132)
+    card = device.card()._replace(multiprocessors=132, capability=(9, 0))
     monkeypatch.setattr(gpu_gemm, "card", lambda: card)
     large = {
         "tile128": gpu_gemm.Tile(128, 128, 8, 8, 4, 2, 0.83),

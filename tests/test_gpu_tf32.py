@@ -415,7 +415,7 @@ def test_wide_layers_use_it_and_no_others(monkeypatch):
     wide, pixels = (16, 32) if device.SIMULATED else (512, 20_000)
     assert run(wide) == ["tile"] * 3
     set_tf32(True)
-    assert run(wide) == ["tf32"] * 3
+    assert run(wide) == ["tf32" if gpu_gemm.gain(True) > 1 else "tile"] * 3
     assert run(1)[:2] == ["tile"] * 2  # (the sum of the weights' gradient is long)
     assert run(wide, np.float64) == []
     with use("cuda:tile128"):
@@ -432,14 +432,41 @@ class Spy:
         return lambda *arguments: self.seen.append(self.name)
 
 
-@pytest.mark.usefixtures("unsettled")
-def test_a_faster_product_needs_winograd_less(monkeypatch):
-    """conv3_2 of a 500x500 crop: tiles of side 4 save less than tensor cores are expected to."""
+# Multiply-adds a clock in TF32 and in FP32, times the shares of the tiles in the time: by these
+# rates alone Winograd's tiles of side 4, which save three multiplications in four, are overtaken.
+GAINS = {
+    (7, 5): 1,
+    (8, 0): 512 * 0.5 / (64 * 0.84),
+    (8, 6): 1,
+    (9, 0): 1024 * 0.5 / (128 * 0.84),
+    (99, 0): 1,
+}
+
+
+@pytest.fixture(params=GAINS)
+def capability(request, unsettled):
+    """Of a card that is patched in, with TF32 wanted."""
+    unsettled.setattr(gpu_gemm, "card", lambda: Card("patched", request.param, 100, 2**34))
+    unsettled.setattr(gpu_tf32, "is_wanted", lambda: True)
+    gpu_gemm.fastest_cut.cache_clear()
+    yield request.param
+    gpu_gemm.fastest_cut.cache_clear()
+
+
+def test_what_a_card_gains_and_whether_it_still_needs_winograd(capability):
+    """conv3_2 of a 500x500 crop."""
+    gain = GAINS[capability]
+    assert gpu_gemm.gain(tf32=False) == 1
+    assert gpu_gemm.gain(tf32=True) == pytest.approx(gain)
     images, window = device.MetaArray((1, 256, 118, 118)), Window.of(3)
-    assert _gpu_side(None, images, (256, 256, 3, 3), window, (118, 118), 1) == 4
-    monkeypatch.setattr(gpu_tf32, "is_wanted", lambda: True)
-    monkeypatch.setattr(gpu_gemm, "gain", lambda tf32: 4.0 if tf32 else 1.0)
-    assert _gpu_side(None, images, (256, 256, 3, 3), window, (118, 118), 1) == 0
+    side = _gpu_side(None, images, (256, 256, 3, 3), window, (118, 118), 1)
+    assert side == (0 if gain > 4 else 4)
+
+
+def test_slower_tiles_are_not_chosen(capability):
+    names = [gpu_gemm.fastest_cut(512, 4 * 90_000, 1, 512, 9, tf32=True).tile]
+    names.append(gpu_gemm._outer_tile(512, 9 * 512, 1, tf32=True))
+    assert [gpu_gemm.TILES[name].tf32 for name in names] == [GAINS[capability] > 1] * 2
 
 
 def test_the_environment_reaches_a_fresh_process():

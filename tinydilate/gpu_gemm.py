@@ -154,7 +154,9 @@ class Tile(NamedTuple):
     @property
     def speed(self) -> float:
         """Multiply-adds a clock, on a multiprocessor that has nothing else to wait for."""
-        return self.share * (TENSOR_AREA_A_CLOCK if self.tf32 else AREA_A_CLOCK)
+        capability = card().capability
+        rate = AREA_A_CLOCK.get(capability, 128)
+        return self.share * (TENSOR_AREA_A_CLOCK.get(capability, rate) if self.tf32 else rate)
 
     @property
     def instruction(self) -> str:
@@ -194,8 +196,14 @@ class Cut(NamedTuple):
     parts: int
 
 
-AREA_A_CLOCK = 128  # multiply-adds of a multiprocessor
-TENSOR_AREA_A_CLOCK = 512  # of its tensor cores in TF32, by the data sheet of an A100
+# Multiply-adds of a multiprocessor in FP32, and of its tensor cores in TF32 without sparsity, by
+# compute capability and NVIDIA's architecture white papers (Turing, A100, GA102, Ada, H100,
+# Blackwell). Cards that are not named are taken to have 128, and in TF32 no more than in FP32, as
+# consumer cards from 8.6 on: it is not chosen there.
+AREA_A_CLOCK = {(7, 5): 64, (8, 0): 64, (8, 6): 128, (8, 9): 128, (9, 0): 128, (12, 0): 128}
+TENSOR_AREA_A_CLOCK = {(8, 0): 512, (9, 0): 1024}
+if SIMULATED:
+    TENSOR_AREA_A_CLOCK[0, 0] = 1024  # it chooses as an H100 would
 ALONE = 0.7  # how fast a multiprocessor is that has one block, and nothing to do while it waits
 BYTES_A_CLOCK = 1400  # that all of the card reads and writes: 2.4 TB/s at 1.75 GHz
 LAUNCH = 10_000  # clocks of one kernel more
@@ -240,13 +248,17 @@ def fastest_cut(
 
 
 def allowed(tf32: bool) -> list[str]:
-    """The tiles that a layer may choose from."""
-    return [name for name, tile in TILES.items() if tf32 or not tile.tf32]
+    """The tiles that a layer may choose from: TF32's only where they are faster than FP32's."""
+    plain = [name for name, tile in TILES.items() if not tile.tf32]
+    if not tf32:
+        return plain
+    fastest = max(TILES[name].speed for name in plain)
+    return plain + [name for name, tile in TILES.items() if tile.tf32 and tile.speed > fastest]
 
 
 def gain(tf32: bool) -> float:
     """How many times as fast as in FP32 a large layer is expected to be multiplied."""
-    return TILES["tf32_128"].speed / TILES["tile128"].speed if tf32 else 1.0
+    return max(TILES[name].speed for name in allowed(tf32)) / TILES["tile128"].speed if tf32 else 1
 
 
 def rounds_of(channels: int, taps: int, steps: int = STEPS) -> int:

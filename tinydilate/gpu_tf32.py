@@ -120,7 +120,8 @@ def set_tf32(wanted: bool) -> None:
     Forwards and for both gradients. An input then has 10 bits of mantissa, and each product is off
     by at most 2**-10 of itself (and a millionth more); results, weights and gradients stay float32,
     and sums are added in it. Layers too small to gain, matrix products and all of float64 are
-    computed as without it. PyTorch calls the same ``torch.backends.cudnn.allow_tf32``.
+    computed as without it, and so is everything on cards whose tensor cores are no faster in TF32
+    (8.6, for example: docs/gpu.md). PyTorch calls the same ``torch.backends.cudnn.allow_tf32``.
 
     Raises
     ------
