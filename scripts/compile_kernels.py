@@ -171,9 +171,17 @@ def main() -> int:
             print(
                 f"{kernel.name:<44} {dtype!s:<8} registers {' '.join(map(str, line))}", flush=True
             )
+    return conclude(arguments.name, count, failed, left_out)
+
+
+def conclude(name: str, count: int, failed: int, left_out: int) -> int:
+    """Say what came of it; the exit status."""
     if not count and not left_out:
-        print(f"No kernel has {arguments.name!r} in its name.")
+        print(f"Nothing was compiled: no kernel has {name!r} in its name.")
         return 2
+    if not count:
+        print(f"Nothing was compiled: all {left_out} (-) need a later card.")
+        return 0
     print(f"{count - failed} passed, {failed} failed")
     if left_out:
         print(f"{left_out} left out (-): kernels that need a later card")

@@ -299,9 +299,37 @@ def test_a_card_that_cannot_is_said_and_ends_it(monkeypatch, capsys):
     assert "8.0 or later" in capsys.readouterr().out
 
 
+def test_an_option_that_the_card_refuses_costs_no_measurement(monkeypatch, capsys):
+    """TINYDILATE_TF32=on on an old card: it is measured without, and ends well."""
+
+    def refuse(wanted):
+        if wanted:
+            raise DeviceError("expected a GPU of compute capability 8.0 or later.")
+
+    monkeypatch.setattr(bench, "what_is_missing", lambda dry: "")
+    monkeypatch.setattr(bench.td, "get_tf32", lambda: True)
+    monkeypatch.setattr(bench.td, "set_tf32", refuse)
+    monkeypatch.setattr(bench, "run_parts", lambda options: 0)
+    assert bench.main([]) == 0
+
+
 # ---- scripts/compile_kernels.py --------------------------------------------------------------
 
 compiling = load("scripts", "compile_kernels")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "status", "said"),
+    [
+        ((0, 0, 0), 2, "Nothing was compiled: no kernel has 'pack' in its name.\n"),
+        ((0, 0, 3), 0, "Nothing was compiled: all 3 (-) need a later card.\n"),
+        ((4, 1, 0), 1, "3 passed, 1 failed\n"),
+        ((4, 0, 1), 0, "4 passed, 0 failed\n1 left out (-): kernels that need a later card\n"),
+    ],
+)
+def test_what_was_compiled_is_said(capsys, numbers, status, said):
+    assert compiling.conclude("pack", *numbers) == status
+    assert capsys.readouterr().out == said
 
 
 @pytest.mark.parametrize(

@@ -386,6 +386,21 @@ def test_a_card_without_tensor_cores_for_it_is_refused(unsettled):
     assert str(caught.value) == said
 
 
+@pytest.mark.gpu
+def test_an_old_card_still_takes_the_tile_that_it_is_told(unsettled):
+    """With TINYDILATE_TF32=on nothing but the choice of a tile asks for the instruction."""
+
+    def refuse():
+        raise DeviceError("expected a GPU of compute capability 8.0 or later.")
+
+    unsettled.setattr(gpu_tf32, "_wanted", True)
+    unsettled.setattr(gpu_tf32, "check_card", refuse)
+    for name in ("cuda:tile32", "cuda:winograd2"):
+        convolution(name, (1, 2, 4, 4), (3, 2, 3, 3), Window.of(3))
+    with pytest.raises(DeviceError):
+        convolution("cuda:tf32_64", (1, 2, 4, 4), (3, 2, 3, 3), Window.of(3))
+
+
 @pytest.mark.skipif(device.cuda_problem() is None, reason="there is a GPU, or the simulator")
 @pytest.mark.usefixtures("unsettled")
 def test_without_a_gpu_the_reason_is_said():

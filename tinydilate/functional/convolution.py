@@ -223,7 +223,7 @@ def conv2d_forward_cuda(
     if tiles := _gpu_side(side, x, w.shape, window, size, groups):
         return gpu_winograd.convolution(x, w, b, window, size, groups, relu, side=tiles)
     gather = gpu_gemm.forward_gather(window, size)
-    tf32 = gpu_tf32.is_wanted()
+    tf32 = not tile and gpu_tf32.is_wanted()  # a tile that is given says by itself
     return gpu_gemm.gathered_product(x, w, b, gather, groups, relu, tile=tile, tf32=tf32)
 
 
@@ -367,7 +367,7 @@ def conv2d_grad_input_cuda(
     if side is None and _folds(grad, w, size, window, groups):
         return conv2d_grad_input_folded(grad, w, size, window, groups)
     gather = gpu_gemm.adjoint_gather(window, size)
-    tf32 = gpu_tf32.is_wanted()
+    tf32 = not tile and gpu_tf32.is_wanted()  # a tile that is given says by itself
     return gpu_gemm.gathered_product(
         grad, w, None, gather, groups, adjoint=True, tile=tile, tf32=tf32
     )
@@ -520,7 +520,7 @@ def conv2d_grad_weight_cuda(
     if tiles := _gpu_side(side, x, shape, window, size, groups):
         return gpu_winograd.weight_gradient(x, grad, window, groups, side=tiles)
     gather = gpu_gemm.forward_gather(window, size)
-    tf32 = gpu_tf32.is_wanted()
+    tf32 = not tile and gpu_tf32.is_wanted()  # a tile that is given says by itself
     return gpu_gemm.gathered_outer(x, grad, gather, groups, tile=tile, tf32=tf32)
 
 
