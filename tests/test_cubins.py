@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import types
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -299,7 +300,13 @@ class FakeDriver:
     version = 13000
 
     def __init__(self):
-        self.loaded, self.refusing = [], False
+        self.loaded, self.refusing, self.home = [], False, 0
+
+    @contextmanager
+    def at_home(self):
+        self.home += 1
+        yield
+        self.home -= 1
 
     def load(self, code, entry):
         if self.refusing:
@@ -316,6 +323,7 @@ class FakeNumba:
 
     def jit(self, signature, **options):
         def compiled(function):
+            assert device.driver().home, "in our own context, whichever is current"
             self.compiled += 1
             library = types.SimpleNamespace(
                 get_cufunc=lambda: types.SimpleNamespace(handle="handle"),

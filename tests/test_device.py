@@ -115,7 +115,13 @@ def test_a_block_that_held_many_sizes_forgets_the_first(card):
 
 
 class SeveralCards(FakeDriver):
-    """Two cards, of which the first is in use; memory from 2**40 on is the second's."""
+    """Two cards: our queue is on the first, and memory from 2**40 on is the second's.
+
+    The second is what this thread has made current since.
+    """
+
+    card = 0
+    synchronized = 0
 
     bindings = types.SimpleNamespace(
         CUpointer_attribute=types.SimpleNamespace(CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL=9)
@@ -123,7 +129,10 @@ class SeveralCards(FakeDriver):
 
     def call(self, name, *arguments):
         if name == "cuCtxGetDevice":
-            return 0
+            return 1
+        if name == "cuStreamSynchronize":
+            SeveralCards.synchronized += 1
+            return None
         if name == "cuPointerGetAttribute":
             assert arguments[0] == 9
             return int(arguments[1] >= 2**40)
@@ -139,12 +148,42 @@ def test_an_array_on_another_card_is_refused(card, monkeypatch):
         "before Python starts."
     )
     for place in (2**20, 2**40):
-        there = Foreign(shape=(2,), typestr="<f4", data=(place, False), version=3)
+        there = Foreign(shape=(2,), typestr="<f4", data=(place, False), version=3, stream=7)
+        monkeypatch.setattr(SeveralCards, "synchronized", 0)
         if place < 2**40:
             assert device.adopt(there).flat.address == place
         else:
             with pytest.raises(DeviceError, match="^" + re.escape(text) + "$"):
                 device.adopt(there)
+        assert SeveralCards.synchronized == (place < 2**40), "a queue of our card, and no other"
+
+
+class Context:
+    """What Numba has of a card; ``current`` are those that a thread has entered."""
+
+    def __init__(self, number, current):
+        self.device, self.current = types.SimpleNamespace(id=number), current
+
+    def push(self):
+        self.current.append(self.device.id)
+
+    def pop(self):
+        assert self.current.pop() == self.device.id
+
+
+def test_code_is_loaded_onto_the_card_of_our_queue(monkeypatch):
+    """PyTorch has made card 1 current since."""
+    current = [1]
+    fake = object.__new__(device._Driver)
+    fake.context = Context(0, current)
+    seen = []
+    monkeypatch.setattr(fake, "call", lambda name, *rest: seen.append((name, current[-1])) or name)
+    assert fake.load(b"code", "entry") == ("cuModuleGetFunction", "cuModuleLoadData")
+    assert seen[0] == ("cuModuleLoadData", 0)
+    assert current == [1], "and the thread is left as it was"
+    with pytest.raises(KeyboardInterrupt), fake.at_home():
+        raise KeyboardInterrupt
+    assert current == [1]
 
 
 def test_out_of_memory_says_what_is_held_and_what_to_do(card):

@@ -294,9 +294,19 @@ def _once(make: Callable[[], Made]) -> Callable[[], Made]:
 
 
 @_once
+def _home() -> tuple[Any, Any]:
+    """The context that we work in, see `_Driver`, and the queue in it.
+
+    Of the card that is current when the first array goes to the GPU, and so for good: whoever makes
+    another one current later, as `torch.cuda.set_device` does, does not move our queue.
+    """
+    cuda = numba_cuda()
+    return cuda.current_context(), cuda.stream()
+
+
 def stream() -> Any:
     """The queue that all our work goes through."""
-    return numba_cuda().stream()
+    return _home()[1]
 
 
 class _Driver:
@@ -310,7 +320,9 @@ class _Driver:
         from cuda.bindings import driver  # comes with numba-cuda
 
         self.bindings = driver
-        self.queue = driver.CUstream(int(stream().handle))
+        self.context, queue = _home()
+        self.card = int(self.context.device.id)  # that the queue is on
+        self.queue = driver.CUstream(int(queue.handle))
         self.here = threading.local()
 
     def enter(self) -> None:
@@ -332,10 +344,20 @@ class _Driver:
         """The latest CUDA that it knows, as 13000 for 13.0."""
         return int(self.call("cuDriverGetVersion"))
 
+    @contextmanager
+    def at_home(self) -> Iterator[None]:
+        """Load, within the block, onto our queue's card, whichever is current in this thread."""
+        self.context.push()
+        try:
+            yield
+        finally:
+            self.context.pop()
+
     def load(self, code: bytes, entry: str) -> tuple[Any, Any]:
         """A kernel of some machine code, and the module that holds it: loaded for good."""
         place = np.frombuffer(code, np.uint8)
-        module = self.call("cuModuleLoadData", place.ctypes.data)
+        with self.at_home():
+            module = self.call("cuModuleLoadData", place.ctypes.data)
         return self.call("cuModuleGetFunction", module, entry.encode()), module
 
     def launch(self, function: Any, shape: tuple[int, ...], arguments: int) -> None:
@@ -1019,11 +1041,11 @@ def _line_of(interface: dict[str, Any], count: int, dtype: np.dtype[Any]) -> Any
     if SIMULATED:
         described = _Described({**interface, "shape": (count,), "strides": None})
         return numba_cuda().cudadrv.devicearray.FakeCUDAArray(np.asarray(described))
+    place = int(interface["data"][0])
+    _check_card(place)
     queue = interface.get("stream")
     if queue not in (None, 1):  # 1 is CUDA's default stream, for which ours waits by itself
         driver().call("cuStreamSynchronize", queue)
-    place = int(interface["data"][0])
-    _check_card(place)
     return Line(place, count, dtype)
 
 
@@ -1034,7 +1056,7 @@ def _check_card(place: int) -> None:
         there = int(driver().call("cuPointerGetAttribute", attribute, place))
     except DriverError:  # not the driver's memory, so on no card
         return
-    here = int(driver().call("cuCtxGetDevice"))
+    here = driver().card
     if there != here:
         raise DeviceError(
             f"expected an array on the GPU that computes here, number {here}; got one on number "

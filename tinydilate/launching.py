@@ -175,10 +175,11 @@ class CudaKernel:
         recipe = self.recipe(dtype)
         if recipe and (loaded := _load(recipe)):
             return _Compiled(*loaded[:1], forms, *loaded[1:])
-        built = numba_cuda.jit(self.signature(dtype), **self.options)(self.source())
-        (overload,) = built.overloads.values()
-        library = overload._codelibrary  # Numba has no public name for it
-        function = library.get_cufunc()
+        with device.driver().at_home():
+            built = numba_cuda.jit(self.signature(dtype), **self.options)(self.source())
+            (overload,) = built.overloads.values()
+            library = overload._codelibrary  # Numba has no public name for it
+            function = library.get_cufunc()
         if recipe:
             cubins.keep(recipe, cubins.Cubin(library._entry_name, library.get_cubin().code))
         return _Compiled(function.handle, forms, built)
