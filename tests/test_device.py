@@ -373,6 +373,42 @@ def test_a_batch_of_more_matrices_than_a_grid_is_high(card, launched, monkeypatc
         assert sizes[1:3] == (1, 1)
 
 
+def test_tables_are_let_go_with_what_waits(recorder, monkeypatch):
+    def uploaded(numbers):
+        return device.empty(numbers.shape, numbers.dtype)
+
+    monkeypatch.setattr(device, "_upload", uploaded)
+    device.cuda_empty_cache()
+
+    def make():
+        device.constants(3, 1, 4)
+        device.kept(np.arange(300))
+        device.tables(lambda a: (a, 2 * a), (np.arange(300),))
+
+    make()
+    used = device.cuda_statistics().in_use
+    assert used > 0
+    device.capture(device.cuda_empty_cache)
+    assert device.cuda_statistics().in_use == used, "what is recorded could not make them again"
+    device.cuda_empty_cache()
+    assert device.cuda_statistics()[:2] == (0, 0)
+    make()
+    assert device.cuda_statistics().in_use == used
+    device.cuda_empty_cache()
+
+
+def test_a_recording_keeps_the_tables_that_are_let_go(recorder, launched, monkeypatch):
+    relu = kernel.KERNELS["relu_forward"].implementations["cuda"]
+    monkeypatch.setattr(device, "_upload", lambda a: device.empty(a.shape, np.float32))
+    device.cuda_empty_cache()
+    place = device.constants(*range(300)).flat.address
+    recorded = device.capture(lambda: relu(device.constants(*range(300))))
+    device.cuda_empty_cache()
+    others = [device.empty((300,), np.float32) for _ in range(3)]
+    assert place not in {array.flat.address for array in others}
+    assert len(recorded.kept) == 1
+
+
 def test_the_sums_of_many_bands_take_the_memory_of_one(recorder, launched, monkeypatch):
     monkeypatch.setattr(gpu_gemm, "card", device.card)
     table = device.empty((64,), np.int32)

@@ -778,13 +778,22 @@ def _tables(rule: Callable[..., Any], given: tuple[Any, ...], numbers: Any) -> l
     return [_upload(np.asarray(made)) for made in rule(*arrays, *numbers)]
 
 
+_CACHES = constants, _kept, _tables
+
+
 def cuda_statistics() -> buffers.Statistics:
     """How much of the GPU's memory is in use and held, in bytes; see `buffers.Statistics`."""
     return _pool.statistics()
 
 
 def cuda_empty_cache() -> None:
-    """Give all of the GPU's memory that waits for a next use back, and count the peak anew."""
+    """Give all of the GPU's memory that waits for a next use back, and count the peak anew.
+
+    Tables that are kept for kernels are let go as well, and made again when they are needed. A
+    recording keeps its own; while one is made no table can be made again, so they stay.
+    """
+    for cached in () if being_recorded else _CACHES:
+        cached.cache_clear()
     _pool.empty_cache()
 
 

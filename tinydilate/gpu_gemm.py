@@ -730,9 +730,10 @@ def _packing_kernel(name: str, address: Any, rounded: Any, capability: Any) -> C
         """Turn the weights over, a square of 32 filters and 32 taps of channels at a time.
 
         In memory a filter's taps are neighbours, and packed, the filters. Neighbouring threads read
-        and write neighbouring numbers all the same: the square lies in shared memory in between.
-        Its rows are one number longer than they need to be, so that a column is spread over all
-        banks.
+        neighbouring numbers all the same, and in FP32 they write them, too: the square lies in
+        shared memory in between. Its rows are one number longer than they need to be, so that a
+        column is spread over all banks. For TF32 the writes are scattered (`place_left`): filters f
+        and f + 8 are neighbours, and f + 1 lies 16 numbers after f.
         """
         square = cuda.shared.array(SQUARE, np.float32)
         x, y = np.uint32(cuda.threadIdx.x), np.uint32(cuda.threadIdx.y)

@@ -7,13 +7,19 @@
     TF32      s eeeeeeee mmmmmmmmmm                 the same range, a unit of 2**-10
 
 Each number is rounded to the nearest of these, and where two are equally near to the larger in
-size, which is what ``cvt.rna`` does: add half a unit to the bits, then drop the last 13. So an
-input is off by at most 2**-11 of itself, and a product of two by a little over 2**-10. Products are
-exact and added up in float32. For a whole sum that makes
+size, which is what ``cvt.rna`` does: add half a unit to the bits, then drop the last 13. So a
+normal number, up to the largest of TF32, is off by at most 2**-11 of itself, and a product of two
+by a little over 2**-10. (What is larger than the largest by half a unit becomes inf; of subnormal
+numbers the units are as large as those of the smallest normal ones.) Products are exact, and added
+up to about float32's precision: NVIDIA does not say how, and the last bits of a sum may be cut off
+where float32 would round them, which is off by a unit in place of half a one. For a whole sum of n
+products that makes
 
-    |error|  <=  (2**-10 + 2**-22) * (sum of |weight * pixel|)  +  what float32 rounds in adding up
+    |error|  <=  (2**-10 + 2**-22) * (sum of |weight * pixel|)  +  what is lost in adding up,
+                                                                   n * 2**-23 of the same sum
 
-and that is all that TF32 changes: what is stored stays float32. It is off unless asked for, by
+where the last is what to expect of adding up like this, not what anyone guarantees. And that is all
+that TF32 changes: what is stored stays float32. It is off unless asked for, by
 `set_tf32` or ``TINYDILATE_TF32=on``, and float64 never uses it.
 
 **The instruction.** A *tensor core* multiplies small matrices at once. The 32 threads of a *warp*,
@@ -119,9 +125,10 @@ def set_tf32(wanted: bool) -> None:
 
     Forwards and for both gradients. An input then has 10 bits of mantissa, and each product is off
     by at most 2**-10 of itself (and a millionth more); results, weights and gradients stay float32,
-    and sums are added in it. Layers too small to gain, matrix products and all of float64 are
-    computed as without it, and so is everything on cards whose tensor cores are no faster in TF32
-    (8.6, for example: docs/gpu.md). PyTorch calls the same ``torch.backends.cudnn.allow_tf32``.
+    and sums are added to about its precision. Layers too small to gain, matrix products and all of
+    float64 are computed as without it, and so is everything on cards whose tensor cores are no
+    faster in TF32 (8.6, for example: docs/gpu.md). PyTorch calls the same
+    ``torch.backends.cudnn.allow_tf32``.
 
     Raises
     ------
@@ -162,7 +169,11 @@ _UNIT = 1 << 13  # of the last bit that TF32 keeps, in those of a float32
 
 
 def as_tf32(numbers: Any) -> Array:
-    """float32 rounded to TF32, ties away from zero; inf and nan stay."""
+    """float32 rounded to TF32, ties away from zero; inf and nan stay.
+
+    On a card a nan may become inf if only its last 13 bits tell it from inf. Arithmetic makes none
+    of that kind: a nan of NumPy's or of a card's has the first bit of its mantissa set.
+    """
     single = np.asarray(numbers, np.float32)
     bits = single.view(np.uint32).astype(np.uint64)  # with room for a carry
     near = ((bits + _UNIT // 2) & ~np.uint64(_UNIT - 1)).astype(np.uint32).view(np.float32)
