@@ -519,8 +519,8 @@ MUTANTS = [
     Mutant(
         "count_include_pad the wrong way round",
         POOL,
-        "AvgPool(window, bool(count_include_pad), divisor_override)",
-        "AvgPool(window, not count_include_pad, divisor_override)",
+        "AvgPool(window, bool(count_include_pad), divisor)",
+        "AvgPool(window, not count_include_pad, divisor)",
         "forward avg_pool2d",
     ),
     # ---- padding and resizing

@@ -205,8 +205,15 @@ ERRORS = [
         "divisor_override 0",
         lambda: F.avg_pool2d(zeros(1, 1, 4, 4), 2, divisor_override=0),
         ShapeError,
-        "avg_pool2d expected a divisor_override other than 0; got 0. Leave it out to divide "
-        "by the number of pixels.",
+        "avg_pool2d expected a number other than 0 as its divisor_override; got 0. Leave it out to "
+        "divide by the number of pixels.",
+    ),
+    (
+        "divisor_override that is no number",
+        lambda: F.avg_pool2d(zeros(1, 1, 4, 4), 2, divisor_override=np.array(3)),
+        ShapeError,
+        "avg_pool2d expected a number other than 0 as its divisor_override; got array(3). Leave it "
+        "out to divide by the number of pixels.",
     ),
     (
         "an unknown padding mode",

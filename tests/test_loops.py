@@ -1,11 +1,14 @@
 """Loops that take a short cut: each way through them, beside the plain definition."""
 
+import gc
+import warnings
+
 import numpy as np
 import pytest
 
 import tinydilate
 import tinydilate.functional as F
-from tinydilate.compiling import jit
+from tinydilate.compiling import _without_collecting, jit
 from tinydilate.functional.padding import (
     IndexMaps,
     _longest_run,
@@ -15,6 +18,7 @@ from tinydilate.functional.padding import (
 )
 from tinydilate.functional.softmax_loss import exp_down_rule, exp_rule, log_rule
 from tinydilate.kernel import use
+from tinydilate.threads import share
 
 
 @jit
@@ -56,6 +60,17 @@ def test_the_exponential_from_0_down_is_as_near_and_ends_in_0():
     _powers_below_1(x, out)
     assert out[2] > np.finfo(np.float32).tiny
     np.testing.assert_array_equal(out[[0, 1, 3, 4, 5, 6, 7]], [1, 1, 0, 0, 0, 0, np.nan])
+
+
+def test_nan_with_anything_in_its_bits_stays_nan():
+    bits = np.array([0x7FC00000, 0x7FC00001, 0x7F800001, 0xFFC00123, 0xFFFFFFFF], np.uint32)
+    out = np.zeros(len(bits), np.float32)
+    for rule in (_exponentials, _powers_below_1):
+        rule(bits.view(np.float32), out)
+        assert np.isnan(out).all()
+    scores = np.zeros((len(bits), 3, 1), np.float32)
+    scores[:, 1, 0] = bits.view(np.float32)
+    assert np.isnan(F.softmax(scores, 1).data).all()
 
 
 def test_the_logarithm_is_two_places_off_at_most():
@@ -142,17 +157,61 @@ def test_maxima_among_infinities_and_nan_stand_where_the_definition_has_them(opt
         np.testing.assert_array_equal(where.data, places.data)
 
 
-@pytest.mark.parametrize("width", [1, 7, 64, 65])
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize("width", [5, 7, 64, 65])
 @pytest.mark.parametrize("options", [(2, 2), (3, 2, 1), (3, 1, 1), (4, 3, 2), (1, 2), (5, 7, 2)])
-def test_means_and_their_gradients_at_the_ends_of_vectors(options, width):
+def test_means_and_their_gradients_at_the_ends_of_vectors(options, width, ceil_mode):
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(2, 3, 9, max(width, 5))).astype(np.float32)
+    x = rng.normal(size=(2, 3, 9, width)).astype(np.float32)
     results = []
     for way in ("numpy", "cpu"):
         with use(way):
             leaf = tinydilate.tensor(x, requires_grad=True)
-            out = F.avg_pool2d(leaf, *options, ceil_mode=width % 2 == 0, count_include_pad=False)
+            out = F.avg_pool2d(leaf, *options, ceil_mode=ceil_mode, count_include_pad=False)
             out.backward(np.cos(np.arange(out.size, dtype=np.float32)).reshape(out.shape))
             results.append((out.data, leaf.grad.data))
     for expected, got in zip(*results, strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@jit
+def _with_a_default(x, k=2):
+    return x * k
+
+
+@jit
+def _of_a_type(typing):
+    return typing + 1
+
+
+@jit
+def _calls_rules(start, stop, x, out):
+    for n in range(start, stop):
+        out[n] = _with_a_default(x[n]) + _with_a_default(x[n], 3) + _of_a_type(x[n])
+
+
+def test_rules_may_have_defaults_and_any_names():
+    x, out = np.arange(5.0), np.empty(5)
+    share(_calls_rules, 5, x, out)
+    np.testing.assert_array_equal(out, 6 * x + 1)
+
+
+def test_the_garbage_collector_is_as_it_was_after_compiling():
+    before = gc.isenabled()
+    try:
+        for on in (True, False):
+            (gc.enable if on else gc.disable)()
+            with _without_collecting():
+                with _without_collecting():
+                    assert not gc.isenabled()
+                assert not gc.isenabled()
+            assert gc.isenabled() is on
+    finally:
+        (gc.enable if before else gc.disable)()
+
+
+def test_small_sums_of_what_is_too_large_are_answered_without_a_warning():
+    with warnings.catch_warnings(), np.errstate(all="raise"):
+        warnings.simplefilter("error")
+        assert np.isnan(F.sum(np.array([np.inf, -np.inf], np.float32)).item())
+        assert F.sum(np.full(3, 3e38, np.float32)).item() == np.inf

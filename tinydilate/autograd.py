@@ -354,9 +354,9 @@ class Op(ABC):
                 "called before, and a second call would overwrite what it saved. Make a new one "
                 f"for each call: {type(self).__name__}(...)(x)."
             )
-        return self.run(as_tensors(*inputs))
+        return self._run(as_tensors(*inputs))
 
-    def run(self, tensors: tuple[Tensor, ...]) -> Tensor:
+    def _run(self, tensors: tuple[Tensor, ...]) -> Tensor:
         """Call a new op with inputs that `as_tensors` has looked at already."""
         self.needs = tuple([tensor.requires_grad for tensor in tensors])
         result = self.forward(*[tensor.data for tensor in tensors])

@@ -32,12 +32,19 @@ PACKAGE = Path(__file__).parent
 # Threads meet in a loop's first call. One makes Numba's dispatcher and the others use it; and the
 # cache folder, which is a setting of the whole process, is changed by one at a time.
 decorating = threading.RLock()
+_switched_off = 0  # threads that compile while the garbage collector is off
 
 
 def _forget_lock() -> None:
-    """A forked child may have been born while another thread of its parent held the lock."""
-    global decorating
+    """A forked child may have been born while another thread of its parent held the lock.
+
+    Or while it compiled: then nobody there would switch the garbage collector on again.
+    """
+    global decorating, _switched_off
     decorating = threading.RLock()
+    if _switched_off:
+        gc.enable()
+    _switched_off = 0
 
 
 if hasattr(os, "register_at_fork"):
@@ -51,7 +58,7 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wra
 
 @cache
 def import_numba() -> Any:
-    """Numba, which imports SciPy's linear algebra when the first loop asks for it.
+    """Numba, made to import SciPy's linear algebra only when a loop asks for it.
 
     Left alone it does so at once, to know whether it is there: a third of a second, where SciPy is
     installed, in each process. No loop of ours asks for it.
@@ -59,17 +66,22 @@ def import_numba() -> Any:
     import numba
 
     if "numba.np.arraymath" not in sys.modules:
-        import numba.np.linalg as linalg
-
-        at_once = linalg.ensure_blas
-
-        def only_look() -> None:
-            linalg.ensure_blas = at_once  # whoever asks next needs it
-            if not find_spec("scipy"):
-                raise ImportError("SciPy is not installed")
-
-        linalg.ensure_blas = only_look
+        with suppress(ImportError, AttributeError):  # in another version it may have moved
+            _put_off_scipy()
     return numba
+
+
+def _put_off_scipy() -> None:
+    import numba.np.linalg as linalg
+
+    at_once = linalg.ensure_blas
+
+    def only_look() -> None:
+        linalg.ensure_blas = at_once  # whoever asks next needs it
+        if not find_spec("scipy"):
+            raise ImportError("SciPy is not installed")
+
+    linalg.ensure_blas = only_look
 
 
 class Jitted:
@@ -107,7 +119,7 @@ class Jitted:
 
     @property
     def inlined(self) -> Callable[..., Any]:
-        """What stands for this loop in the code of another one."""
+        """What another loop's code calls in this one's place: an intrinsic, or as it is, Python."""
         with decorating:
             if self._inlined is None:
                 self._inlined = self._inline()
@@ -115,7 +127,8 @@ class Jitted:
 
     def _inline(self) -> Callable[..., Any]:
         dispatcher = self._uncached()
-        return _as_part(dispatcher) if hasattr(dispatcher, "overloads") else dispatcher
+        compiles = hasattr(dispatcher, "overloads")  # or Numba is switched off
+        return _as_part(dispatcher) if compiles and _is_plain(self.body) else dispatcher
 
     def _uncached(self) -> Any:
         numba = import_numba()
@@ -155,15 +168,23 @@ class Jitted:
 def _without_collecting() -> Iterator[None]:
     """Put off Python's search for cycles: of all that a compiler makes, it would find little.
 
-    That search takes a tenth of the time in which a loop is compiled.
+    That search takes a tenth of the time in which a loop is compiled for its first call.
     """
-    collects = gc.isenabled()
-    gc.disable()
+    global _switched_off
+    with decorating:
+        if _switched_off == 0 and not gc.isenabled():  # the program does without it
+            mine = 0
+        else:
+            mine = 1
+            gc.disable()
+        _switched_off += mine
     try:
         yield
     finally:
-        if collects:
-            gc.enable()
+        with decorating:
+            _switched_off -= mine
+            if mine and _switched_off == 0:
+                gc.enable()
 
 
 def body(*arguments: Any) -> Any:
@@ -245,8 +266,17 @@ def compile_part(context: Any, dispatcher: Any, arguments: Any) -> Any:
     body = making.py_func
     library = Parts(context.codegen(), body.__qualname__)  # type: ignore[no-untyped-call]
     typing = context.typing_context
-    context = context.subtarget(enable_nrt=flags.nrt)  # see jit_uncounted
+    context = context.subtarget(enable_nrt=flags.nrt)  # without counting for `jit_uncounted`
     return compiler.compile_internal(typing, context, library, body, arguments, None, flags, {})
+
+
+def _is_plain(body: Callable[..., Any]) -> bool:
+    """Whether a rule takes each argument by position, as an intrinsic does."""
+    parameters = inspect.signature(body).parameters
+    return "typing" not in parameters and all(
+        each.kind is each.POSITIONAL_OR_KEYWORD and each.default is each.empty
+        for each in parameters.values()
+    )
 
 
 def _as_part(dispatcher: Any) -> Callable[..., Any]:
@@ -314,7 +344,7 @@ def jit(body: Function) -> Function:
 
 
 def jit_uncounted(body: Function) -> Function:
-    """`jit` for a loop that makes no arrays, only views of those that it is given.
+    """`jit` for a loop that makes no arrays, only views of those it is given, and returns none.
 
     Numba counts who holds an array, with two calls for each view that a loop takes: along rows of
     64 numbers that costs as much as the numbers do. Whoever calls the loop holds its arrays all the

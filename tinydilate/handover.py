@@ -15,9 +15,10 @@ written there it begins to compute without asking the interpreter.
 How a loop is cut depends on the number of threads and not on who computes which part: so the bits
 of the result do not depend on it either.
 
-Numba compiles what stands below. All of it can be said in Python but five things: to read a word
-that other threads write, to write it, to exchange it, to wait a moment, and to call what stands at
-an address. Those are *intrinsics*, written in LLVM's own language at the end of the page.
+Numba compiles what stands below. The caller's side, `drive`, is compiled once, and every loop finds
+its address on the board. All of it can be said in Python but six things: to read a word that other
+threads write, to write it, to exchange it, to wait a moment, to name an address, and to call what
+stands there. Those are *intrinsics*, written in LLVM's own language at the end of the page.
 threads.py has Python's side: it starts the threads, and wakes those that have gone to sleep.
 """
 
@@ -113,7 +114,7 @@ def serve(board: Any, who: int) -> bool:
 
     True: nothing has come for a while, and the board says that the thread is asleep.
     """
-    write(board, DRIVE, entry(board))
+    write(board, DRIVE, entry(board))  # before any caller comes; who wakes up writes the same
     looks, mine = 0, ASLEEP + 8 * (who - 1)
     while look(board, STOP) == 0:
         part = take(board, who)

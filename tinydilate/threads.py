@@ -118,7 +118,7 @@ class _Crew:
         if not watched:  # Numba is switched off: nobody can watch it
             self.board = [0] * len(self.board)
         self.board[STOP] = 1
-        serve(self.board, 1)  # returns at once; compiled here, and not in a thread
+        serve(self.board, 1)  # puts the address of `drive` on the board, and returns at once
         self.board[STOP] = 0
         if not watched:
             return

@@ -61,13 +61,15 @@ def sum_to_shape(x: Array, shape: tuple[int, ...]) -> Array:
     return total.reshape(shape)
 
 
-_FEW = 1024  # numbers that are summed in their own dtype
+_FEW = 1024  # numbers that are summed in their own dtype, here and in the loops below
 
 
 @sum_to_shape.cpu
 def sum_to_shape_cpu(x: Array, shape: tuple[int, ...]) -> Array:
     if x.size < _FEW and math.prod(shape) == 1:  # NumPy's own loop is called sooner
-        return np.add.reduce(x.reshape(-1)).reshape(shape)  # type: ignore[no-any-return]
+        with np.errstate(all="ignore"):  # as below: inf and nan are answers
+            total = np.add.reduce(x.reshape(-1), dtype=x.dtype)
+        return total.reshape(shape)  # type: ignore[no-any-return]
     full = (1,) * (x.ndim - len(shape)) + shape
     end = x.ndim
     while end > 0:  # runs of neighbouring axes that are all summed, the last run first

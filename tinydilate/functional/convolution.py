@@ -629,7 +629,7 @@ def conv2d(
     # remembered: as a key, True is 1.
     options = stride, padding, dilation, groups
     window = (_known_window if are_plain(*options) else _window)(shapes, *options)
-    return Convolution(window, groups, relu).run(tensors)
+    return Convolution(window, groups, relu)._run(tensors)
 
 
 def _window(

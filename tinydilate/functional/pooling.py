@@ -768,7 +768,7 @@ def _avg_pool_backward(
 @jit_uncounted
 def _set_apart(grad: Array, stride: int, by_row: float, by_column: Array, apart: Array) -> None:
     """Each output's part, so many places apart; in between there are zeros already."""
-    if stride == 2:  # a vector can be written only with what is in between
+    if stride == 2:  # said apart: vectors are written whole, the zeros in between included
         for j in range(len(grad)):
             apart[2 * j] = grad[j] / (by_row * by_column[j])
             apart[2 * j + 1] = 0
@@ -953,15 +953,23 @@ def avg_pool2d(
         ``divisor_override`` is 0.
     """
     (x,) = as_tensors(input)
-    if divisor_override == 0:
-        raise ShapeError(
-            "avg_pool2d expected a divisor_override other than 0; got 0. Leave it out to divide by "
-            "the number of pixels."
-        )
+    divisor = _divisor(divisor_override)
     window = _pooling_window(kernel_size, stride, padding, 1, ceil_mode)
-    op = AvgPool(window, bool(count_include_pad), divisor_override)
+    op = AvgPool(window, bool(count_include_pad), divisor)
     out = op(_batched("avg_pool2d", x))
     return out if x.ndim == 4 else out.reshape(*out.shape[1:])
+
+
+def _divisor(given: Any) -> Any:
+    """What avg_pool2d is told to divide by, if anything, as a Python number."""
+    if given is None:
+        return None
+    if not isinstance(given, int | float | np.integer | np.floating) or given == 0:
+        raise ShapeError(
+            f"avg_pool2d expected a number other than 0 as its divisor_override; got {given!r}. "
+            "Leave it out to divide by the number of pixels."
+        )
+    return given if isinstance(given, int) else float(given)
 
 
 def _pooling_window(
