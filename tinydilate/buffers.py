@@ -210,13 +210,11 @@ if hasattr(os, "register_at_fork"):
 def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
     """An array for a result, as `numpy.empty`: whatever numbers happen to be in it."""
     count = math.prod(shape)
-    if count < _FEW:
+    if count < _FEW or count * np.dtype(dtype).itemsize < _LEAST:
         return np.empty(shape, dtype)
     dtype = np.dtype(dtype)
-    size = count * dtype.itemsize
-    if size < _LEAST:
-        return np.empty(shape, dtype)
-    return np.asarray(_Lease(_pool, _pool.take(block_size(size)), shape, dtype))
+    block = _pool.take(block_size(count * dtype.itemsize))
+    return np.asarray(_Lease(_pool, block, shape, dtype))
 
 
 def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:

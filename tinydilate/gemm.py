@@ -57,6 +57,7 @@ WIDE = 256  # pixels of a block whose columns are folded
 PIXEL_STEPS = 256
 PACKED_BYTES = 16 << 20  # weights are packed so many at a time: fc6 has 400 MB of them
 FAR = 1 << 14  # pixels of a plane of which the near caches do not keep the last few rows
+AHEAD = 16  # numbers behind a run that are asked for: those before them came with the run
 _WORTH_A_THREAD = 200_000  # multiply-adds: some 4 microseconds' work
 
 
@@ -163,7 +164,7 @@ def _gather_panel(
                 to, come = runs[r, 3] + c * deep + t * pitch, first + c * plane + y * breadth
                 if far and v == 0:  # what the next run will read, in each channel at another place
                     for n in range(count):
-                        fetch_ahead(flat, come + n * plane + z + (length + 16) * step, 1)
+                        fetch_ahead(flat, come + n * plane + z + (length + AHEAD) * step, 1)
                 if y < 0 or y >= height or step == 1:
                     # Neighbours read neighbours; of a row that does not exist nothing is read.
                     inside = (-z, breadth - z) if 0 <= y < height else (0, 0)

@@ -67,6 +67,7 @@ float32 only. With other numbers convolution and products take the readable way 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -305,6 +306,18 @@ def _as_it_is(number: Any) -> Any:
     return number
 
 
+def _engine(tile: Tile) -> Callable[[Callable[..., Any]], Any]:
+    """`cuda.jit` with what both engines declare of a tile: what they may take, and must hold."""
+    return cuda.jit(
+        launch_bounds=(tile.threads, tile.blocks),
+        registers=tile.registers,
+        dtypes=(np.float32,),
+        wide_loads=tile.vector == 4,
+        instruction=tile.instruction,
+        capability=tile.capability,
+    )
+
+
 def _way(tile: Tile, margin: int = 0) -> Way:
     """Rows of FP32's buffers lie ``margin`` numbers further apart than they are long."""
     return _tensor_way(tile) if tile.tf32 else _plain_way(tile, margin)
@@ -452,14 +465,7 @@ def _gather_kernel(name: str, tile: Tile) -> CudaKernel:
             return NOWHERE
         return np.uint32(row * np.uint32(layer[WIDTH]) + column)
 
-    @cuda.jit(
-        launch_bounds=(THREADS, tile.blocks),
-        registers=tile.registers,
-        dtypes=(np.float32,),
-        wide_loads=tile.vector == 4,
-        instruction=tile.instruction,
-        capability=tile.capability,
-    )
+    @_engine(tile)
     def gathered(
         images: Float32Array,
         weights: Float32Array,
@@ -811,14 +817,7 @@ def _outer_kernel(name: str, tile: Tile) -> CudaKernel:
     PIECE_ROWS, APART_ROWS = way.piece_rows, way.apart_rows
     PIECE_COLUMNS, APART_COLUMNS = way.piece_columns, way.apart_columns
 
-    @cuda.jit(
-        launch_bounds=(THREADS, tile.blocks),
-        registers=tile.registers,
-        dtypes=(np.float32,),
-        wide_loads=tile.vector == 4,
-        instruction=tile.instruction,
-        capability=tile.capability,
-    )
+    @_engine(tile)
     def outer(
         images: Float32Array, grads: Float32Array, parts: Float32Array, layer: Int32Array
     ) -> None:
