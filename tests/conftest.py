@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+# No test is helped behind its back, and none helps itself to a second core.
+os.environ.setdefault("TINYDILATE_SECOND_PROCESS", "off")
+
 from tinydilate import (
     buffers,
     compiling,

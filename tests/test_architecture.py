@@ -35,12 +35,12 @@ PAGES = [
 # within itself. Modules that share a link do not know each other.
 CHAIN = [
     ["errors"],
-    ["window", "options", "buffers", "dlpack", "classes"],
+    ["window", "options", "buffers", "dlpack", "classes", "kept"],
     ["config"],
     ["compiling"],
     ["handover"],
     ["threads"],
-    ["device", "field", "cubins"],
+    ["device", "field", "cubins", "second_process"],
     ["launching", "recording"],
     ["kernel"],
     ["simd"],
@@ -61,6 +61,7 @@ CHAIN = [
     ["predict"],
     ["exporting"],
     ["train", "recipes"],
+    ["compiling_ahead"],
     ["doctor"],
     ["cli"],
     ["__main__"],

@@ -5,6 +5,7 @@ functional/convolution, then the other pages, nn, models, train.
 """
 
 from tinydilate import functional, init, models, nn, optim
+from tinydilate import second_process as _second_process  # noqa: F401 - waits to be needed
 from tinydilate.autograd import Op, Tensor, is_grad_enabled, no_grad, tensor
 from tinydilate.functional.dropping import get_rng_state, manual_seed, set_rng_state
 from tinydilate.gpu_tf32 import get_tf32, set_tf32

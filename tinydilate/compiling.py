@@ -22,9 +22,11 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import CellType, CodeType, FunctionType
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
+
+from tinydilate.kept import Kept, locked
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 PACKAGE = Path(__file__).parent
@@ -162,6 +164,39 @@ class Jitted:
         outer.__module__ = self.body.__module__
         outer.__qualname__ = f"{self.body.__qualname__}.{frame.__name__}"  # the name it is kept by
         return cached(outer, lambda cache: numba.njit(cache=cache, **_OPTIONS), self.body)
+
+
+class Needed(NamedTuple):
+    """A loop that would have been run, and for which types of arguments."""
+
+    dispatcher: Any
+    types: tuple[Any, ...]
+
+    def compile(self) -> None:
+        """Compile it, unless its machine code is on disk."""
+        self.dispatcher.compile(self.types)
+
+
+@contextmanager
+def noting() -> Iterator[dict[Needed, None]]:
+    """Within the block, note the loops that are shared among threads instead of running them.
+
+    Results are whatever stood in the memory that they were to be written to.
+    """
+    needed: dict[Needed, None] = {}  # without doubles, in order
+
+    def note(loop: Jitted, frame: Callable[..., Any], *arguments: Any) -> None:
+        dispatcher: Any = loop.within(frame)
+        named = cast(FunctionType, frame).__code__.co_argcount
+        passed = (*arguments[:named], arguments[named:])  # *arguments arrives as a tuple
+        needed[Needed(dispatcher, tuple(map(dispatcher.typeof_pyval, passed)))] = None
+
+    run = Jitted.call_within
+    Jitted.call_within = note  # type: ignore[method-assign, assignment]
+    try:
+        yield needed
+    finally:
+        Jitted.call_within = run  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -386,6 +421,8 @@ def cached(
     edit in our sources, but of none elsewhere: there Numba would miss that a rule has changed which
     the loop takes from another file. The setting is put back at once: the user's own kernels are
     cached where they always were.
+
+    A ufunc is compiled and kept while it is decorated; a loop when it is called, see kept.py.
     """
     numba = import_numba()
     written = Path(cast(FunctionType, source or function).__code__.co_filename)
@@ -395,8 +432,12 @@ def cached(
     before = numba.config.CACHE_DIR
     try:
         numba.config.CACHE_DIR = str(folder)
-        return cast(Callable[..., Any], decorator(True)(function))
-    except OSError:  # no room to keep what was compiled
+        with locked(folder / _LOCK):
+            made: Any = decorator(True)(function)
+        if hasattr(made, "_cache"):
+            made._cache = Kept(made._cache, folder / _LOCK, lambda: when_missing())
+        return cast(Callable[..., Any], made)
+    except Exception:  # no room to keep it, or damaged files; what else is wrong will show again
         return cast(Callable[..., Any], decorator(False)(function))
     finally:
         numba.config.CACHE_DIR = before
@@ -435,6 +476,11 @@ _cache_settled = False
 _KEPT_DIGESTS = 4
 _LOOPS_IN_A_LOOP = 16
 _DAY = 24 * 3600.0
+_LOCK = "lock"  # a file, see kept.py
+
+
+def when_missing() -> None:
+    """Called before a loop is compiled that is not on disk; second_process.py listens here."""
 
 
 def cache_folder() -> Path | None:

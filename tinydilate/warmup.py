@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tinydilate import functional as F
-from tinydilate import optim
+from tinydilate import optim, second_process
 from tinydilate.autograd import Tensor, tensor
 from tinydilate.compiling import cache_folder
 from tinydilate.kernel import Launch, use, watching
@@ -50,6 +50,7 @@ def warm_up(
     if stamp and stamp.exists() and not again:
         return 0.0
     begun = time.perf_counter()
+    second_process.start()
     # The bar needs to know how many kernel calls there will be: count them in the NumPy references,
     # which need no compiling. One thread does for tiny arrays.
     threads = get_num_threads()

@@ -59,11 +59,13 @@ def _add_warmup(parser: argparse.ArgumentParser) -> None:
 
 
 def _warmup(arguments: argparse.Namespace) -> int:
+    from tinydilate import second_process
     from tinydilate.compiling import cache_folder
     from tinydilate.kernel import KERNELS
     from tinydilate.train import tiny_steps
     from tinydilate.warmup import every_kernel, warm_up
 
+    second_process.start(second_process.EVERYTHING)
     again = arguments.again
     seconds = warm_up("training-adam", lambda: tiny_steps(Config()), again=again)
     seconds += warm_up("all", every_kernel, again=again)
