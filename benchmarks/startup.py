@@ -68,6 +68,11 @@ def main() -> None:
         cache = {"TINYDILATE_CACHE": str(Path(folder) / "cache"), **threads}
         step = [python, "-c", STEP]
         figures["first training step, cold cache"] = seconds(step, to_line=True, **cache)
+        alone = {"TINYDILATE_CACHE": str(Path(folder) / "alone"), **threads}
+        alone["TINYDILATE_SECOND_PROCESS"] = "off"
+        figures["first training step, cold cache, without a second process"] = seconds(
+            step, to_line=True, **alone
+        )
         warm = range(max(3, options.repeats // 3))
         for name, to_line in (("", True), (", to the end of the process", False)):
             times = [seconds(step, to_line, **cache) for _ in warm]

@@ -650,6 +650,13 @@ MUTANTS = [
     ),
     # ---- memory
     Mutant(
+        "a lock that somebody else has is taken for ours",
+        "kept.py",
+        "yield _acquire(file, patience)",
+        "yield True",
+        "test_kept test_two_writers_at_once_keep_both",
+    ),
+    Mutant(
         "a block comes back twice, and two arrays get it",
         "buffers.py",
         "self.returned.append(block)",

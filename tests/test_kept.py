@@ -2,8 +2,10 @@
 
 import contextlib
 import pickle
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -56,8 +58,9 @@ def write_both_at_once(folder):
     return [kept_in(folder).load_overload(kind, None) for kind in ("float32", "float64")]
 
 
-def test_two_writers_at_once_keep_both(tmp_path):
-    assert write_both_at_once(tmp_path) == ["code for float32", "code for float64"]
+def test_two_writers_at_once_keep_both():
+    with tempfile.TemporaryDirectory() as folder:
+        assert write_both_at_once(Path(folder)) == ["code for float32", "code for float64"]
 
 
 def test_without_the_lock_they_do_not(tmp_path, unlocked):

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from tinydilate.kept import locked
 from tinydilate.second_process import SETTING, STEP, reason_against
 from tinydilate.threads import share
 
+LIMIT_OF_CONTAINER = second_process._limit_of_container
+
 
 @pytest.fixture
 def allowed(tmp_path, monkeypatch):
@@ -31,6 +34,7 @@ def allowed(tmp_path, monkeypatch):
     monkeypatch.setattr(second_process, "available_cores", lambda: 2)
     monkeypatch.setattr(second_process, "get_num_threads", lambda: 2)
     monkeypatch.setattr(second_process, "_is_a_worker", lambda: False)
+    monkeypatch.setattr(second_process, "_limit_of_container", lambda: 2.0)
     monkeypatch.setattr(second_process, "_process", None)
     monkeypatch.setattr(second_process, "_missing", 0)
     monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
@@ -85,12 +89,38 @@ def test_where_it_is_not_started(started, monkeypatch, what, name, value, reason
     assert not started
 
 
+def test_it_is_of_no_use_where_numba_is_switched_off(started, monkeypatch):
+    monkeypatch.setattr(compiling.import_numba().config, "DISABLE_JIT", 1)
+    assert reason_against(STEP) == "Numba is switched off"
+
+
 def test_not_again_when_its_list_is_done(started, allowed):
     (allowed / "ahead-step").touch()
     assert not second_process.start()
     assert second_process.start(second_process.EVERYTHING)
     assert not second_process.start(second_process.EVERYTHING)  # one at a time
     assert len(started) == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, math.inf),
+        ({"cpu.max": "max 100000\n"}, math.inf),
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
+        ({"cpu.max": "what is this?"}, math.inf),
+    ],
+)
+def test_the_limit_of_a_container(started, monkeypatch, tmp_path, files, cores):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(second_process, "CONTROL", tmp_path)
+    monkeypatch.setattr(second_process, "_limit_of_container", LIMIT_OF_CONTAINER)
+    assert second_process._limit_of_container() == cores
+    assert second_process.start() == (cores >= 2)
 
 
 def test_a_process_of_multiprocessing_starts_none(monkeypatch):

@@ -18,7 +18,8 @@ It is somebody else's computer. So the second process
 * runs alone: however many processes begin at once, one of their helpers works and the others end;
 * ends with the process that started it, however that ends, and gives way to every other program;
 * runs no code but ours: neither the user's program nor anything of it is read;
-* needs two cores, two threads (``NUMBA_NUM_THREADS``), and some 250 MB of memory;
+* needs two cores that a container may use in full, two threads (``NUMBA_NUM_THREADS``), and some
+  250 MB of memory;
 * is switched off by ``TINYDILATE_SECOND_PROCESS=off``.
 
 What it does is on the page compiling_ahead.py.
@@ -27,6 +28,7 @@ What it does is on the page compiling_ahead.py.
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import sys
 from contextlib import suppress
@@ -40,6 +42,7 @@ from tinydilate.threads import available_cores, get_num_threads
 SETTING = "TINYDILATE_SECOND_PROCESS"
 STEP, EVERYTHING = "step", "all"  # what it compiles: the loops of a training step, or all
 MISSING = 3  # loops that a process finds missing before it gets help: one op alone needs two
+CONTROL = Path("/sys/fs/cgroup")
 
 # The program of the second process: it finds its modules where this process does.
 _PROGRAM = (
@@ -73,17 +76,28 @@ def reason_against(what: str) -> str:
     done = stamp(what)
     if not is_switched_on():
         return f"{SETTING}=off"
+    if compiling.import_numba().config.DISABLE_JIT:
+        return "Numba is switched off"
     if done is None:
         return "there is no folder for machine code"
     if done.exists():
         return "it has been done"
-    if min(available_cores(), get_num_threads()) < 2:
+    if min(available_cores(), get_num_threads(), _limit_of_container()) < 2:
         return "one core or one thread"
     if _is_a_worker():
         return "this process is itself one of several"
     if getattr(sys, "frozen", False) or not _is_python(sys.executable):
         return "this program is not a Python interpreter"
     return ""
+
+
+def _limit_of_container() -> float:
+    """How many cores' time Linux gives this container; infinite where there is no limit."""
+    for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
+        with suppress(OSError, ValueError):
+            quota, period = " ".join((CONTROL / name).read_text() for name in files).split()
+            return float(quota) / float(period) if float(quota) > 0 else math.inf
+    return math.inf
 
 
 def _is_a_worker() -> bool:
