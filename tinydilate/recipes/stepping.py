@@ -56,6 +56,9 @@ def batch_gradient(network: nn.Module, batch: Batch, parts: int = 1) -> float | 
     return total
 
 
+OPTIMIZERS = {"sgd": optim.SGD, "adam": optim.Adam}  # by a recipe's name for them
+
+
 def make_optimizer(recipe: Recipe, network: nn.Module) -> optim.Optimizer:
     """SGD with momentum, or Adam; biases have a learning rate and a decay of their own."""
     learning = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
