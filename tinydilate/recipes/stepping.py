@@ -56,7 +56,8 @@ def batch_gradient(network: nn.Module, batch: Batch, parts: int = 1) -> float | 
     return total
 
 
-OPTIMIZERS = {"sgd": optim.SGD, "adam": optim.Adam}  # by a recipe's name for them
+# By a recipe's name for them.
+OPTIMIZERS: dict[str, type[optim.Optimizer]] = {"sgd": optim.SGD, "adam": optim.Adam}
 
 
 def make_optimizer(recipe: Recipe, network: nn.Module) -> optim.Optimizer:
