@@ -22,6 +22,9 @@ from tinydilate.compiling import jit
 from tinydilate.simd import host_tile, outer_tile
 from tinydilate.threads import get_num_threads, share
 
+# What is compiled beside a measurement would disturb it; startup.py measures that itself.
+os.environ.setdefault("TINYDILATE_SECOND_PROCESS", "off")
+
 
 def parser(description: str) -> argparse.ArgumentParser:
     """An argument parser with the options that every benchmark has."""

@@ -65,14 +65,12 @@ def main() -> None:
     for name, command in commands.items():
         figures[name] = median([seconds(command) for _ in range(options.repeats)])
     with tempfile.TemporaryDirectory() as folder:
-        cache = {"TINYDILATE_CACHE": str(Path(folder) / "cache"), **threads}
         step = [python, "-c", STEP]
-        figures["first training step, cold cache"] = seconds(step, to_line=True, **cache)
-        alone = {"TINYDILATE_CACHE": str(Path(folder) / "alone"), **threads}
-        alone["TINYDILATE_SECOND_PROCESS"] = "off"
-        figures["first training step, cold cache, without a second process"] = seconds(
-            step, to_line=True, **alone
-        )
+        cache = dict(threads)
+        for setting, name in (("off", ", without a second process"), ("on", "")):
+            cache["TINYDILATE_CACHE"] = str(Path(folder) / setting)
+            cache["TINYDILATE_SECOND_PROCESS"] = setting
+            figures["first training step, cold cache" + name] = seconds(step, True, **cache)
         warm = range(max(3, options.repeats // 3))
         for name, to_line in (("", True), (", to the end of the process", False)):
             times = [seconds(step, to_line, **cache) for _ in warm]

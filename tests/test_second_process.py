@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinydilate import compiling, compiling_ahead, second_process, warmup
+from tinydilate import cli, compiling, compiling_ahead, second_process, warmup
 from tinydilate import functional as F
 from tinydilate.autograd import tensor
 from tinydilate.compiling import Jitted, jit, noting
@@ -201,7 +201,7 @@ AHEAD = """
 import sys
 sys.path.insert(0, {tests!r})
 from test_second_process import step_of_a_rectifier
-from tinydilate import compiling, compiling_ahead, second_process
+from tinydilate import cli, compiling, compiling_ahead, second_process
 compiling_ahead.WORK["step"] = [step_of_a_rectifier]
 """
 WORK_AHEAD = AHEAD + "compiling_ahead.main(str(compiling.cache_folder()), 'step')"
@@ -319,6 +319,14 @@ def test_warming_up_asks_for_help_at_once(started, monkeypatch, tmp_path):
     monkeypatch.setattr(second_process, "_process", None)
     warmup.warm_up("a", lambda: None, progress=False)  # there is nothing to do
     assert len(started) == 1
+
+
+def test_the_command_asks_for_every_loop(started, monkeypatch, capsys):
+    monkeypatch.setattr(warmup, "warm_up", lambda *_, **__: 0.0)
+    assert cli.main(["warmup"]) == 0
+    assert "compiled before" in capsys.readouterr().out
+    ((command, _),) = started
+    assert command[-1] == "all"
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from tinydilate.compiling import Needed, noting
 from tinydilate.config import Config
 from tinydilate.kept import locked
 
-POLITE = 5  # steps below the priority of other programs, as far as a POSIX system has them
+LOWEST = 19  # steps below the priority of other programs: a core that idles it has in full
 
 
 def tiny_training_steps() -> None:
@@ -50,7 +50,7 @@ def main(folder: str, what: str) -> None:
     """
     threading.Thread(target=_end_with_the_first, daemon=True).start()
     with suppress(AttributeError, OSError):  # Windows was told when it started the process
-        os.nice(POLITE)
+        os.nice(LOWEST)
     done = second_process.stamp(what)
     if done is None or str(done.parent) != folder:
         return

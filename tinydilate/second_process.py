@@ -8,15 +8,17 @@ disk, where the first process finds it:
     first process     serve, pad, product, ...            -->  (found) (found) (found) done
     second process    adam step, sums, outer product, ... -->  ends
 
-Neither waits for the other: a loop that both are at is compiled twice, so with a second process
-nothing takes longer than without. The code is the same, and so are the bits of every result.
+Neither waits for the other: a loop that both are at is compiled twice. So on cores that have other
+work to do nothing takes longer than without. The code is the same, and so are the bits of every
+result.
 
 It is somebody else's computer. So the second process
 
 * is started only when a process has found several loops missing, or has been asked to compile; and
   never again when it has once come to the end of its list, which is kept with the machine code;
 * runs alone: however many processes begin at once, one of their helpers works and the others end;
-* ends with the process that started it, however that ends, and gives way to every other program;
+* ends with the process that started it, however that ends;
+* has the lowest priority: it uses cores that would idle, and gives way to every other program;
 * runs no code but ours: neither the user's program nor anything of it is read;
 * needs two cores that a container may use in full, two threads (``NUMBA_NUM_THREADS``), and some
   250 MB of memory;
@@ -123,9 +125,7 @@ def start(what: str = STEP) -> bool:
     command = [sys.executable, "-c", _PROGRAM, paths, str(compiling.cache_folder()), what]
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     if sys.platform == "win32":
-        quiet["creationflags"] = (
-            subprocess.CREATE_NO_WINDOW | subprocess.BELOW_NORMAL_PRIORITY_CLASS
-        )
+        quiet["creationflags"] = subprocess.CREATE_NO_WINDOW | subprocess.IDLE_PRIORITY_CLASS
     with suppress(OSError):  # no memory for it, or no leave: then without
         # While we live we hold the other end of its input; it reads, and ends when that does.
         _process = subprocess.Popen(
