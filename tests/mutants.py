@@ -607,15 +607,15 @@ MUTANTS = [
     Mutant(
         "ignored pixels counted in the mean",
         LOSS,
-        "out[n] = weight if known else 0",
-        "out[n] = weight if known else 1",
+        "weight += of_class if known else 0",
+        "weight += of_class if known else 1",
         "test_mutants ignored_pixels_do_not_count",
     ),
     Mutant(
         "the mean over pixels instead of over weights",
         LOSS,
-        "self.divisor = sum_to_shape(weights, ())",
-        "self.divisor = 0 * sum_to_shape(weights, ()) + np.count_nonzero(weights)",
+        "of_class = weights[label[m] if known else 0]",
+        "of_class = losses.dtype.type(1)",
         "forward cross_entropy",
     ),
     Mutant(
