@@ -141,6 +141,8 @@ MAPS = {
     "nothing seen": np.full(4, -1),
     "nothing at all": np.zeros(0, np.int64),
     "enlarged": np.repeat(np.arange(5), 3),
+    "enlarged to twice the size": np.repeat(np.arange(5), 2),
+    "enlarged, but one": np.array([0, 0, 1, 1, 2, 2, 3, 3, 4, -1]),
     "two rows in turns": np.array([0, 1, 0, 1, 1, -1, -1, 1]),
     "backwards": np.arange(5)[::-1].copy(),
 }
