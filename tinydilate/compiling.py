@@ -354,11 +354,11 @@ def jit_uncounted(body: Function) -> Function:
 
 
 def jit_relaxed(body: Function) -> Function:
-    """`jit_uncounted`, with leave to reorder sums and to fuse multiply-adds: so they use vectors.
+    """`jit`, with leave to reorder sums and to fuse multiply-adds, so that they use vectors.
 
     NaN and infinity keep their meaning: only the order of rounding changes.
     """
-    return cast(Function, Jitted(body, fastmath={"reassoc", "contract", "arcp", "nsz"}, _nrt=False))
+    return cast(Function, Jitted(body, fastmath={"reassoc", "contract", "arcp", "nsz"}))
 
 
 def jit_fused(body: Function) -> Function:

@@ -22,7 +22,7 @@ from tinydilate.autograd import Op, Tensor, public
 from tinydilate.device import SIMULATED, Array, CudaArray, MetaArray, cover
 from tinydilate.errors import ShapeError
 from tinydilate.kernel import CudaElementwise, Elementwise, cuda, jit_relaxed, kernel
-from tinydilate.threads import share, worth_a_thread
+from tinydilate.threads import share
 
 
 def broadcast_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
@@ -82,13 +82,14 @@ def sum_to_shape_cpu(x: Array, shape: tuple[int, ...]) -> Array:
         # The run as one axis: (A, R, B) -> (A, B)
         before, after = math.prod(x.shape[:start]), math.prod(x.shape[end:])
         summed = buffers.empty(x.shape[:start] + full[start:end] + x.shape[end:], x.dtype)
-        run = math.prod(x.shape[start:end])
-        least = worth_a_thread(run * after)
+        parts = x.reshape(before, math.prod(x.shape[start:end]), after)
+        least = max(1, 16_384 // max(1, parts[:1].size))
         if after == 1:
-            share(_sum_rows, before, x.reshape(before, run), summed.reshape(-1), least=least)
+            share(
+                _sum_rows, before, parts.reshape(parts.shape[:2]), summed.reshape(-1), least=least
+            )
         else:
-            arrays = x.reshape(before, run, after), summed.reshape(before, after)
-            share(_sum_middle, before, *arrays, least=least, room=max(1, after), dtype=x.dtype)
+            share(_sum_middle, before, parts, summed.reshape(before, after), least=least)
         x, end = summed, start
     return x.reshape(shape)
 
@@ -111,9 +112,9 @@ def _sum_rows(start: int, stop: int, x: Array, total: Array) -> None:
 
 
 @jit_relaxed
-def _sum_middle(start: int, stop: int, room: Array, x: Array, total: Array) -> None:
+def _sum_middle(start: int, stop: int, x: Array, total: Array) -> None:
     """(A, R, B) -> (A, B): sum over the middle axis, for a in [start, stop)."""
-    short = room[: x.shape[2]]
+    short = np.empty(x.shape[2], x.dtype)
     for a in range(start, stop):
         sums = total[a]
         for b in range(len(sums)):
