@@ -545,6 +545,13 @@ MUTANTS = [
         "half = i.dtype.type(0 if axis.align_corners else 0.0)",
         "forward interpolate-bilinear",
     ),
+    Mutant(
+        "of two neighbours that showed a pixel the first counts twice",
+        "functional/padding.py",
+        "target[z] += line[2 * z] + line[2 * z + 1]",
+        "target[z] += line[2 * z] + line[2 * z]",
+        "test_loops test_an_image_of_twice_the_size_sends_back_both_neighbours",
+    ),
     # ---- arithmetic and reduction
     Mutant(
         "no sum over the repeats of broadcasting",

@@ -161,6 +161,12 @@ def test_every_kind_of_map_is_read_and_written_back(rows, columns):
     np.testing.assert_allclose(pad_backward(grad, maps, (5, 5)), reference, rtol=1e-5, atol=1e-5)
 
 
+def test_an_image_of_twice_the_size_sends_back_both_neighbours():
+    x = tinydilate.tensor(np.zeros((1, 1, 1, 2), np.float32), requires_grad=True)
+    F.interpolate(x, size=(1, 4)).backward(np.float32([[[[1, 2, 4, 8]]]]))
+    np.testing.assert_array_equal(x.grad.data, [[[[3, 12]]]])
+
+
 def test_the_longest_run_is_found():
     for numbers, run in (
         ([], (0, 0)),
