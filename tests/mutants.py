@@ -545,6 +545,13 @@ MUTANTS = [
         "half = i.dtype.type(0 if axis.align_corners else 0.0)",
         "forward interpolate-bilinear",
     ),
+    Mutant(
+        "of two neighbours that showed a pixel the first counts twice",
+        "functional/padding.py",
+        "target[z] += line[2 * z] + line[2 * z + 1]",
+        "target[z] += line[2 * z] + line[2 * z]",
+        "test_loops test_an_image_of_twice_the_size_sends_back_both_neighbours",
+    ),
     # ---- arithmetic and reduction
     Mutant(
         "no sum over the repeats of broadcasting",
@@ -607,15 +614,15 @@ MUTANTS = [
     Mutant(
         "ignored pixels counted in the mean",
         LOSS,
-        "out[n] = weight if known else 0",
-        "out[n] = weight if known else 1",
+        "weight += of_class if known else 0",
+        "weight += of_class if known else 1",
         "test_mutants ignored_pixels_do_not_count",
     ),
     Mutant(
         "the mean over pixels instead of over weights",
         LOSS,
-        "self.divisor = sum_to_shape(weights, ())",
-        "self.divisor = 0 * sum_to_shape(weights, ()) + np.count_nonzero(weights)",
+        "of_class = weights[label[m] if known else 0]",
+        "of_class = losses.dtype.type(1)",
         "forward cross_entropy",
     ),
     Mutant(

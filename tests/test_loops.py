@@ -93,6 +93,46 @@ def test_all_rules_call_the_library_in_float64_and_keep_nan():
         assert np.isnan(odd[0])
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 1), (2, 5, 17), (1, 2, 2049), (3, 4, 4111)])
+def test_softmaxes_and_losses_of_blocks_that_do_not_come_out_even(shape):
+    rng = np.random.default_rng(0)
+    x, grad = (rng.normal(size=shape).astype(np.float32) for _ in range(2))
+    labels = rng.integers(-1, shape[1], (shape[0], shape[2]))
+    labels[0, 0] = 0
+    weight = rng.random(shape[1]).astype(np.float32)
+    functions = (
+        lambda x: F.softmax(x, 1) * grad,
+        lambda x: F.log_softmax(x, 1) * grad,
+        lambda x: F.cross_entropy(x, labels, weight, ignore_index=-1, reduction="none"),
+        lambda x: F.cross_entropy(x, labels, weight, ignore_index=-1, label_smoothing=0.1),
+    )
+    for function in functions:
+        results = []
+        for way in ("numpy", "cpu"):
+            with use(way):
+                leaf = tinydilate.tensor(x, requires_grad=True)
+                out = function(leaf)
+                out.sum().backward()
+                results.append((out.data, leaf.grad.data))
+        for expected, got in zip(*results, strict=True):
+            np.testing.assert_allclose(got, expected, rtol=2e-5, atol=1e-6)
+
+
+def test_labels_of_any_whole_numbers_and_layout_are_copied():
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    x = tinydilate.tensor(x, requires_grad=True)
+    labels = np.arange(40).reshape(2, 4, 5) % 3
+    expected = F.cross_entropy(x, labels).item()
+    for dtype in (np.uint8, np.int32, np.uint64, ">i8"):
+        assert F.cross_entropy(x, labels.astype(dtype)).item() == expected
+    strided = np.repeat(labels, 2, axis=2)[:, :, ::2]
+    loss = F.cross_entropy(x, strided)
+    strided[:] = 99  # no class: the derivative must not look for it
+    loss.backward()
+    assert loss.item() == expected
+    assert np.isfinite(x.grad.data).all()
+
+
 MAPS = {
     "zeros": index_map(5, 2, 1, "constant"),
     "reflected": index_map(5, 3, 4, "reflect"),
@@ -101,6 +141,8 @@ MAPS = {
     "nothing seen": np.full(4, -1),
     "nothing at all": np.zeros(0, np.int64),
     "enlarged": np.repeat(np.arange(5), 3),
+    "enlarged to twice the size": np.repeat(np.arange(5), 2),
+    "enlarged, but one": np.array([0, 0, 1, 1, 2, 2, 3, 3, 4, -1]),
     "two rows in turns": np.array([0, 1, 0, 1, 1, -1, -1, 1]),
     "backwards": np.arange(5)[::-1].copy(),
 }
@@ -117,6 +159,12 @@ def test_every_kind_of_map_is_read_and_written_back(rows, columns):
     np.testing.assert_array_equal(pad_forward(x, maps, 0.5), reference)
     reference = pad_backward.implementations["numpy"](grad, maps, (5, 5))
     np.testing.assert_allclose(pad_backward(grad, maps, (5, 5)), reference, rtol=1e-5, atol=1e-5)
+
+
+def test_an_image_of_twice_the_size_sends_back_both_neighbours():
+    x = tinydilate.tensor(np.zeros((1, 1, 1, 2), np.float32), requires_grad=True)
+    F.interpolate(x, size=(1, 4)).backward(np.float32([[[[1, 2, 4, 8]]]]))
+    np.testing.assert_array_equal(x.grad.data, [[[[3, 12]]]])
 
 
 def test_the_longest_run_is_found():

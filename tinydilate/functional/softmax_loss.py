@@ -37,10 +37,19 @@ from tinydilate.errors import ConfigError, DataError, DtypeError, GraphError, Sh
 from tinydilate.functional.arithmetic import div_forward, sum_to_shape
 from tinydilate.functional.reduction import sum as sum_over
 from tinydilate.functional.shaping import View, check_dim, copy_view
-from tinydilate.kernel import Int64Array, cuda, jit, jit_fused, jit_uncounted, kernel
-from tinydilate.threads import share
+from tinydilate.kernel import (
+    Int64Array,
+    cuda,
+    jit,
+    jit_fused,
+    jit_relaxed,
+    jit_uncounted,
+    kernel,
+)
+from tinydilate.threads import share, worth_a_thread
 
-_BLOCK = 256  # neighbouring pixels that a loop treats together
+_BLOCK = 2048  # neighbouring pixels that a loop treats together, at most
+_JOBS = 8  # that a loop is cut into, at least, for threads to share
 _LINES = 5  # numbers a pixel that a loop works with; the last two are for `_peaks`
 _LEAST = 4_096  # exponentials worth a thread
 
@@ -161,25 +170,25 @@ def softmax_forward_cpu(x: Array) -> Array:
 
 
 def _share(body: Any, x: Array, *arguments: Any) -> None:
-    """Have blocks of the pixels of ``x`` computed, with room for `_LINES` numbers a pixel."""
-    share(body, _jobs(x), *arguments, least=_least(x), room=_LINES * _BLOCK, dtype=x.dtype)
+    """Have blocks of the pixels of ``x`` computed, with room for `_LINES` numbers a pixel.
 
-
-def _jobs(x: Array) -> int:
-    """Number of blocks of pixels: job n*blocks + block is pixels [block*_BLOCK, ...) of item n."""
-    return len(x) * -(-int(x.shape[2]) // _BLOCK) if x.size else 0
-
-
-def _least(x: Array) -> int:
-    """Number of jobs worth a thread."""
-    return max(1, _LEAST // max(1, int(x.shape[1]) * min(_BLOCK, int(x.shape[2]))))
+    A class's scores lie far from those of the next one, so each row of a block is a place of its
+    own for the processor to find. In rows of two pages its prefetching gets going: those of 256
+    pixels took twice as long wherever the scores do not fit into the second-level cache.
+    """
+    items, classes, pixels = x.shape
+    block = max(1, min(_BLOCK, pixels, -(-items * pixels // _JOBS)))
+    block = -(-block // 16) * 16  # whole vectors, and lines of the cache
+    jobs = items * -(-pixels // block) if x.size else 0
+    least = max(1, _LEAST // max(1, classes * min(block, pixels)))
+    share(body, jobs, *arguments, least=least, room=_LINES * block, dtype=x.dtype)
 
 
 @jit_uncounted
-def _block(job: int, pixels: int) -> tuple[int, int, int]:
-    """Item, first pixel and number of pixels of a job."""
-    n, block = divmod(job, (pixels + _BLOCK - 1) // _BLOCK)
-    return n, block * _BLOCK, min(_BLOCK, pixels - block * _BLOCK)
+def _block(job: int, block: int, pixels: int) -> tuple[int, int, int]:
+    """Item, first pixel and number of pixels of a job: the items' blocks are numbered through."""
+    n, number = divmod(job, (pixels + block - 1) // block)
+    return n, number * block, min(block, pixels - number * block)
 
 
 @jit_uncounted
@@ -219,11 +228,11 @@ def _logs_of_totals(x: Array, n: int, first: int, peaks: Array, totals: Array, l
 
 @jit_uncounted
 def _softmax(start: int, stop: int, room: Array, x: Array, out: Array) -> None:
-    lines = room[: _LINES * _BLOCK].reshape(_LINES, _BLOCK)
+    lines = room.reshape(_LINES, len(room) // _LINES)
     peaks, totals = lines[0], lines[1]
     one = x.dtype.type(1)
     for job in range(start, stop):
-        n, first, count = _block(job, x.shape[2])
+        n, first, count = _block(job, lines.shape[1], x.shape[2])
         _peaks(x, n, first, lines, peaks[:count])
         for m in range(count):
             totals[m] = 0
@@ -318,10 +327,10 @@ def softmax_backward_cpu(grad: Array, out: Array) -> Array:
 def _softmax_backward(
     start: int, stop: int, room: Array, grad: Array, out: Array, result: Array
 ) -> None:
-    lines = room[: _LINES * _BLOCK].reshape(_LINES, _BLOCK)
+    lines = room.reshape(_LINES, len(room) // _LINES)
     sums = lines[0]
     for job in range(start, stop):
-        n, first, count = _block(job, grad.shape[2])
+        n, first, count = _block(job, lines.shape[1], grad.shape[2])
         for m in range(count):
             sums[m] = 0
         for c in range(grad.shape[1]):
@@ -389,10 +398,10 @@ def log_softmax_forward_cpu(x: Array) -> Array:
 
 @jit_uncounted
 def _log_softmax(start: int, stop: int, room: Array, x: Array, out: Array) -> None:
-    lines = room[: _LINES * _BLOCK].reshape(_LINES, _BLOCK)
+    lines = room.reshape(_LINES, len(room) // _LINES)
     peaks, totals, logs = lines[0], lines[1], lines[2]
     for job in range(start, stop):
-        n, first, count = _block(job, x.shape[2])
+        n, first, count = _block(job, lines.shape[1], x.shape[2])
         _peaks(x, n, first, lines, peaks[:count])
         _logs_of_totals(x, n, first, peaks[:count], totals[:count], logs[:count])
         for c in range(x.shape[1]):
@@ -445,10 +454,10 @@ def log_softmax_backward_cpu(grad: Array, out: Array) -> Array:
 def _log_softmax_backward(
     start: int, stop: int, room: Array, grad: Array, out: Array, result: Array
 ) -> None:
-    lines = room[: _LINES * _BLOCK].reshape(_LINES, _BLOCK)
+    lines = room.reshape(_LINES, len(room) // _LINES)
     sums = lines[0]
     for job in range(start, stop):
-        n, first, count = _block(job, grad.shape[2])
+        n, first, count = _block(job, lines.shape[1], grad.shape[2])
         for m in range(count):
             sums[m] = 0
         for c in range(grad.shape[1]):
@@ -523,7 +532,7 @@ def cross_entropy_forward(
 def cross_entropy_forward_cpu(
     x: Array, labels: Array, weights: Array, ignore_index: int, smoothing: float
 ) -> tuple[Array, Array, Array]:
-    losses, peaks, totals = (buffers.empty(labels.shape, x.dtype) for _ in range(3))
+    losses, peaks, totals = buffers.empty((3, *labels.shape), x.dtype)
     arrays = x, labels, weights, losses, peaks, totals
     _share(_cross_entropy, x, *arrays, ignore_index, float(smoothing))
     return losses, peaks, totals
@@ -543,11 +552,11 @@ def _cross_entropy(
     ignore_index: int,
     smoothing: float,
 ) -> None:
-    lines = room[: _LINES * _BLOCK].reshape(_LINES, _BLOCK)
+    lines = room.reshape(_LINES, len(room) // _LINES)
     logs, evenly = lines[0], lines[1]
     to_label, to_each = x.dtype.type(1 - smoothing), x.dtype.type(smoothing / x.shape[1])
     for job in range(start, stop):
-        n, first, count = _block(job, x.shape[2])
+        n, first, count = _block(job, lines.shape[1], x.shape[2])
         peak, total = peaks[n, first : first + count], totals[n, first : first + count]
         label, loss = labels[n, first : first + count], losses[n, first : first + count]
         _peaks(x, n, first, lines, peak)
@@ -690,7 +699,7 @@ def _cross_entropy_backward(
     ignore_index: int,
     smoothing: float,
 ) -> None:
-    lines = room[: _LINES * _BLOCK].reshape(_LINES, _BLOCK)
+    lines = room.reshape(_LINES, len(room) // _LINES)
     said, evenly, own = lines[0], lines[1], lines[2]
     all_weights = x.dtype.type(0)
     for weight in weights:
@@ -698,7 +707,7 @@ def _cross_entropy_backward(
     to_label = x.dtype.type(1 - smoothing)
     to_each = x.dtype.type(smoothing / x.shape[1])
     for job in range(start, stop):
-        n, first, count = _block(job, x.shape[2])
+        n, first, count = _block(job, lines.shape[1], x.shape[2])
         peak, total = peaks[n, first : first + count], totals[n, first : first + count]
         label, given = labels[n, first : first + count], grad[n, first : first + count]
         for m in range(count):  # q is own[m] at the label and evenly[m] * weights[c] everywhere
@@ -788,32 +797,77 @@ def cross_entropy_backward_meta(
 
 
 @kernel
-def label_weights(labels: Array, weights: Array, ignore_index: int) -> Array:
-    """(N, M), (C,) -> (N, M): weight of each pixel's class, 0 for an ignored pixel."""
+def mean_loss(
+    losses: Array, labels: Array, weights: Array, ignore_index: int
+) -> tuple[Array, Array]:
+    """(N, M) twice, (C,) -> two of (): the sum of the losses over that of their weights, and that.
+
+    A pixel weighs what its class does, and nothing where its label is ``ignore_index``.
+    """
     known = labels != ignore_index
-    return np.where(known, weights[np.where(known, labels, 0)], 0).astype(weights.dtype)
+    divisor = weights[labels[known]].sum()
+    with np.errstate(all="ignore"):  # where no pixel counts it is 0/0, nan
+        return np.asarray(losses.sum() / divisor), np.asarray(divisor)
 
 
-@label_weights.cpu
-def label_weights_cpu(labels: Array, weights: Array, ignore_index: int) -> Array:
-    out = buffers.empty(labels.shape, weights.dtype)
-    _label_weights(labels.reshape(-1), weights, ignore_index, out.reshape(-1))
-    return out
+@mean_loss.cpu
+def mean_loss_cpu(
+    losses: Array, labels: Array, weights: Array, ignore_index: int
+) -> tuple[Array, Array]:
+    lines = losses.reshape(-1), labels.reshape(-1)
+    sums = np.empty((-(-losses.size // _SHORT), 2))  # float64
+    share(_sum_losses, len(sums), *lines, weights, ignore_index, sums, least=worth_a_thread(_SHORT))
+    out = np.empty(2, losses.dtype)
+    _divide_sums(sums, out)
+    return out[:1].reshape(()), out[1:].reshape(())
 
 
-@jit_uncounted
-def _label_weights(labels: Array, weights: Array, ignore_index: int, out: Array) -> None:
-    for n in range(len(labels)):
-        known = labels[n] != ignore_index
-        weight = weights[labels[n] if known else 0]  # read in any case: it needs no jump
-        out[n] = weight if known else 0
+_SHORT = 1024  # numbers that are summed in their own dtype; see `sum_to_shape`
 
 
-@label_weights.cuda
-def label_weights_cuda(labels: CudaArray, weights: CudaArray, ignore_index: int) -> CudaArray:
-    out = device.empty(labels.shape, weights.dtype)
-    _label_weights_cuda[cover(out.size)](labels, weights, out, ignore_index)
-    return out
+@jit_relaxed
+def _sum_losses(
+    start: int,
+    stop: int,
+    losses: Array,
+    labels: Array,
+    weights: Array,
+    ignore_index: int,
+    sums: Array,
+) -> None:
+    """Job n is a run of `_SHORT` pixels: the sum of their losses, and that of their weights."""
+    for job in range(start, stop):
+        run = slice(job * _SHORT, (job + 1) * _SHORT)
+        loss, label = losses[run], labels[run]
+        total = weight = losses.dtype.type(0)
+        for m in range(len(loss)):
+            total += loss[m]
+        for m in range(len(label)):
+            known = label[m] != ignore_index
+            of_class = weights[label[m] if known else 0]  # read in any case: it needs no jump
+            weight += of_class if known else 0
+        sums[job, 0], sums[job, 1] = total, weight
+
+
+@jit
+def _divide_sums(sums: Array, out: Array) -> None:
+    """(jobs, 2) -> (2,): the quotient of the two sums, and the second."""
+    total = weight = 0.0
+    for job in range(len(sums)):
+        total += sums[job, 0]
+        weight += sums[job, 1]
+    out[0] = total / weight
+    out[1] = weight
+
+
+@mean_loss.cuda
+def mean_loss_cuda(
+    losses: CudaArray, labels: CudaArray, weights: CudaArray, ignore_index: int
+) -> tuple[CudaArray, CudaArray]:
+    of_labels = device.empty(labels.shape, weights.dtype)
+    _label_weights_cuda[cover(of_labels.size)](labels, weights, of_labels, ignore_index)
+    total, divisor = sum_to_shape(losses, ()), sum_to_shape(of_labels, ())
+    return div_forward(total, divisor), divisor
 
 
 @cuda.jit
@@ -827,9 +881,11 @@ def _label_weights_cuda(
         out[n] = weights[np.uint32(label)] if known else weights.dtype.type(0)
 
 
-@label_weights.meta
-def label_weights_meta(labels: MetaArray, weights: MetaArray, ignore_index: int) -> MetaArray:
-    return MetaArray(labels.shape, weights.dtype)
+@mean_loss.meta
+def mean_loss_meta(
+    losses: MetaArray, labels: MetaArray, weights: MetaArray, ignore_index: int
+) -> tuple[MetaArray, MetaArray]:
+    return (MetaArray((), losses.dtype),) * 2
 
 
 # ---- the operations --------------------------------------------------------------------------
@@ -887,12 +943,10 @@ class CrossEntropy(Op):
         losses, self.peaks, self.totals = cross_entropy_forward(self.x, *self.options)
         if self.reduction == "none":
             return losses.reshape(self.losses_shape)
-        loss = sum_to_shape(losses, ())
         if self.reduction == "sum":
-            return loss
-        weights = label_weights(self.labels, self.weights, self.ignore_index)
-        self.divisor = sum_to_shape(weights, ())
-        return div_forward(loss, self.divisor)
+            return sum_to_shape(losses, ())
+        loss, self.divisor = mean_loss(losses, self.labels, self.weights, self.ignore_index)
+        return loss
 
     def backward(self, grad: Any) -> Any:
         if self.reduction == "mean":
@@ -1087,12 +1141,11 @@ def _labels(given: Any, shape: tuple[int, ...], ignore_index: int) -> Any:
         return given
     if isinstance(given, CudaArray):
         return given if given.dtype == np.int64 else given.astype(np.int64)
-    labels = given.astype(np.int64, order="C")
-    # As unsigned numbers negative labels are huge: one comparison finds both ends.
-    unsigned = labels.view(np.uint64)
-    if unsigned.max(initial=0) < classes:  # the common case
-        return labels
-    wrong = (unsigned >= classes) & (labels != ignore_index)
+    labels = buffers.empty(given.shape, np.int64)  # a copy, for the user may edit theirs
+    whole = given if given.dtype == np.int64 else given.astype(np.int64)
+    if not _copy_labels(np.ascontiguousarray(whole).reshape(-1), classes, labels.reshape(-1)):
+        return labels  # the common case
+    wrong = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
     if wrong.any():
         where = tuple(int(place) for place in np.argwhere(wrong)[0])
         label = int(labels[where])
@@ -1102,6 +1155,17 @@ def _labels(given: Any, shape: tuple[int, ...], ignore_index: int) -> Any:
             f"ignore_index={label}."
         )
     return labels
+
+
+@jit_uncounted
+def _copy_labels(given: Array, classes: int, labels: Array) -> int:
+    """Copy them, and count those that are no class."""
+    others = 0
+    for n in range(len(labels)):
+        label = given[n]
+        labels[n] = label
+        others += (label < 0) | (label >= classes)
+    return others
 
 
 def _check_options(ignore_index: int, reduction: str, smoothing: float) -> None:
