@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from tinydilate import (
     buffers,
     compiling,
+    device,
     gemm,
     get_rng_state,
     is_grad_enabled,
@@ -22,6 +23,11 @@ from tinydilate import (
     set_rng_state,
     threads,
 )
+
+if device.SIMULATED:
+    import simulator
+
+    simulator.install()
 
 # `HYPOTHESIS_PROFILE=thorough make check` draws new examples each time, and more of them.
 # The database of failures stays off: a draw that fails prints the line that repeats it.
