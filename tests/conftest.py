@@ -1,5 +1,6 @@
 """What holds for every test: examples drawn the same way each time, and the world left as found."""
 
+import gc
 import os
 import random
 import shutil
@@ -47,6 +48,12 @@ settings.register_profile(
     print_blob=True,
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_collection_finish():
+    """Leave what is loaded by now out of Python's search for cycles, which takes 0.85 s with it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
