@@ -363,6 +363,11 @@ def test_data_show(tmp_path, capsys):
     code, _, err = run(capsys, "data", "show", "camvid", tmp_path, "--first", "9", "--out", sheet)
     assert code == 2
     assert "--first of 0 to 2; got 8 and 9" in err
+    other = tmp_path / "sheet.jpg"
+    code, _, err = run(capsys, "data", "show", "camvid", tmp_path, "--out", other)
+    assert code == 2
+    assert "expected --out to name a PNG, such as sheet.png; got " in err
+    assert not other.exists()
 
 
 def test_data_submit(tmp_path, capsys):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recipe_data import context_recipe, joint_recipe, recipe
 
-from tinydilate import buffers, models
+from tinydilate import buffers, models, optim, tensor
 from tinydilate.classes import CAMVID, CITYSCAPES, IGNORE, KITTI, VOC
 from tinydilate.data import open_dataset
 from tinydilate.data.crops import Batch, feature_labels
@@ -484,15 +484,21 @@ def test_biases_learn_twice_as_fast_and_do_not_decay():
 
 
 @pytest.mark.parametrize(
-    ("front", "size", "batch", "parts"),
-    [("small", 148, 2, 1), ("small", 148, 4, 2), ("vgg-like", 180, 1, 1)],
+    ("front", "size", "batch", "parts", "rule"),
+    [
+        ("small", 148, 2, 1, "sgd"),
+        ("small", 148, 4, 2, "sgd"),
+        ("vgg-like", 180, 1, 1, "sgd"),
+        ("vgg-like", 180, 1, 1, "adam"),
+    ],
 )
-def test_the_estimate_is_near_the_peak(front, size, batch, parts):
+def test_the_estimate_is_near_the_peak(front, size, batch, parts, rule):
     """In the pool, from which all maps and gradients come: within 15 %."""
     table = ("a 3 1 16", "b 3 1 16", "p pool", "c 3 1 32", "d 3 2 64", "fc 7 4 128", "x drop 0.5")
-    r = recipe(front_end="table", table=table) if front == "vgg-like" else recipe(
-        front_end="small", table=[]
-    )  # fmt: skip
+    layers = {"front_end": "table", "table": table} if front == "vgg-like" else {
+        "front_end": "small", "table": []
+    }  # fmt: skip
+    r = recipe(**layers, optimizer=rule)
     network = r.plan(VOC).build(rng=0)
     border, stride = r.plan(VOC).cells()
     optimizer = make_optimizer(r, network)
@@ -507,8 +513,18 @@ def test_the_estimate_is_near_the_peak(front, size, batch, parts):
         optimizer.step()
         optimizer.zero_grad()
     measured = buffers.statistics().peak - before
-    guess = estimate(network, (3, size, size), batch, parts)
-    assert guess.pass_bytes + guess.momentum_bytes == pytest.approx(measured, rel=0.15)
+    guess = estimate(network, (3, size, size), batch, parts, optimizer.remembered)
+    assert guess.pass_bytes + guess.optimizer_bytes == pytest.approx(measured, rel=0.15)
+
+
+def test_adam_remembers_twice_what_momentum_does():
+    guesses = [estimate_recipe(recipe(optimizer=rule)) for rule in ("sgd", "adam")]
+    assert guesses[1].optimizer_bytes == 2 * guesses[0].optimizer_bytes == 8 * guesses[0].trainable
+    for rule in (optim.SGD, optim.Adam):
+        weight = tensor(np.zeros((3, 5), np.float32), requires_grad=True)
+        (state,) = rule([weight], lr=1.0).state
+        kept = [array for array in state.values() if array.shape == weight.shape]
+        assert rule.remembered == len(kept)
 
 
 def test_the_estimate_of_the_published_front_end():

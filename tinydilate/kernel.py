@@ -222,11 +222,13 @@ class Kernel:
         return add
 
     def __call__(self, *arguments: Any) -> Any:
-        if there := _ready(arguments):  # the common cases, settled by one walk over the arguments
-            name, implementation = self._choose(there)
-        else:
-            name, implementation = self._choose(_common_device(self.name, arguments))
-            arguments = tuple(_at_the_door(argument) for argument in arguments)
+        name = _ready(arguments)  # the common cases, settled by one walk over the arguments
+        if not name:
+            name = _common_device(self.name, arguments)
+            arguments = tuple([_at_the_door(argument) for argument in arguments])
+        if _forced or name not in self.implementations:
+            name = self._choose(name)
+        implementation = self.implementations[name]
         begin = time.perf_counter() if _watchers else 0.0
         try:
             result = implementation(*arguments)
@@ -241,13 +243,14 @@ class Kernel:
             watcher(launch)
         return result
 
-    def _choose(self, device: str) -> tuple[str, Callable[..., Any]]:
-        if _forced and device != "meta":
+    def _choose(self, device: str) -> str:
+        """The implementation for a device: the last one forced that there is, or its own."""
+        if device != "meta":
             for name in reversed(_forced):
                 if name in self.implementations and (name[:4] == "cuda") == (device == "cuda"):
-                    return name, self.implementations[name]
+                    return name
         if device in self.implementations:
-            return device, self.implementations[device]
+            return device
         raise KernelError(
             f"{self.name} has no {device} kernel yet; it has {', '.join(self.implementations)}. "
             'Move the tensors with .to("cpu"), or add the twin on the page '

@@ -243,7 +243,11 @@ class Optimizer(ABC):
         Each with its ``"params"`` and its own options (``"lr"``, ``"weight_decay"``, ...).
     lr_factor : float
         Multiplies every group's learning rate; a schedule sets it before each step.
+    remembered : int
+        Numbers that the rule remembers for each number that it changes.
     """
+
+    remembered: int
 
     def __init__(self, params: Iterable[Any], options: dict[str, Any]) -> None:
         given = list(params)
@@ -365,6 +369,8 @@ class SGD(Optimizer):
         If an option is out of range or there is nothing to train.
     """
 
+    remembered = 1
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -402,6 +408,8 @@ class Adam(Optimizer):
     ConfigError
         If an option is out of range or there is nothing to train.
     """
+
+    remembered = 2
 
     def __init__(
         self,

@@ -67,10 +67,9 @@ def pair(value: int | Sequence[int], name: str, least: int) -> Pair:
 def are_plain(*values: Any) -> bool:
     """Whether options of a window are integers or pairs of them, not what merely equals one."""
     for value in values:
-        if type(value) is tuple and len(value) == 2:
-            if not type(value[0]) is type(value[1]) is int:
-                return False
-        elif type(value) is not int:
+        if type(value) is not int and not (
+            type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int
+        ):
             return False
     return True
 

@@ -134,6 +134,11 @@ def _show(arguments: argparse.Namespace) -> int:
     from tinydilate.io.images import write_rgb
     from tinydilate.see.sheet import contact_sheet
 
+    if Path(arguments.out).suffix.lower() != ".png":
+        raise ConfigError(
+            f"expected --out to name a PNG, such as sheet.png; got {arguments.out!r}. Other "
+            "programs turn a PNG into any picture."
+        )
     dataset, split = _opened(arguments)
     if arguments.count < 1 or not 0 <= arguments.first < len(dataset):
         raise ConfigError(

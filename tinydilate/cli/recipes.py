@@ -80,14 +80,14 @@ def _show(arguments: argparse.Namespace) -> int:
             if arguments.settings
             else recipe_path(arguments.name).read_text(encoding="utf-8")
         )
-        rest = guess.memory - guess.weight_bytes - guess.momentum_bytes - guess.pass_bytes
+        rest = guess.memory - guess.weight_bytes - guess.optimizer_bytes - guess.pass_bytes
         # As comments of TOML, so that what is printed can be kept as a recipe of one's own.
         return (
             f"{text}\n"
             f"# {guess.parameters:,} parameters, {guess.trainable:,} of them learn; "
             f"{guess.macs / 1e9:,.0f} billion multiplications a step.\n"
             f"# A step takes about {told_bytes(guess.memory)} of memory: weights "
-            f"{told_bytes(guess.weight_bytes)}, momentum {told_bytes(guess.momentum_bytes)},\n"
+            f"{told_bytes(guess.weight_bytes)}, optimiser {told_bytes(guess.optimizer_bytes)},\n"
             f"# maps and gradients {told_bytes(guess.pass_bytes)}, program, images and what "
             f"lies between {told_bytes(rest)}."
         )

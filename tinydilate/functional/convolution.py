@@ -84,8 +84,8 @@ def conv2d_forward_cpu(
     side: int | None = None,
 ) -> Array:
     size = window.output_size(x.shape[2:])
-    if side is None and len(x) * size[0] * size[1] * w.size < _A_FEW:
-        return _loops(x, w, b, window, size, groups, relu)
+    if side is None and len(x) * size[0] * size[1] * w.size < _A_FEW:  # multiply-adds
+        return _loops(x, w, b, window, size, groups, relu, few=True)
     if tiles := _side(side, x, w.shape, window, size, groups):
         return winograd_product(x, w, b, window, size, groups, relu, side=tiles)
     return gathered_product(x, w, b, forward_gather(window, size), groups, relu)
@@ -120,18 +120,25 @@ _add_forced(conv2d_forward, conv2d_forward_cpu)
 def conv2d_forward_loops(
     x: Array, w: Array, b: Array | None, window: Window, groups: int = 1, relu: bool = False
 ) -> Array:
-    return _loops(x, w, b, window, window.output_size(x.shape[2:]), groups, relu)
+    return _loops(x, w, b, window, window.output_size(x.shape[2:]), groups, relu, few=False)
 
 
 def _loops(
-    x: Array, w: Array, b: Array | None, window: Window, size: Pair, groups: int, relu: bool
+    x: Array,
+    w: Array,
+    b: Array | None,
+    window: Window,
+    size: Pair,
+    groups: int,
+    relu: bool,
+    few: bool,
 ) -> Array:
     out = buffers.empty((len(x), len(w), *size), x.dtype)
     bias = np.zeros(len(w), x.dtype) if b is None else b
     jobs, arrays = len(x) * len(w), (x, w, bias, out)
     # window.before is the padding before the first row and the first column.
     options = window.stride, window.before, window.dilation, groups
-    if out.size * w.size < _A_FEW * len(w):  # multiply-adds
+    if few:  # less than handing parts to threads takes
         _conv2d(0, jobs, *arrays, *options)
     else:  # each thread gets a part of the jobs
         share(_conv2d, jobs, *arrays, *options)

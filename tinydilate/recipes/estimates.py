@@ -3,9 +3,9 @@
 **Memory.** The network is sent a batch on the meta device, which has shapes but no numbers. The
 graph that this leaves says what every op keeps for its backward pass. Then the backward pass is
 played through: from the last op to the first, each makes the gradients of its inputs, and lets go
-of what it kept. The most that is there at any moment, with weights, their gradients and momentum,
-is the estimate; the pool of `tinydilate.buffers` holds up to an eighth more, and kernels need some
-room to work in.
+of what it kept. The most that is there at any moment, with weights, their gradients and what the
+optimiser remembers, is the estimate; the pool of `tinydilate.buffers` holds up to an eighth more,
+and kernels need some room to work in.
 
 **Time.** Multiplications are counted by the layers, a backward pass takes twice those of the
 forward pass, and how many a second this machine does is measured on one image: `rehearse`.
@@ -46,8 +46,8 @@ class Estimate(NamedTuple):
         Those of them that learn.
     macs : int
         Multiply-accumulate operations of a whole step, forward and backward.
-    weight_bytes, momentum_bytes : int
-        Of all weights, and of those that learn.
+    weight_bytes, optimizer_bytes : int
+        Of all weights, and of what the optimiser remembers of those that learn.
     pass_bytes : int
         What a forward and backward pass needs beside: gradients and maps, at their peak.
     batch_bytes : int
@@ -59,19 +59,23 @@ class Estimate(NamedTuple):
     trainable: int
     macs: int
     weight_bytes: int
-    momentum_bytes: int
+    optimizer_bytes: int
     pass_bytes: int
     batch_bytes: int
 
     @property
     def memory(self) -> int:
         """Bytes at the peak of a step, the program's own included."""
-        pooled = self.momentum_bytes + self.pass_bytes
+        pooled = self.optimizer_bytes + self.pass_bytes
         return self.weight_bytes + pooled * 9 // 8 + self.batch_bytes + WORKING + PROGRAM
 
 
 def estimate(
-    network: nn.Module, input_shape: tuple[int, ...], batch: int, iter_size: int = 1
+    network: nn.Module,
+    input_shape: tuple[int, ...],
+    batch: int,
+    iter_size: int = 1,
+    remembered: int = 1,
 ) -> Estimate:
     """Estimate a training step.
 
@@ -85,6 +89,8 @@ def estimate(
         Images in a step.
     iter_size : int
         Parts that they are computed in.
+    remembered : int
+        Numbers, by the optimiser, for each one that learns; see `optim.Optimizer`.
     """
     shadow = nn.as_meta(network).train()
     at_once = (-(-batch // iter_size), *input_shape)
@@ -110,7 +116,7 @@ def estimate(
         learning // 4,
         macs=3 * forward * batch // at_once[0],
         weight_bytes=weights,
-        momentum_bytes=learning,
+        optimizer_bytes=remembered * learning,
         pass_bytes=peak,
         batch_bytes=2 * batch * one + 4 * int(np.prod(at_once)),
     )
@@ -182,13 +188,13 @@ def free_memory(device: str) -> int | None:
 
 
 def fitting_iter_size(
-    network: nn.Module, input_shape: tuple[int, ...], batch: int, memory: int
+    network: nn.Module, input_shape: tuple[int, ...], batch: int, memory: int, remembered: int = 1
 ) -> int | None:
     """The fewest parts of a batch with which a step fits into so many bytes; None if none does."""
     for parts in range(1, batch + 1):
         if batch % parts and -(-batch // parts) == -(-batch // (parts - 1)):
             continue  # as many images at once as with one part less
-        if estimate(network, input_shape, batch, parts).memory <= memory:
+        if estimate(network, input_shape, batch, parts, remembered).memory <= memory:
             return parts
     return None
 

@@ -38,9 +38,7 @@ from tinydilate.recipes.estimates import (
     told_seconds,
 )
 from tinydilate.recipes.starting import Start, load_start
-from tinydilate.recipes.stepping import (
-    batch_gradient,
-)
+from tinydilate.recipes.stepping import OPTIMIZERS, batch_gradient
 from tinydilate.recipes.stored import Canvas, canvas_of, store_features
 from tinydilate.recipes.table import Recipe, kind_and_split
 
@@ -178,7 +176,12 @@ def estimate_recipe(recipe: Recipe, classes: int | None = None) -> Estimate:
     cells = (recipe.label_shape[0], recipe.label_shape[1]) if recipe.label_shape else (32, 32)
     shape = input_shape_of(recipe, parts, cells)
     check_shape(parts.learning, shape)
-    return estimate(parts.learning, shape, recipe.batch, recipe.iter_size)
+    return estimate(parts.learning, shape, recipe.batch, recipe.iter_size, _remembered(recipe))
+
+
+def _remembered(recipe: Recipe) -> int:
+    """Numbers that the recipe's optimiser remembers for each one that learns."""
+    return OPTIMIZERS[recipe.optimizer].remembered
 
 
 # ---- a stage, ready to run -------------------------------------------------------------------
@@ -209,7 +212,11 @@ class Stage:
         self.input_shape = input_shape_of(recipe, shapes, self.canvas.cells)
         check_shape(shapes.learning, self.input_shape)
         self.estimate: Estimate = estimate(
-            shapes.learning, self.input_shape, recipe.batch, recipe.iter_size
+            shapes.learning,
+            self.input_shape,
+            recipe.batch,
+            recipe.iter_size,
+            _remembered(recipe),
         )
         self.parts = build_parts(recipe, plan)
         self.start: Start | None = None
@@ -297,7 +304,9 @@ class Stage:
         advice = None
         if free is not None and not fits:
             shape = self.input_shape
-            advice = fitting_iter_size(self.parts.learning, shape, recipe.batch, free)
+            advice = fitting_iter_size(
+                self.parts.learning, shape, recipe.batch, free, _remembered(recipe)
+            )
         return {
             "images": len(self.images.train),
             "classes": len(self.classes),

@@ -56,6 +56,10 @@ def batch_gradient(network: nn.Module, batch: Batch, parts: int = 1) -> float | 
     return total
 
 
+# By a recipe's name for them.
+OPTIMIZERS: dict[str, type[optim.Optimizer]] = {"sgd": optim.SGD, "adam": optim.Adam}
+
+
 def make_optimizer(recipe: Recipe, network: nn.Module) -> optim.Optimizer:
     """SGD with momentum, or Adam; biases have a learning rate and a decay of their own."""
     learning = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
