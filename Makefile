@@ -19,7 +19,7 @@ help:  ## say what there is
 demo: $(VENV)/ready-run  ## train a dilated network on handwriting and draw what it learnt
 	$(BIN)/tinydilate train $(if $(wildcard runs/demo/config.toml),--resume)
 
-test: $(VENV)/ready-test  ## the tests, three to six minutes
+test: $(VENV)/ready-test  ## the tests, five to ten minutes
 	$(BIN)/python -m pytest
 
 # --- for developers -------------------------------------------------------------------------

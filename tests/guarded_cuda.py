@@ -4,7 +4,6 @@ And full of nan, or of 77 where they are whole, so that a number which was never
 the result. Without a GPU the same is done in Numba's simulator.
 """
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
@@ -35,7 +34,7 @@ def guarded() -> Iterator[None]:
         line = whole.flat[WIDTH : WIDTH + count]
         return CudaArray(line, tuple(shape), dtype, whole.memory)
 
-    with pytest.MonkeyPatch.context() as patch, switching_often():
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "empty", empty)
         forget_what_is_kept()
         yield
@@ -51,20 +50,6 @@ def forget_what_is_kept() -> None:
     device.constants.cache_clear()
     device._kept.cache_clear()
     device._tables.cache_clear()
-
-
-@contextmanager
-def switching_often() -> Iterator[None]:
-    """In the simulator each GPU thread is one of Python's, and at a barrier all take turns.
-
-    Python lets each run for 5 milliseconds, even one that only waits: here for a fiftieth of that.
-    """
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-4)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
 
 
 def assert_untouched(guard: np.ndarray, fill: float, place: str) -> None:

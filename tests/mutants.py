@@ -154,7 +154,9 @@ def planted_in_instructions(mutant: Mutant, tests: ModuleType) -> Iterator[None]
 @cache
 def loaded(kind: type) -> list:
     """Our functions, loops or rules; looked for once among all objects, since it takes a while."""
+    gc.unfreeze()  # what conftest.py has put aside
     things = [thing for thing in gc.get_objects() if issubclass(type(thing), kind)]
+    gc.freeze()
     if kind is FunctionType:
         return [f for f in things if f.__code__.co_filename.startswith(str(PACKAGE))]
     return things

@@ -300,7 +300,7 @@ going = False
 """
     run = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code],
-        timeout=60,
+        timeout=300,
         capture_output=True,
         text=True,
         check=False,
@@ -317,5 +317,5 @@ keeper = Keeper(); keeper.me = keeper
 keeper.array = np.__kept = buffers.zeros((100_000,), np.uint8)
 """
     command = [sys.executable, "-c", code]
-    run = subprocess.run(command, timeout=60, capture_output=True, text=True, check=False)
+    run = subprocess.run(command, timeout=300, capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr) == (0, "")

@@ -23,7 +23,7 @@ def in_another_process(program: str, **environment: str) -> str:
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert run.returncode == 0, run.stderr
@@ -110,7 +110,7 @@ print(functional.relu(np.ones(2, np.float32)).data.sum(), compiling.cache_folder
         env={name: value for name, value in os.environ.items() if name not in drop},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert run.stdout.strip() == "2.0 None", run.stderr

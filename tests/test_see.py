@@ -153,10 +153,10 @@ def test_a_deep_graph_is_refused_at_once_and_can_still_be_written_as_dot(leaf, t
     x = leaf
     for _ in range(10_000):
         x = x + 1
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(GraphError, match="at most 200 ops and leaves; got a larger one"):
         draw(x, tmp_path / "deep.png")
-    assert time.perf_counter() - begin < 0.5
+    assert time.process_time() - begin < 0.5
     assert not list(tmp_path.iterdir())
     assert dot(x).count("Add") == 10_000
 

@@ -85,9 +85,9 @@ def test_table_1_alone():
 
 def test_it_takes_no_memory_and_no_time():
     tracemalloc.start()
-    begin = time.perf_counter()
+    begin = time.process_time()  # of others that compute meanwhile nothing counts
     text = format_table(summarise(voc(), (1, 3, 900, 900)))
-    seconds = time.perf_counter() - begin
+    seconds = time.process_time() - begin
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert "141,149,720" in text

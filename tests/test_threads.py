@@ -232,7 +232,7 @@ assert (F.conv2d(x, w).numpy() == before).all()
 """
     run = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code],
-        timeout=60,
+        timeout=300,
         capture_output=True,
         text=True,
         check=False,
@@ -322,7 +322,7 @@ def test_two_processes_training_at_once_get_the_same_bits_and_do_not_collapse(nu
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
     def answer(process):
-        out, _ = process.communicate(timeout=120)
+        out, _ = process.communicate(timeout=300)
         assert process.returncode == 0
         digest, seconds = out.split()
         return digest, float(seconds)
@@ -372,7 +372,7 @@ def test_threads_that_meet_in_a_first_call_leave_numbas_cache_folder_alone(tmp_p
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert run.returncode == 0, run.stderr
