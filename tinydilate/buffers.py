@@ -26,6 +26,7 @@ import os
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -51,13 +52,14 @@ class Statistics(NamedTuple):
     made: int
 
 
-class Block(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Block:
     """A piece of memory."""
 
     memory: Any  # an array of bytes, which keeps the memory alive
     address: int  # the first multiple of ALIGNMENT in it
     size: int  # bytes from there on
-    number: int  # how many came back before it did
+    number: int = 0  # how many came back before it did, and it as well
 
 
 class _Lease:
@@ -154,11 +156,12 @@ class Pool:
         while self.returned:
             block = self.returned.popleft()
             self.came_back += 1
-            block = block._replace(number=self.came_back)
+            block.number = self.came_back
             self.waiting[block.size].append(block)
             self.in_use -= block.size
             self.held += block.size
-        self._let_go(self.held_at_most)
+        if self.held > self.held_at_most:
+            self._let_go(self.held_at_most)
 
     def _let_go(self, keep: int) -> None:
         """Give blocks to the system, those that came back first, until ``keep`` bytes are held."""
@@ -174,7 +177,7 @@ class Pool:
             self._let_go(0)  # and once more with all that was held
             memory, address = self.allocate(size)
         self.made += 1
-        return Block(memory, address, size, 0)
+        return Block(memory, address, size)
 
     def allocate(self, size: int) -> tuple[Any, int]:
         """Fresh memory, and where in it an aligned block of ``size`` bytes begins."""
@@ -210,10 +213,13 @@ if hasattr(os, "register_at_fork"):
 def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
     """An array for a result, as `numpy.empty`: whatever numbers happen to be in it."""
     count = math.prod(shape)
-    if count < _FEW or count * np.dtype(dtype).itemsize < _LEAST:
+    if count < _FEW:
         return np.empty(shape, dtype)
     dtype = np.dtype(dtype)
-    block = _pool.take(block_size(count * dtype.itemsize))
+    size = count * dtype.itemsize
+    if size < _LEAST:
+        return np.empty(shape, dtype)
+    block = _pool.take(block_size(size))
     return np.asarray(_Lease(_pool, block, shape, dtype))
 
 
