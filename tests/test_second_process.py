@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -49,9 +50,11 @@ def started(allowed, monkeypatch):
 
     def popen(command, **options):
         found.append((command, options))
-        return types.SimpleNamespace()
+        pipe = types.SimpleNamespace(close=lambda: None)
+        return types.SimpleNamespace(pid=0, stdin=pipe, wait=lambda: 0)
 
     monkeypatch.setattr(subprocess, "Popen", popen)
+    monkeypatch.setattr(os, "setpriority", lambda *_: None, raising=False)
     return found
 
 
@@ -61,9 +64,13 @@ def started(allowed, monkeypatch):
 def test_the_setting(allowed, monkeypatch):
     monkeypatch.setenv(SETTING, "off")
     assert reason_against(STEP) == "TINYDILATE_SECOND_PROCESS=off"
+    monkeypatch.setenv(SETTING, "")
+    assert reason_against(STEP) == ""
     monkeypatch.setenv(SETTING, "no")
-    with pytest.raises(ConfigError) as caught:
-        second_process.start()
+    monkeypatch.setattr(second_process, "_missing", 2)
+    for _ in range(2):  # not only the first time
+        with pytest.raises(ConfigError) as caught:
+            compiling.when_missing()
     assert str(caught.value) == (
         "expected TINYDILATE_SECOND_PROCESS to be on or off; got 'no'. "
         "Unset it to compile on two cores when loops are compiled for the first time."
@@ -143,10 +150,10 @@ def test_what_it_is_told(started, allowed, monkeypatch):
     monkeypatch.setattr(sys, "path", ["", Path("/somewhere")])
     second_process.start()
     ((command, options),) = started
-    assert command[:2] == ["/usr/bin/python3", "-c"]
-    assert "compiling_ahead import main" in command[2]
-    assert json.loads(command[3]) == ["", os.sep + "somewhere"]
-    assert command[4:] == [str(allowed), "step"]
+    assert command[:3] == ["/usr/bin/python3", "-P", "-c"]
+    assert "compiling_ahead import main" in command[3]
+    assert json.loads(command[4]) == ["", os.sep + "somewhere"]
+    assert command[5:] == [str(allowed), "step"]
     assert options["env"][SETTING] == "off"  # it starts none of its own
     assert (options["stdin"], options["stdout"]) == (subprocess.PIPE, subprocess.DEVNULL)
 
@@ -157,6 +164,21 @@ def test_without_leave_to_start_processes_all_goes_on(allowed, monkeypatch):
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
     assert not second_process.start()
+
+
+def test_two_threads_start_one(started):
+    barrier = threading.Barrier(4)
+
+    def start():
+        barrier.wait()
+        second_process.start()
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(started) == 1
 
 
 # ---- what it does ----------------------------------------------------------------------------
@@ -250,11 +272,40 @@ FIRST = f"""
 import os
 from tinydilate import second_process, threads
 second_process.available_cores = second_process.get_num_threads = lambda: 2
+second_process.LOWEST = 0  # the test need not wait until the machine idles
 second_process._PROGRAM = second_process._PROGRAM.replace("from tiny", {ENDLESS!r} + "from tiny")
 os.environ["TINYDILATE_SECOND_PROCESS"] = "on"
 print(second_process.start(), flush=True)
 input()
 """
+# The same where a file of the user's bears the name of a module that the second process needs.
+BESIDE = """
+import os, sys
+del sys.path[0]
+sys.path = [folder for folder in sys.path if folder]
+os.environ["TINYDILATE_SECOND_PROCESS"] = "on"
+from tinydilate import compiling, second_process
+second_process.available_cores = second_process.get_num_threads = lambda: 2
+second_process.LOWEST = 0  # the test need not wait until the machine idles
+second_process._limit_of_container = lambda: 2.0
+program = "; import pathlib; pathlib.Path('ran').touch(); import os; os._exit(0)"
+second_process._PROGRAM = second_process._PROGRAM.partition("; from")[0] + program
+os.chdir(os.environ["BESIDE"])
+print(second_process.start())
+second_process._process.wait()
+import time
+while second_process._process.stdin.closed is False:
+    time.sleep(0.01)
+print(os.listdir())
+"""
+
+
+def test_it_runs_nothing_that_lies_about(tmp_path):
+    (tmp_path / "json.py").write_text("open('harm', 'w').close()")
+    printed = output_of(BESIDE, tmp_path / "kept", BESIDE=str(tmp_path))
+    assert printed.splitlines()[0] == "True"
+    assert "'ran'" in printed
+    assert "harm" not in printed
 
 
 @pytest.mark.parametrize("how", ["it ends", "it is killed"])
@@ -288,7 +339,6 @@ def test_only_one_works_for_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(compiling, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(compiling_ahead, "WORK", {STEP: [lambda: worked.append(1)]})
     monkeypatch.setattr(compiling_ahead, "_end_with_the_first", lambda: None)
-    monkeypatch.setattr(os, "nice", lambda steps: steps)
     monkeypatch.setattr(os, "_exit", lambda code: None)
     compiling_ahead.main(str(tmp_path / "another"), STEP)
     with locked(tmp_path / "second-process"):

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from tinydilate.kept import Kept, locked
+from tinydilate.kept import Kept
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 PACKAGE = Path(__file__).parent
@@ -102,10 +102,7 @@ class Jitted:
         self.__name__ = body.__name__
 
     def __call__(self, *arguments: Any) -> Any:
-        try:
-            return (self._compiled or self.compiled)(*arguments)
-        except OSError as error:
-            return _without_room(error, self.compiled, arguments)
+        return (self._compiled or self.compiled)(*arguments)
 
     @property
     def compiled(self) -> Callable[..., Any]:
@@ -146,14 +143,11 @@ class Jitted:
     def call_within(self, frame: Callable[..., Any], *arguments: Any) -> None:
         """Call ``frame`` with this loop within it."""
         ready = self._within.get(frame)
-        try:
-            if ready is not None:
-                ready(*arguments)
-            else:
-                with _without_collecting():
-                    self.within(frame)(*arguments)
-        except OSError as error:
-            _without_room(error, self.within(frame), arguments)
+        if ready is not None:
+            ready(*arguments)
+        else:
+            with _without_collecting():
+                self.within(frame)(*arguments)
 
     def _compile_within(self, frame: Callable[..., Any]) -> Callable[..., Any]:
         import numba
@@ -230,27 +224,6 @@ def around(frame: Callable[..., Any], body: Callable[..., Any]) -> FunctionType:
     """``frame`` with ``body`` for what it calls so."""
     function = cast(FunctionType, frame)
     return _copy(frame, {**function.__globals__, "body": body}, function.__closure__)
-
-
-def _without_room(error: OSError, compiled: Callable[..., Any], arguments: Any) -> Any:
-    """Call a loop whose machine code could not be kept on disk: it is full, or a quota is.
-
-    Numba compiles, then saves, then runs. What it could not save is compiled all the same, so each
-    new call gets one loop further: this one, or one that it calls.
-    """
-    global _cache_folder
-    if _cache_folder is not None:
-        warnings.warn(
-            f"machine code could not be kept in {_cache_folder} ({error.strerror or error}): the "
-            "next process will compile it again. Make room, or set TINYDILATE_CACHE to another "
-            "folder.",
-            stacklevel=3,
-        )
-        _cache_folder = None  # from here on nothing more is kept
-    for _ in range(_LOOPS_IN_A_LOOP):
-        with suppress(OSError):
-            return compiled(*arguments)
-    return compiled(*arguments)
 
 
 class Native(Jitted):
@@ -422,7 +395,7 @@ def cached(
     the loop takes from another file. The setting is put back at once: the user's own kernels are
     cached where they always were.
 
-    A ufunc is compiled and kept while it is decorated; a loop when it is called, see kept.py.
+    Nothing is compiled, read or written yet; what happens then is on the page kept.py.
     """
     numba = import_numba()
     written = Path(cast(FunctionType, source or function).__code__.co_filename)
@@ -432,15 +405,17 @@ def cached(
     before = numba.config.CACHE_DIR
     try:
         numba.config.CACHE_DIR = str(folder)
-        with locked(folder / _LOCK):
-            made: Any = decorator(True)(function)
-        if hasattr(made, "_cache"):
-            made._cache = Kept(made._cache, folder / _LOCK, lambda: when_missing())
-        return cast(Callable[..., Any], made)
-    except Exception:  # no room to keep it, or damaged files; what else is wrong will show again
+        made: Any = decorator(True)(function)
+    except (OSError, RuntimeError):  # Numba has found that it cannot write there
         return cast(Callable[..., Any], decorator(False)(function))
     finally:
         numba.config.CACHE_DIR = before
+    # A ufunc has a dispatcher within it, which calls its cache by another name.
+    for owner, name in ((made, "_cache"), (getattr(made, "_dispatcher", None), "cache")):
+        if hasattr(owner, name):
+            files = Kept(getattr(owner, name), folder / _LOCK, lambda: when_missing(), _no_room)
+            setattr(owner, name, files)
+    return cast(Callable[..., Any], made)
 
 
 def source_digest() -> str:
@@ -474,9 +449,21 @@ def cache_home() -> Path:
 _cache_folder: Path | None = None
 _cache_settled = False
 _KEPT_DIGESTS = 4
-_LOOPS_IN_A_LOOP = 16
 _DAY = 24 * 3600.0
 _LOCK = "lock"  # a file, see kept.py
+
+
+def _no_room(error: OSError) -> None:
+    """Say once that machine code cannot be kept: the disk is full, or a quota is."""
+    global _cache_folder
+    if _cache_folder is not None:
+        warnings.warn(
+            f"machine code could not be kept in {_cache_folder} ({error.strerror or error}): the "
+            "next process will compile it again. Make room, or set TINYDILATE_CACHE to another "
+            "folder.",
+            stacklevel=2,
+        )
+        _cache_folder = None  # what is decorated from here on is not kept
 
 
 def when_missing() -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,6 @@ from tinydilate import second_process, train, warmup
 from tinydilate.compiling import Needed, noting
 from tinydilate.config import Config
 from tinydilate.kept import locked
-
-LOWEST = 19  # steps below the priority of other programs: a core that idles it has in full
 
 
 def tiny_training_steps() -> None:
@@ -49,8 +46,6 @@ def main(folder: str, what: str) -> None:
     it would be of no use.
     """
     threading.Thread(target=_end_with_the_first, daemon=True).start()
-    with suppress(AttributeError, OSError):  # Windows was told when it started the process
-        os.nice(LOWEST)
     done = second_process.stamp(what)
     if done is None or str(done.parent) != folder:
         return

@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -122,10 +122,11 @@ class Elementwise:
             return _in_python(self.rule, dtype)
         inputs = ", ".join([dtype.name] * self.rule.__code__.co_argcount)
         signature = f"{dtype.name}({inputs})"  # "float32(float32, float32)"
-        compiled = cached(self.rule, lambda cache: numba.vectorize([signature], cache=cache))  # type: ignore[no-untyped-call]
+        compiled: Any = cached(self.rule, lambda cache: numba.vectorize(cache=cache))  # type: ignore[no-untyped-call]
+        compiled.add(signature)
         self._kept.append(compiled)
         # Numba's object looks at every argument in Python first; the ufunc inside does not.
-        return cast(Any, compiled).ufunc  # type: ignore[no-any-return]
+        return compiled.ufunc  # type: ignore[no-any-return]
 
 
 def loop_over(rule: Callable[..., Any]) -> Jitted:

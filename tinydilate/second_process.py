@@ -35,6 +35,7 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock, Thread
 from typing import Any
 
 from tinydilate import compiling
@@ -45,6 +46,7 @@ SETTING = "TINYDILATE_SECOND_PROCESS"
 STEP, EVERYTHING = "step", "all"  # what it compiles: the loops of a training step, or all
 MISSING = 3  # loops that a process finds missing before it gets help: one op alone needs two
 CONTROL = Path("/sys/fs/cgroup")
+LOWEST = 19  # of the priorities that a POSIX system has
 
 # The program of the second process: it finds its modules where this process does.
 _PROGRAM = (
@@ -54,11 +56,12 @@ _PROGRAM = (
 
 _process: Any = None
 _missing = 0
+_starting = Lock()
 
 
 def is_switched_on() -> bool:
     """Whether a second process may be started: ``TINYDILATE_SECOND_PROCESS=off`` forbids it."""
-    wanted = os.environ.get(SETTING, "on")
+    wanted = os.environ.get(SETTING) or "on"
     if wanted not in ("on", "off"):
         raise ConfigError(
             f"expected {SETTING} to be on or off; got {wanted!r}. "
@@ -116,22 +119,38 @@ def _is_python(executable: str | None) -> bool:
 def start(what: str = STEP) -> bool:
     """Start a second process, if there may be one: whether it was."""
     global _process
-    if _process is not None or reason_against(what):
-        return False
+    with _starting:
+        if _process is not None or reason_against(what):
+            return False
+        with suppress(OSError, RuntimeError):  # no memory for it, or no leave: then without
+            _process = _started(what)
+            Thread(target=_wait_for, args=(_process,), daemon=True).start()
+        return _process is not None
+
+
+def _started(what: str) -> Any:
     import json
     import subprocess
 
     paths = json.dumps([str(path) for path in sys.path])
-    command = [sys.executable, "-c", _PROGRAM, paths, str(compiling.cache_folder()), what]
+    # -P: not even `json` may come from the folder that we happen to be in.
+    command = [sys.executable, "-P", "-c", _PROGRAM, paths, str(compiling.cache_folder()), what]
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     if sys.platform == "win32":
         quiet["creationflags"] = subprocess.CREATE_NO_WINDOW | subprocess.IDLE_PRIORITY_CLASS
-    with suppress(OSError):  # no memory for it, or no leave: then without
-        # While we live we hold the other end of its input; it reads, and ends when that does.
-        _process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, env={**os.environ, SETTING: "off"}, **quiet
-        )
-    return _process is not None
+    # While we live we hold the other end of its input; it reads, and ends when that does.
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, env={**os.environ, SETTING: "off"}, **quiet
+    )
+    if hasattr(os, "setpriority"):
+        os.setpriority(os.PRIO_PROCESS, process.pid, LOWEST)
+    return process
+
+
+def _wait_for(process: Any) -> None:
+    """What a thread does: no process that has ended stays in the system's list."""
+    process.wait()
+    process.stdin.close()
 
 
 def end() -> None:
@@ -151,7 +170,7 @@ def _count_missing() -> None:
     """Called for each loop that is not on disk, before it is compiled."""
     global _missing
     _missing += 1
-    if _missing == MISSING:
+    if _missing >= MISSING and _process is None:
         start()
 
 
@@ -160,11 +179,11 @@ compiling.when_missing = _count_missing
 
 def _forget() -> None:
     """In a forked child: the second process is its parent's, and not to be held alive from here."""
-    global _process, _missing
+    global _process, _missing, _starting
     if _process is not None:
         _process.stdin.close()
         _process.returncode = 0  # or Python would warn of a process that nobody has waited for
-    _process, _missing = None, 0
+    _process, _missing, _starting = None, 0, Lock()
 
 
 if hasattr(os, "register_at_fork"):
