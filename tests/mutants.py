@@ -349,29 +349,29 @@ MUTANTS = [
     Mutant(
         "the bias added in every block of channels",
         "gemm.py",
-        "c0 == 0,\n",
-        "c0 >= 0,\n",
+        "first, rectify = c0 == 0,",
+        "first, rectify = c0 >= 0,",
         "test_mutants blocks_of_steps",
     ),
     Mutant(
         "relu before the last block of channels",
         "gemm.py",
-        "relu and c1 == channels,",
-        "relu,",
+        "relu & (c1 == channels)",
+        "relu",
         "test_mutants blocks_of_steps",
     ),
     Mutant(
         "the sums over pixels begin anew in every block of pixels",
         "gemm.py",
-        "chunk == begin,",
-        "chunk >= begin,",
+        "first = chunk == begin",
+        "first = chunk >= begin",
         "cpu:direct conv2d",
     ),
     Mutant(
         "only the first thread's sums over pixels begin at nothing",
         "gemm.py",
-        "chunk == begin,",
-        "chunk == 0,",
+        "first = chunk == begin",
+        "first = chunk == 0",
         "test_mutants parts_for_threads",
     ),
     Mutant(
@@ -391,8 +391,8 @@ MUTANTS = [
     Mutant(
         "the folded columns begin anew in every block of filters",
         "gemm.py",
-        "f == f0,",
-        "f >= f0,",
+        "first, steps = f == f0,",
+        "first, steps = f >= f0,",
         "test_mutants blocks_of_steps",
     ),
     # ---- Winograd's convolution
@@ -497,15 +497,15 @@ MUTANTS = [
     Mutant(
         "each band of tiles begins the sums anew",
         "winograd.py",
-        "first and t0 == 0,",
-        "t0 == 0,",
+        "first & (t0 == 0)",
+        "t0 == 0",
         "test_mutants bands_of_tiles",
     ),
     Mutant(
         "each step within a band begins the sums anew",
         "winograd.py",
-        "first and t0 == 0,",
-        "first,",
+        "first & (t0 == 0)",
+        "first",
         "test_mutants bands_of_tiles",
     ),
     # ---- pooling

@@ -101,6 +101,11 @@ def _even_blocks(count: int, most: int) -> int:
     return -(-count // -(-count // most))
 
 
+def _multiple(count: int, of: int) -> int:
+    """The smallest multiple of ``of`` that is at least ``count``."""
+    return -(-count // of) * of
+
+
 # ---- gathering panels of the column matrix ---------------------------------------------------
 
 
@@ -271,7 +276,8 @@ def _product(
             where = (n, first_channel + c0, first_channel + c1)
             _gather_panel(room, columns, runs[:found], images, where, gather)
             steps = (c1 - c0) * taps
-            # With `and`, a branch before every tile, LLVM writes tiles that take a tenth longer.
+            # Asked here and not before each tile: LLVM then wrote other code for the tiles, which
+            # took a tenth longer.
             first, rectify = c0 == 0, relu & (c1 == channels)
             # While a tile of weights passes over the panel, the next one comes nearer, piece by
             # piece with each tile of pixels. It lies elsewhere: no processor would foresee where.
@@ -425,10 +431,11 @@ def _made_plan(
     # As many filters at a time as may be packed, in whole tiles.
     fit = max(1, packed_bytes // (inner * tile.rows * dtype.itemsize)) * tile.rows
     slab = -(-_even_blocks(filters, fit) // tile.rows) * tile.rows
-    # A block of pixels is a job; few blocks are cut by their filters as well.
+    # A block of pixels is a job. Few jobs become as many as threads can share evenly, and if there
+    # are not enough pixels for that they are cut by their filters as well.
     blocks = -(-pixels // PIXELS)
-    if blocks * images < 8 * threads:
-        blocks = min(-(-blocks // threads) * threads, -(-pixels // columns))
+    if blocks * images < 32 * threads and blocks * images % threads:
+        blocks = min(_multiple(blocks, threads), -(-pixels // columns))
     slabs = []
     for group in range(groups):
         for f0 in range(0, filters, slab):
@@ -518,6 +525,7 @@ def _outer(
         for chunk in range(begin, end):
             n, p0 = chunk // chunks, chunk % chunks * PIXEL_STEPS
             p1 = min(p0 + PIXEL_STEPS, pixels)
+            first = chunk == begin  # asked here for the tiles' sake, as in `_product`
             found = _find_runs(runs, (p0, p1), gather.output[1], columns, columns)
             where = (n, first_channel + c0, first_channel + c1)
             _gather_panel(panel, len(panel) // most, runs[:found], images, where, gather)
@@ -547,7 +555,7 @@ def _outer(
                         p1 - p0,
                         nothing,
                         0,
-                        chunk == begin,
+                        first,
                         False,
                     )
         for stripe in range(stripes):  # the sums, from (taps, filters) to (filters, taps)
@@ -592,7 +600,10 @@ def gathered_outer(images: Array, gradient: Array, gather: Gather, groups: int =
     lanes = tile.lanes(dtype)
     stripes, breadth = tile.stripes(filters, dtype)
     threads = get_num_threads()
-    block_channels = _even_blocks(channels, max(1, STEPS // taps))
+    blocks = -(-channels // max(1, STEPS // taps))
+    if blocks >= 4 * threads:  # then threads share the channels, evenly
+        blocks = _multiple(blocks, threads)
+    block_channels = -(-channels // blocks)
     blocks = -(-channels // block_channels)
     chunks = count * -(-flat.shape[2] // PIXEL_STEPS)
     # Threads share the channels where these fall into equal parts; otherwise each takes a part of
@@ -704,7 +715,7 @@ def _folded(
         for p0 in range(0, pixels, width):
             p1 = min(p0 + width, pixels)
             for f in range(f0, f1, STEPS):
-                steps = min(f1 - f, STEPS)
+                first, steps = f == f0, min(f1 - f, STEPS)
                 # One filter after the other, as its weights lie in memory, each cut into tiles.
                 for step in range(steps):
                     at = (f + step) * inner + c0 * taps
@@ -731,7 +742,7 @@ def _folded(
                             steps,
                             nothing,
                             0,
-                            f == f0,
+                            first,
                             False,
                         )
             found = _find_runs(runs, (p0, p1), gather.output[1], columns, columns)

@@ -417,13 +417,26 @@ def _emit_transpose_block() -> Any:
             out_first, (out_pitch,) = code.place(arguments, signature, 0)
             source_first, (pitch,) = code.place(arguments, signature, 2)
             rows, columns = code.numbers(arguments[4])
-            read = code.between(*code.numbers(arguments[5]))
-            nothing = code.between(code.integer(0), code.integer(0))
-            block = []
-            for m in range(code.lanes):
-                mask = builder.select(code.less(m, rows), read, nothing)
-                line = code.offset(source_first, builder.mul(pitch, code.integer(m)))
-                block.append(code.load_masked(line, 0, mask))
+            low, high = code.numbers(arguments[5])
+            numbers, nothing = range(code.lanes), code.between(code.integer(0), code.integer(0))
+            sources = [
+                code.offset(source_first, builder.mul(pitch, code.integer(m))) for m in numbers
+            ]
+
+            def every() -> list[Any]:
+                return [code.load(line, 0) for line in sources]
+
+            def some() -> list[Any]:
+                read = code.between(low, high)
+                masks = [builder.select(code.less(m, rows), read, nothing) for m in numbers]
+                return [
+                    code.load_masked(line, 0, mask)
+                    for line, mask in zip(sources, masks, strict=True)
+                ]
+
+            # Inside an image nearly every block is whole, and the masks take as long as the rest.
+            inside = builder.and_(code.less_than(low, 1), code.is_whole(high))
+            block = code.choose(builder.and_(inside, code.is_whole(rows)), every, some)
             block = code.transposed(block)
             lines = [
                 code.offset(out_first, builder.mul(out_pitch, code.integer(j)))
