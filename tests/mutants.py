@@ -935,8 +935,8 @@ INSTRUCTION_MUTANTS = [
     Mutant(
         "rows of a block read that do not exist",
         "simd.py",
-        "mask = builder.select(code.less(m, rows), read, nothing)",
-        "mask = read",
+        "masks = [builder.select(code.less(m, rows), read, nothing) for m in numbers]",
+        "masks = [read for m in numbers]",
         "test_the_transposed_block_is_its_twin",
     ),
     Mutant(
