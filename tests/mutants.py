@@ -363,15 +363,15 @@ MUTANTS = [
     Mutant(
         "the sums over pixels begin anew in every block of pixels",
         "gemm.py",
-        "first = chunk == begin",
-        "first = chunk >= begin",
+        "chunk == begin,",
+        "chunk >= begin,",
         "cpu:direct conv2d",
     ),
     Mutant(
         "only the first thread's sums over pixels begin at nothing",
         "gemm.py",
-        "first = chunk == begin",
-        "first = chunk == 0",
+        "chunk == begin,",
+        "chunk == 0,",
         "test_mutants parts_for_threads",
     ),
     Mutant(
@@ -391,8 +391,8 @@ MUTANTS = [
     Mutant(
         "the folded columns begin anew in every block of filters",
         "gemm.py",
-        "first, steps = f == f0,",
-        "first, steps = f >= f0,",
+        "f == f0,",
+        "f >= f0,",
         "test_mutants blocks_of_steps",
     ),
     # ---- Winograd's convolution
