@@ -351,15 +351,15 @@ MUTANTS = [
     Mutant(
         "the bias added in every block of channels",
         "gemm.py",
-        "c0 == 0,\n",
-        "c0 >= 0,\n",
+        "first, rectify = c0 == 0,",
+        "first, rectify = c0 >= 0,",
         "test_mutants blocks_of_steps",
     ),
     Mutant(
         "relu before the last block of channels",
         "gemm.py",
-        "relu and c1 == channels,",
-        "relu,",
+        "relu & (c1 == channels)",
+        "relu",
         "test_mutants blocks_of_steps",
     ),
     Mutant(
@@ -499,15 +499,15 @@ MUTANTS = [
     Mutant(
         "each band of tiles begins the sums anew",
         "winograd.py",
-        "first and t0 == 0,",
-        "t0 == 0,",
+        "first & (t0 == 0)",
+        "t0 == 0",
         "test_mutants bands_of_tiles",
     ),
     Mutant(
         "each step within a band begins the sums anew",
         "winograd.py",
-        "first and t0 == 0,",
-        "first,",
+        "first & (t0 == 0)",
+        "first",
         "test_mutants bands_of_tiles",
     ),
     # ---- pooling
@@ -930,8 +930,8 @@ INSTRUCTION_MUTANTS = [
     Mutant(
         "nan cut by relu",
         "simd.py",
-        'fcmp_ordered("<", total, self.zero())',
-        'fcmp_unordered("<", total, self.zero())',
+        'fcmp_ordered("<", total, least)',
+        'fcmp_unordered("<", total, least)',
         "test_nan_passes_the_sandwichs_relu_and_keeps_to_its_lane",
     ),
     Mutant(
@@ -951,8 +951,8 @@ INSTRUCTION_MUTANTS = [
     Mutant(
         "rows of a block read that do not exist",
         "simd.py",
-        "mask = builder.select(code.less(m, rows), read, nothing)",
-        "mask = read",
+        "masks = [builder.select(code.less(m, rows), read, nothing) for m in numbers]",
+        "masks = [read for m in numbers]",
         "test_the_transposed_block_is_its_twin",
     ),
     Mutant(

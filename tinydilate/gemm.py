@@ -101,6 +101,11 @@ def _even_blocks(count: int, most: int) -> int:
     return -(-count // -(-count // most))
 
 
+def _multiple(count: int, of: int) -> int:
+    """The smallest multiple of ``of`` that is at least ``count``."""
+    return -(-count // of) * of
+
+
 # ---- gathering panels of the column matrix ---------------------------------------------------
 
 
@@ -271,6 +276,9 @@ def _product(
             where = (n, first_channel + c0, first_channel + c1)
             _gather_panel(room, columns, runs[:found], images, where, gather)
             steps = (c1 - c0) * taps
+            # `relu and ...` in the call would be a branch before every tile, for which LLVM writes
+            # other code: the whole loop took 6 to 9 % longer.
+            first, rectify = c0 == 0, relu & (c1 == channels)
             # While a tile of weights passes over the panel, the next one comes nearer, piece by
             # piece with each tile of pixels. It lies elsewhere: no processor would foresee where.
             piece = steps * rows // ((p1 - p0 + columns - 1) // columns)
@@ -291,8 +299,8 @@ def _product(
                         steps,
                         bias,
                         f,
-                        c0 == 0,
-                        relu and c1 == channels,
+                        first,
+                        rectify,
                     )
 
 
@@ -423,10 +431,11 @@ def _made_plan(
     # As many filters at a time as may be packed, in whole tiles.
     fit = max(1, packed_bytes // (inner * tile.rows * dtype.itemsize)) * tile.rows
     slab = -(-_even_blocks(filters, fit) // tile.rows) * tile.rows
-    # A block of pixels is a job; few blocks are cut by their filters as well.
+    # A block of pixels is a job. Few jobs become as many as threads can share evenly, and if there
+    # are not enough pixels for that they are cut by their filters as well.
     blocks = -(-pixels // PIXELS)
-    if blocks * images < 8 * threads:
-        blocks = min(-(-blocks // threads) * threads, -(-pixels // columns))
+    if blocks * images < 32 * threads and blocks * images % threads:
+        blocks = min(_multiple(blocks, threads), -(-pixels // columns))
     slabs = []
     for group in range(groups):
         for f0 in range(0, filters, slab):
@@ -590,7 +599,10 @@ def gathered_outer(images: Array, gradient: Array, gather: Gather, groups: int =
     lanes = tile.lanes(dtype)
     stripes, breadth = tile.stripes(filters, dtype)
     threads = get_num_threads()
-    block_channels = _even_blocks(channels, max(1, STEPS // taps))
+    blocks = -(-channels // max(1, STEPS // taps))
+    if blocks >= 4 * threads:  # then threads share the channels, evenly
+        blocks = _multiple(blocks, threads)
+    block_channels = -(-channels // blocks)
     blocks = -(-channels // block_channels)
     chunks = count * -(-flat.shape[2] // PIXEL_STEPS)
     # Threads share the channels where these fall into equal parts; otherwise each takes a part of

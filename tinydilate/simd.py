@@ -34,6 +34,7 @@ no edge needs a loop of its own. float32 has twice as many lanes as float64; not
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from functools import cache
@@ -168,7 +169,8 @@ def _emit_outer_tile() -> Any:
                     return totals
 
                 totals = code.loop(steps, code.choose(first, from_bias, from_memory), step)
-                results = [code.rectified(total, relu) for total in totals]
+                least = code.least(relu)
+                results = [code.at_least(least, total) for total in totals]
                 last = vectors - 1
                 for i, result in enumerate(results):
                     if i % vectors != last:
@@ -415,13 +417,26 @@ def _emit_transpose_block() -> Any:
             out_first, (out_pitch,) = code.place(arguments, signature, 0)
             source_first, (pitch,) = code.place(arguments, signature, 2)
             rows, columns = code.numbers(arguments[4])
-            read = code.between(*code.numbers(arguments[5]))
-            nothing = code.between(code.integer(0), code.integer(0))
-            block = []
-            for m in range(code.lanes):
-                mask = builder.select(code.less(m, rows), read, nothing)
-                line = code.offset(source_first, builder.mul(pitch, code.integer(m)))
-                block.append(code.load_masked(line, 0, mask))
+            low, high = code.numbers(arguments[5])
+            numbers, nothing = range(code.lanes), code.between(code.integer(0), code.integer(0))
+            sources = [
+                code.offset(source_first, builder.mul(pitch, code.integer(m))) for m in numbers
+            ]
+
+            def every() -> list[Any]:
+                return [code.load(line, 0) for line in sources]
+
+            def some() -> list[Any]:
+                read = code.between(low, high)
+                masks = [builder.select(code.less(m, rows), read, nothing) for m in numbers]
+                return [
+                    code.load_masked(line, 0, mask)
+                    for line, mask in zip(sources, masks, strict=True)
+                ]
+
+            # Inside an image nearly every block is whole, and the masks take as long as the rest.
+            inside = builder.and_(code.less_than(low, 1), code.is_whole(high))
+            block = code.choose(builder.and_(inside, code.is_whole(rows)), every, some)
             block = code.transposed(block)
             lines = [
                 code.offset(out_first, builder.mul(out_pitch, code.integer(j)))
@@ -515,6 +530,7 @@ class Sandwich(Native):
                         first, builder.add(row, builder.mul(pitches[1], code.integer(j)))
                     )
 
+                least = code.least(arguments[4])
                 columns = []  # M X, one column after the other
                 for b in range(inner):
                     column = [code.load(place(x_first, x_pitches, a, b), 0) for a in range(inner)]
@@ -524,7 +540,7 @@ class Sandwich(Native):
                     for j in range(rows):
                         to = place(out_first, out_pitches, i, j)
                         total = code.combined(matrix[j], row)
-                        code.store(code.rectified(total, arguments[4]), to, 0)
+                        code.store(code.at_least(least, total), to, 0)
                 return context.get_dummy_value()
 
             return _void((out, out_at, x, x_at, relu)), emit
@@ -711,11 +727,21 @@ class _Emitter:
                 total = self.multiply_add(value, self.constant(weight), total)
         return self.zero() if total is None else total
 
-    def rectified(self, total: Any, relu: Any) -> Any:
-        """With ``relu`` zero where the number is negative; nan is not."""
-        negative = self.builder.fcmp_ordered("<", total, self.zero())
-        cut = self.builder.select(negative, self.zero(), total)
-        return self.builder.select(relu, cut, total)
+    def least(self, relu: Any) -> Any:
+        """What no result may be below: zero with ``relu``, and minus infinity without.
+
+        So relu costs one instruction, the larger of two vectors, whether it is wanted or not. To
+        choose between each result and its larger one would take registers for both.
+        """
+        from llvmlite import ir
+
+        zero, lowest = (ir.Constant(self.float, value) for value in (0.0, -math.inf))
+        return self.spread_value(self.builder.select(relu, zero, lowest), self.vector)
+
+    def at_least(self, least: Any, total: Any) -> Any:
+        """The larger of the two; nan, which is neither smaller nor larger, stays."""
+        below = self.builder.fcmp_ordered("<", total, least)
+        return self.builder.select(below, least, total)
 
     def transposed(self, block: list[Any]) -> list[Any]:
         """Transpose lanes x lanes numbers: swap ever larger blocks across the diagonal."""
