@@ -251,9 +251,9 @@ MUTANTS = [
     Mutant(
         "dilation applied twice",
         CONV,
-        "options = window.stride, window.before, window.dilation, groups\n    if out.size",
+        "options = window.stride, window.before, window.dilation, groups\n    if few",
         "options = window.stride, window.before,"
-        " (window.dilation[0] ** 2, window.dilation[1] ** 2), groups\n    if out.size",
+        " (window.dilation[0] ** 2, window.dilation[1] ** 2), groups\n    if few",
         "cpu:loops conv2d",
     ),
     Mutant(
