@@ -497,14 +497,14 @@ MUTANTS = [
     Mutant(
         "each band of tiles begins the sums anew",
         "winograd.py",
-        "first and t0 == 0,",
+        "first & (t0 == 0),",
         "t0 == 0,",
         "test_mutants bands_of_tiles",
     ),
     Mutant(
         "each step within a band begins the sums anew",
         "winograd.py",
-        "first and t0 == 0,",
+        "first & (t0 == 0),",
         "first,",
         "test_mutants bands_of_tiles",
     ),

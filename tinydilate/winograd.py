@@ -650,6 +650,7 @@ def _outer(
             t1 = min(t0 + TILE_STEPS, tiles)
             for f in range(0, filters, breadth):
                 for c in range(c0, c1, rows):
+                    # `&`: with `and`, a branch before every tile, small layers take a tenth longer.
                     outer_tile(
                         flat_sums,
                         ((point * channels + c) * filters + f, filters),
@@ -661,7 +662,7 @@ def _outer(
                         t1 - t0,
                         nothing,
                         0,
-                        first and t0 == 0,
+                        first & (t0 == 0),
                         False,
                     )
 
