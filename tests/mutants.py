@@ -351,15 +351,15 @@ MUTANTS = [
     Mutant(
         "the bias added in every block of channels",
         "gemm.py",
-        "first, rectify = c0 == 0,",
-        "first, rectify = c0 >= 0,",
+        "c0 == 0,\n",
+        "c0 >= 0,\n",
         "test_mutants blocks_of_steps",
     ),
     Mutant(
         "relu before the last block of channels",
         "gemm.py",
-        "relu & (c1 == channels)",
-        "relu",
+        "relu and c1 == channels,",
+        "relu,",
         "test_mutants blocks_of_steps",
     ),
     Mutant(
@@ -499,15 +499,15 @@ MUTANTS = [
     Mutant(
         "each band of tiles begins the sums anew",
         "winograd.py",
-        "first & (t0 == 0)",
-        "t0 == 0",
+        "first & (t0 == 0),",
+        "t0 == 0,",
         "test_mutants bands_of_tiles",
     ),
     Mutant(
         "each step within a band begins the sums anew",
         "winograd.py",
-        "first & (t0 == 0)",
-        "first",
+        "first & (t0 == 0),",
+        "first,",
         "test_mutants bands_of_tiles",
     ),
     # ---- pooling

@@ -648,9 +648,9 @@ def _outer(
         c1 = min(c1, channels)
         for t0 in range(0, tiles, TILE_STEPS):
             t1 = min(t0 + TILE_STEPS, tiles)
-            begins = first & (t0 == 0)  # asked here for the tiles' sake, see gemm.py
             for f in range(0, filters, breadth):
                 for c in range(c0, c1, rows):
+                    # `&`: with `and`, a branch before every tile, small layers take a tenth longer.
                     outer_tile(
                         flat_sums,
                         ((point * channels + c) * filters + f, filters),
@@ -662,7 +662,7 @@ def _outer(
                         t1 - t0,
                         nothing,
                         0,
-                        begins,
+                        first & (t0 == 0),
                         False,
                     )
 
