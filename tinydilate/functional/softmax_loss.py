@@ -817,9 +817,10 @@ def mean_loss_cpu(
     lines = losses.reshape(-1), labels.reshape(-1)
     sums = np.empty((-(-losses.size // _SHORT), 2))  # float64
     share(_sum_losses, len(sums), *lines, weights, ignore_index, sums, least=worth_a_thread(_SHORT))
-    out = np.empty(2, losses.dtype)
-    _divide_sums(sums, out)
-    return out[:1].reshape(()), out[1:].reshape(())
+    total, divisor = sums.sum(axis=0)
+    with np.errstate(all="ignore"):  # where no pixel counts it is 0/0, nan
+        mean = np.asarray(total / divisor, losses.dtype)
+        return mean, np.asarray(divisor, losses.dtype)
 
 
 _SHORT = 1024  # numbers that are summed in their own dtype; see `sum_to_shape`
@@ -847,17 +848,6 @@ def _sum_losses(
             of_class = weights[label[m] if known else 0]  # read in any case: it needs no jump
             weight += of_class if known else 0
         sums[job, 0], sums[job, 1] = total, weight
-
-
-@jit
-def _divide_sums(sums: Array, out: Array) -> None:
-    """(jobs, 2) -> (2,): the quotient of the two sums, and the second."""
-    total = weight = 0.0
-    for job in range(len(sums)):
-        total += sums[job, 0]
-        weight += sums[job, 1]
-    out[0] = total / weight
-    out[1] = weight
 
 
 @mean_loss.cuda
