@@ -3,9 +3,10 @@
 The simulator makes each thread of a block one of Python's and lets Python change between them when
 it likes: 0.2 milliseconds a thread, some 20 for a barrier, and a barrier that is missing shows or
 not as chance has it. Here the threads of a block are greenlets, functions that can be left in the
-middle and gone on with. Each runs alone until it waits or ends, in an order that is shuffled and
-the same every time. What a thread needs from another before a barrier is then not there yet unless
-that one happened to come first, and what it may not overwrite yet is gone.
+middle and gone on with. Each runs alone until it waits or ends, in an order that is shuffled anew
+for each block and barrier, but in the same way in every run. What a thread needs from another
+before a barrier is then not there yet unless that one happened to come first, and what it may not
+overwrite yet is gone.
 """
 
 import random
@@ -42,7 +43,13 @@ class Thread(greenlet):
 
 
 class Block:
-    """In place of the simulator's ``BlockManager``: runs the threads of one block of a grid."""
+    """In place of the simulator's ``BlockManager``: runs the threads of one block of a grid.
+
+    Each block has another order. With the same one in all of them, two threads whose barrier is
+    missing would come in the right order always, or never.
+    """
+
+    chance = random.Random(0)
 
     def __init__(self, body, grid, size, debug):
         from numba.cuda.simulator.kernelapi import Dim3
@@ -53,9 +60,8 @@ class Block:
         self.index = self.dim3(*index)
         places = [self.dim3(*place) for place in np.ndindex(*self.size)]
         running = [Thread(self.body, self, place) for place in places]
-        chance = random.Random(0)
         while running:
-            chance.shuffle(running)
+            self.chance.shuffle(running)
             for thread in running:
                 self.go_on(thread, *arguments)
             arrived = [thread for thread in running if not thread.dead]

@@ -351,6 +351,20 @@ ERRORS = [
         "got -1 at (1,). Map it to a class, or pass ignore_index=-1.",
     ),
     (
+        "a label that would be ignored if it were read as a signed number",
+        lambda: F.cross_entropy(zeros(2, 3), np.array([0, 2**64 - 100], np.uint64)),
+        DataError,
+        "expected labels from 0 to 2, or -100 (ignore_index) for pixels that do not count; "
+        "got 9223372036854775807 at (1,). Map it to a class, or pass "
+        "ignore_index=9223372036854775807.",
+    ),
+    (
+        "an ignore_index that no label can be",
+        lambda: F.cross_entropy(zeros(2, 3), np.array([0, 1]), ignore_index=2**63),
+        ConfigError,
+        "ignore_index should be a number that a label can be, of 64 bits; got 9223372036854775808.",
+    ),
+    (
         "labels of another shape",
         lambda: F.cross_entropy(zeros(1, 3, 2, 2), np.zeros((1, 2), int)),
         ShapeError,

@@ -8,6 +8,7 @@ import pytest
 
 import tinydilate
 import tinydilate.functional as F
+from tinydilate import buffers
 from tinydilate.compiling import _without_collecting, jit
 from tinydilate.functional.padding import (
     IndexMaps,
@@ -16,7 +17,7 @@ from tinydilate.functional.padding import (
     pad_backward,
     pad_forward,
 )
-from tinydilate.functional.softmax_loss import exp_down_rule, exp_rule, log_rule
+from tinydilate.functional.softmax_loss import _copy_labels, exp_down_rule, exp_rule, log_rule
 from tinydilate.kernel import use
 from tinydilate.threads import share
 
@@ -125,12 +126,25 @@ def test_labels_of_any_whole_numbers_and_layout_are_copied():
     expected = F.cross_entropy(x, labels).item()
     for dtype in (np.uint8, np.int32, np.uint64, ">i8"):
         assert F.cross_entropy(x, labels.astype(dtype)).item() == expected
+    frozen = labels.copy()
+    frozen.flags.writeable = False
+    before = len(_copy_labels.compiled.signatures)
+    assert F.cross_entropy(x, frozen).item() == expected
+    assert len(_copy_labels.compiled.signatures) == before  # nothing compiled for it
     strided = np.repeat(labels, 2, axis=2)[:, :, ::2]
     loss = F.cross_entropy(x, strided)
     strided[:] = 99  # no class: the derivative must not look for it
     loss.backward()
     assert loss.item() == expected
     assert np.isfinite(x.grad.data).all()
+
+
+def test_losses_that_are_kept_keep_nothing_else():
+    x = np.zeros((1, 4, 256, 256), np.float32)
+    buffers.empty_cache()
+    before = buffers.statistics().in_use
+    losses = F.cross_entropy(x, np.zeros((1, 256, 256), int), reduction="none")
+    assert buffers.statistics().in_use - before == losses.data.nbytes
 
 
 MAPS = {

@@ -166,6 +166,16 @@ def test_without_leave_to_start_processes_all_goes_on(allowed, monkeypatch):
     assert not second_process.start()
 
 
+def test_it_is_started_once_even_where_priorities_cannot_be_set(started, monkeypatch):
+    def refuse(*_):
+        raise PermissionError("not here")
+
+    monkeypatch.setattr(os, "setpriority", refuse, raising=False)
+    for _ in range(6):
+        compiling.when_missing()
+    assert len(started) == 1
+
+
 def test_two_threads_start_one(started):
     barrier = threading.Barrier(4)
 

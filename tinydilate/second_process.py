@@ -142,7 +142,7 @@ def _started(what: str) -> Any:
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, env={**os.environ, SETTING: "off"}, **quiet
     )
-    if hasattr(os, "setpriority"):
+    with suppress(AttributeError, OSError):  # Windows has been told; elsewhere it may be forbidden
         os.setpriority(os.PRIO_PROCESS, process.pid, LOWEST)
     return process
 

@@ -52,6 +52,7 @@ _BLOCK = 2048  # neighbouring pixels that a loop treats together, at most
 _JOBS = 8  # that a loop is cut into, at least, for threads to share
 _LINES = 5  # numbers a pixel that a loop works with; the last two are for `_peaks`
 _LEAST = 4_096  # exponentials worth a thread
+LARGEST_LABEL = 2**63 - 1
 
 # ---- the exponential function and the logarithm ----------------------------------------------
 
@@ -532,7 +533,11 @@ def cross_entropy_forward(
 def cross_entropy_forward_cpu(
     x: Array, labels: Array, weights: Array, ignore_index: int, smoothing: float
 ) -> tuple[Array, Array, Array]:
-    losses, peaks, totals = buffers.empty((3, *labels.shape), x.dtype)
+    # The losses by themselves: whoever keeps them should not keep the others.
+    losses, (peaks, totals) = (
+        buffers.empty(labels.shape, x.dtype),
+        buffers.empty((2, *labels.shape), x.dtype),
+    )
     arrays = x, labels, weights, losses, peaks, totals
     _share(_cross_entropy, x, *arrays, ignore_index, float(smoothing))
     return losses, peaks, totals
@@ -1132,8 +1137,11 @@ def _labels(given: Any, shape: tuple[int, ...], ignore_index: int) -> Any:
     if isinstance(given, CudaArray):
         return given if given.dtype == np.int64 else given.astype(np.int64)
     labels = buffers.empty(given.shape, np.int64)  # a copy, for the user may edit theirs
-    whole = given if given.dtype == np.int64 else given.astype(np.int64)
-    if not _copy_labels(np.ascontiguousarray(whole).reshape(-1), classes, labels.reshape(-1)):
+    if given.dtype == np.uint64:  # the largest would turn negative, and might be ignored
+        given = np.minimum(given, LARGEST_LABEL)
+    if given.dtype != np.int64 or not given.flags.carray:
+        given = given.astype(np.int64, order="C")
+    if not _copy_labels(given.reshape(-1), classes, labels.reshape(-1)):
         return labels  # the common case
     wrong = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
     if wrong.any():
@@ -1167,6 +1175,10 @@ def _check_options(ignore_index: int, reduction: str, smoothing: float) -> None:
             "It is the share of the target that is spread over all classes; 0.1 is usual."
         )
     try:
-        as_integer(ignore_index)
+        fits = abs(as_integer(ignore_index)) <= LARGEST_LABEL
     except TypeError:
         raise ConfigError(f"ignore_index should be an integer, got {ignore_index!r}.") from None
+    if not fits:
+        raise ConfigError(
+            f"ignore_index should be a number that a label can be, of 64 bits; got {ignore_index}."
+        )
