@@ -822,10 +822,10 @@ def mean_loss_cpu(
     lines = losses.reshape(-1), labels.reshape(-1)
     sums = np.empty((-(-losses.size // _SHORT), 2))  # float64
     share(_sum_losses, len(sums), *lines, weights, ignore_index, sums, least=worth_a_thread(_SHORT))
-    total, divisor = sums.sum(axis=0)
-    with np.errstate(all="ignore"):  # where no pixel counts it is 0/0, nan
-        mean = np.asarray(total / divisor, losses.dtype)
-        return mean, np.asarray(divisor, losses.dtype)
+    total, divisor = sums.sum(axis=0).tolist()
+    # Where no pixel counts it is 0/0: nan in NumPy, an error in Python.
+    mean = total / divisor if divisor else total * math.copysign(math.inf, divisor)
+    return np.asarray(mean, losses.dtype), np.asarray(divisor, losses.dtype)
 
 
 _SHORT = 1024  # numbers that are summed in their own dtype; see `sum_to_shape`
