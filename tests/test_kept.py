@@ -98,7 +98,7 @@ def test_without_the_lock_they_do_not(tmp_path, unlocked):
 def test_missing_code_is_announced(tmp_path):
     missing = []
     loop = kept_in(tmp_path, lambda: missing.append(1))
-    assert loop.load_overload("float32", None) is None
+    assert loop.load_overload(FLOAT32, None) is None
     loop.save_overload(FLOAT32, Code("", FLOAT32))
     assert loop.load_overload(FLOAT32, None) == Code("", FLOAT32)
     assert missing == [1]
@@ -112,7 +112,7 @@ def test_damaged_files_are_as_good_as_none(tmp_path, damaged, left):
     loop.save_overload(FLOAT32, Code("some code, and more of it", FLOAT32))
     path = tmp_path / damaged
     path.write_bytes(path.read_bytes()[:left])
-    assert loop.load_overload("float32", None) is None
+    assert loop.load_overload(FLOAT32, None) is None
     assert missing == [1]
     loop.save_overload(FLOAT32, Code("new", FLOAT32))
     assert loop.load_overload(FLOAT32, None).text == "new"

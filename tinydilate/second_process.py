@@ -170,7 +170,7 @@ def _count_missing() -> None:
     """Called for each loop that is not on disk, before it is compiled."""
     global _missing
     _missing += 1
-    if _missing >= MISSING and _process is None:
+    if _missing >= MISSING:
         start()
 
 

@@ -533,11 +533,8 @@ def cross_entropy_forward(
 def cross_entropy_forward_cpu(
     x: Array, labels: Array, weights: Array, ignore_index: int, smoothing: float
 ) -> tuple[Array, Array, Array]:
-    # The losses by themselves: whoever keeps them should not keep the others.
-    losses, (peaks, totals) = (
-        buffers.empty(labels.shape, x.dtype),
-        buffers.empty((2, *labels.shape), x.dtype),
-    )
+    losses = buffers.empty(labels.shape, x.dtype)  # whoever keeps them should not keep the others
+    peaks, totals = buffers.empty((2, *labels.shape), x.dtype)
     arrays = x, labels, weights, losses, peaks, totals
     _share(_cross_entropy, x, *arrays, ignore_index, float(smoothing))
     return losses, peaks, totals
