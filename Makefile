@@ -6,7 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 # What `make check` runs after the tests, one name a step.
-REST := lint types slow bounds simulator doctest docs
+REST := lint types slow bounds plain simulator doctest docs
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check steps $(REST) compile-cuda test-gpu bench-gpu oracle browser format clean
@@ -41,6 +41,9 @@ slow: $(VENV)/ready-dev  ## the tests that `make test` leaves out for their leng
 
 bounds: $(VENV)/ready-dev  ## the op tests with every array index checked
 	NUMBA_BOUNDSCHECK=1 $(BIN)/python -m pytest tests/test_ops.py
+
+plain: $(VENV)/ready-dev  ## a few tests without compiling: every line of every loop has to run
+	$(BIN)/python scripts/plain_python.py -q
 
 simulator: $(VENV)/ready-dev  ## the CUDA kernels in Numba's simulator
 	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python scripts/simulate.py

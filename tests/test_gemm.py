@@ -230,6 +230,19 @@ def test_outer_product_of_odd_sizes(pixels, channels):
     close(result[:, :, 0, 0], desired, 2 * pixels)
 
 
+@pytest.mark.plain
+@pytest.mark.parametrize("width", [129, 200])
+def test_planes_larger_than_the_near_caches(width):
+    """Of these the next run is asked for ahead, beyond the end of the last plane too."""
+    x, w = numbers(1, 2, gemm.FAR // width + 1, width), numbers(1, 2, 1, 3, seed=1)
+    window = Window.of((1, 3), 1, (0, 1))
+    arguments = x, w, None, window
+    desired = conv2d_forward.implementations["numpy"](*arguments)
+    close(
+        gemm.gathered_product(*arguments[:3], gemm.forward_gather(window, x.shape[2:])), desired, 6
+    )
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_an_empty_batch_teaches_the_weights_nothing(count):
     window, w = Window.of(3, 1, 1), numbers(4, 3, 3, 3)

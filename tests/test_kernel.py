@@ -5,7 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from tinydilate import compiling, kernel, use
 from tinydilate.device import MetaArray
 from tinydilate.errors import DeviceError, DtypeError, KernelError
 from tinydilate.kernel import KERNELS, Elementwise, jit
+from tinydilate.threads import WORTH_A_THREAD
 
 PACKAGE = Path(tinydilate.__file__).parent
 
@@ -296,54 +299,6 @@ def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
 
 # ---- Numba's own switches --------------------------------------------------------------------
 
-EVERYTHING_SMALL = """
-import numpy as np
-import tinydilate, tinydilate.functional as F
-from tinydilate import tensor, gradcheck
-rng = np.random.default_rng(0)
-for dtype in (np.float32, np.float64):
-    x = tensor(rng.normal(size=(1, 2, 5, 5)).astype(dtype), requires_grad=True)
-    w = tensor(rng.normal(size=(3, 1, 2, 2)).astype(dtype)[:2], requires_grad=True)
-    with tinydilate.use("numpy"):
-        expected = F.conv2d(x, w, padding=1, dilation=2, groups=2).data
-    out = F.conv2d(x, w, padding=1, dilation=2, groups=2)
-    np.testing.assert_allclose(out.data, expected, rtol=1e-4, atol=1e-5)
-    out = F.max_pool2d(F.relu(out) * 2 + x.mean(), 2, 1)
-    out = F.interpolate(F.pad(out, (1, 1, 0, 1), "reflect"), size=(4, 4), mode="bilinear")
-    out = F.cat([F.avg_pool2d(out, 2), F.dropout(out[:, :, ::2, ::2], 0.5)], 1).permute(0, 2, 3, 1)
-    out = F.linear(out, rng.normal(size=(3, 4)).astype(dtype)).transpose(1, 3)
-    loss = F.cross_entropy(out, np.ones((1, 2, 2), int)) + F.softmax(out, 1).max() ** 2
-    loss.backward()
-    assert np.isfinite(x.grad.data).all() and np.abs(w.grad.data).sum() > 0
-image = rng.normal(size=(1, 2, 5, 6)).astype(np.float32)
-nine = rng.normal(size=(2, 2, 3, 3)).astype(np.float32)
-for stride, ways in ((1, ("cpu:direct", "cpu:winograd2", "cpu:winograd4")), (2, ("cpu",))):
-    results = []
-    for way in ("numpy", *ways):
-        a, b = tensor(image, requires_grad=True), tensor(nine, requires_grad=True)
-        with tinydilate.use(way):
-            made = F.conv2d(a, b, stride=stride, padding=2, dilation=(1, 2))
-            (made * made).sum().backward()
-        results.append((made.data, a.grad.data, b.grad.data))
-    for result in results[1:]:
-        for mine, theirs in zip(result, results[0]):
-            np.testing.assert_allclose(mine, theirs, atol=1e-4 * np.abs(theirs).max())
-print("done")
-"""
-
-
-def test_the_pages_run_as_plain_python():
-    """NUMBA_DISABLE_JIT=1: every loop in the interpreter, the tiles by their Python twins."""
-    assert in_another_process(EVERYTHING_SMALL, NUMBA_DISABLE_JIT="1") == "done"
-
-
-@pytest.mark.slow
-def test_the_pages_stay_inside_their_arrays(tmp_path):
-    """NUMBA_BOUNDSCHECK=1: an index outside an array raises instead of reading garbage."""
-    cache = {"TINYDILATE_CACHE": str(tmp_path)}
-    assert in_another_process(EVERYTHING_SMALL, NUMBA_BOUNDSCHECK="1", **cache) == "done"
-
-
 BESIDE = """
 import numpy as np
 from tinydilate.compiling import jit
@@ -363,6 +318,59 @@ def test_checked_bounds_catch_an_index_beside_its_array(tmp_path):
     """What `make bounds` relies on. Vectors it does not check: test_guarded.py does."""
     cache = {"TINYDILATE_CACHE": str(tmp_path)}
     assert "out of bounds" in in_another_process(BESIDE, NUMBA_BOUNDSCHECK="1", **cache)
+
+
+@pytest.fixture(scope="module")
+def plain_python():
+    """The program behind `make plain`."""
+    spec = spec_from_file_location("plain_python", PACKAGE.parent / "scripts" / "plain_python.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_lines_that_never_ran_are_named_unless_excused(plain_python):
+    """What `make plain` relies on."""
+    code = kernel._over_two.__code__
+    first = code.co_firstlineno
+    every = list(range(first - 2, first + 9))  # beyond the function on both sides
+
+    def watcher(*missed):
+        return SimpleNamespace(analysis2=lambda path: (path, every, [], list(missed), ""))
+
+    def objections(*missed, **excused):
+        loops = list(
+            plain_python.measured(watcher(*missed), [code, test_a_loop_calls_other_loops.__code__])
+        )
+        assert [loop.name for loop in loops] == ["tinydilate/kernel.py:_over_two"]  # of the package
+        return plain_python.objections(loops, {f"tinydilate/kernel.py:{n}": "" for n in excused})
+
+    assert objections() == []
+    assert objections(first - 1, first + 8) == []  # of somebody else
+    text = (
+        f"tinydilate/kernel.py:_over_two: lines {first + 1}, {first + 3} never ran as plain "
+        "Python. Give it a test that gets there, and mark that test `plain`."
+    )
+    assert objections(first + 1, first + 3) == [text]
+    assert objections(first + 1, _over_two="why not") == []
+    text = (
+        "tinydilate/kernel.py:_over_two: excused, but all of its lines ran, or there is no such "
+        "loop. Take the name out of EXCUSED in scripts/plain_python.py."
+    )
+    assert objections(_over_two="why not") == [text]
+
+
+def test_every_loop_of_the_package_is_watched(plain_python):
+    F.relu(np.zeros(WORTH_A_THREAD, np.float32))  # frames are found where they were used
+    functions = plain_python.compiled_functions()
+    codes = {(Path(code.co_filename).name, code.co_name) for code in functions}
+    of_each_kind = [
+        ("gemm.py", "_gather_panel"),  # a loop
+        ("simd.py", "outer_tile"),  # an instruction sequence's twin
+        ("arithmetic.py", "_slope_base"),  # a rule
+        ("handover.py", "together"),  # a frame
+    ]
+    assert set(of_each_kind) <= codes
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="resource limits are POSIX")

@@ -17,9 +17,11 @@ from tinydilate.functional.padding import (
     pad_backward,
     pad_forward,
 )
+from tinydilate.functional.pooling import avg_pool2d_forward
 from tinydilate.functional.softmax_loss import _copy_labels, exp_down_rule, exp_rule, log_rule
 from tinydilate.kernel import use
-from tinydilate.threads import share
+from tinydilate.threads import WORTH_A_THREAD, share
+from tinydilate.window import Window
 
 
 @jit
@@ -94,7 +96,15 @@ def test_all_rules_call_the_library_in_float64_and_keep_nan():
         assert np.isnan(odd[0])
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 1), (2, 5, 17), (1, 2, 2049), (3, 4, 4111)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param((1, 3, 1), marks=pytest.mark.plain),
+        pytest.param((2, 5, 17), marks=pytest.mark.plain),
+        (1, 2, 2049),
+        (3, 4, 4111),
+    ],
+)
 def test_softmaxes_and_losses_of_blocks_that_do_not_come_out_even(shape):
     rng = np.random.default_rng(0)
     x, grad = (rng.normal(size=shape).astype(np.float32) for _ in range(2))
@@ -162,6 +172,7 @@ MAPS = {
 }
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("columns", MAPS)
 @pytest.mark.parametrize("rows", MAPS)
 def test_every_kind_of_map_is_read_and_written_back(rows, columns):
@@ -181,6 +192,7 @@ def test_an_image_of_twice_the_size_sends_back_both_neighbours():
     np.testing.assert_array_equal(x.grad.data, [[[[3, 12]]]])
 
 
+@pytest.mark.plain
 def test_the_longest_run_is_found():
     for numbers, run in (
         ([], (0, 0)),
@@ -193,6 +205,7 @@ def test_the_longest_run_is_found():
         assert _longest_run(np.array(numbers, np.int64)) == run
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("shape", [(3, 0), (0, 3), (1, 5000), (3, 1023), (2, 2049)])
 def test_sums_of_rows_and_of_columns(shape):
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
@@ -200,6 +213,33 @@ def test_sums_of_rows_and_of_columns(shape):
         np.testing.assert_allclose(F.sum(x, dim).data, x.sum(dim), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.plain
+def test_many_numbers_go_through_loops_of_our_own():
+    """Few go through NumPy's, which are called sooner."""
+    a, b = np.random.default_rng(0).normal(size=(2, WORTH_A_THREAD + 5)).astype(np.float32)
+    a[:2] = np.nan, -0.0
+    np.testing.assert_array_equal(F.relu(a).data, np.maximum(a, 0))
+    np.testing.assert_array_equal(F.neg(a).data, -a)
+    np.testing.assert_array_equal(F.div(a, b).data, a / b)
+
+
+@pytest.mark.plain
+def test_nan_is_the_largest_and_the_first_one_is_found():
+    rows = np.array([[1, np.nan, 9, np.nan], [3, 3, 1, 2]], np.float32)
+    assert F.argmax(rows, 1).data.tolist() == [1, 0]
+
+
+@pytest.mark.plain
+def test_windows_that_see_no_row_have_the_mean_0():
+    """No public function lets that much padding through; the kernel bears it."""
+    x, window = np.ones((1, 1, 2, 3), np.float32), Window.of(2, 1, padding=(3, 1))
+    twins = avg_pool2d_forward.implementations
+    result = twins["cpu"](x, window)
+    np.testing.assert_array_equal(result, twins["numpy"](x, window))
+    assert not result[0, 0, :2].any()
+
+
+@pytest.mark.plain
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     "options",
@@ -219,6 +259,7 @@ def test_maxima_among_infinities_and_nan_stand_where_the_definition_has_them(opt
         np.testing.assert_array_equal(where.data, places.data)
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("ceil_mode", [False, True])
 @pytest.mark.parametrize("width", [5, 7, 64, 65])
 @pytest.mark.parametrize("options", [(2, 2), (3, 2, 1), (3, 1, 1), (4, 3, 2), (1, 2), (5, 7, 2)])

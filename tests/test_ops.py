@@ -223,6 +223,7 @@ def check_adjoint(case: Case, call: Call, position=0):
 # ---- twins -----------------------------------------------------------------------------------
 
 
+@pytest.mark.plain
 @each_case
 @given(data=st.data(), dtype=dtypes)
 def test_twins_agree(case, data, dtype):

@@ -93,9 +93,19 @@ def test_against_torch(torch, name, dtype):
 @pytest.mark.parametrize("name", MAKERS)
 def test_twins_agree(name, dtype):
     """The Numba loops and the NumPy references, over several steps."""
+    check_twins(name, dtype, steps=5)
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("name", ["decay", "adam"])
+def test_twins_agree_in_a_step(name):
+    check_twins(name, np.float32, steps=1)
+
+
+def check_twins(name, dtype, steps):
     ours, reference = parameters(dtype), parameters(dtype)
     fast, slow = MAKERS[name](optim, ours), MAKERS[name](optim, reference)
-    for step in range(5):
+    for step in range(steps):
         give_gradients(ours, step)
         give_gradients(reference, step)
         fast.step()

@@ -127,6 +127,7 @@ def stumble(start, stop, at, finished):
     finished[start] = 1
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_an_exception_in_a_part_reaches_the_caller(failing):
     set_num_threads(3)
@@ -136,6 +137,23 @@ def test_an_exception_in_a_part_reaches_the_caller(failing):
     assert finished.sum() == 2, "the other parts ran to their end"
     share(stumble, 3, -1, finished)  # and the threads are still there
     assert finished.all()
+
+
+@jit
+def stumble_in_room(start, stop, room, at):
+    room[0] = start
+    if start == at:
+        raise ZeroDivisionError("at a part")
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_exception_in_a_room_reaches_the_caller(number):
+    set_num_threads(number)
+    for failing in range(number):
+        with pytest.raises(ZeroDivisionError, match="at a part"):
+            share(stumble_in_room, number, failing, room=1)
+    share(stumble_in_room, number, -1, room=1)
 
 
 def test_a_caller_who_finds_the_board_taken_computes_alone():

@@ -179,6 +179,14 @@ def test_many_blocks_and_sums_that_fit_no_cache(monkeypatch, side):
             check(side, np.float32, 3, 20, 35, (11, 37), Window.of(3, 1, 2, (1, 2)), 2, True)
 
 
+@pytest.mark.plain
+@sides
+def test_sums_of_a_row_of_tiles_at_a_time(monkeypatch, side):
+    for setting in ("BAND_BYTES", "SUMS_BYTES"):
+        monkeypatch.setattr(winograd, setting, 1)
+    check(side, np.float32, 2, 3, 2, (5, 9), Window.of(3, 1, 2, (1, 2)))
+
+
 @sides
 def test_more_tiles_than_are_summed_at_once(side):
     """The first of them begin the sums, the others add to them."""

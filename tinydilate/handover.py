@@ -471,8 +471,10 @@ def _emit_call(raising: bool) -> Any:
 @native(partial(_emit_call, raising=False))
 def call(job: Any, count: int, part: int, parts: int, who: int) -> int:
     """Compute a part of a job as thread ``who``; 1 if it raised, 0 if not."""
-    call_again(job, count, part, parts, who)
-    return 0
+    try:
+        return call_again(job, count, part, parts, who)
+    except Exception:
+        return 1
 
 
 @native(partial(_emit_call, raising=True))
