@@ -412,8 +412,11 @@ def test_images_are_turned_upright(tmp_path):
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"<html>not found</html>", "expected an image; .*a.png is none that Pillow knows"),
-        (b"", "expected an image; .*a.png is none that Pillow knows"),
+        (
+            b"<html>not found</html>",
+            "expected an image; got .*a.png, which is none that Pillow knows",
+        ),
+        (b"", "expected an image; got .*a.png, which is none that Pillow knows"),
         (None, "expected a whole image; .*a.png cannot be read"),
     ],
 )
@@ -426,6 +429,24 @@ def test_broken_images(tmp_path, content, text):
             read(path)
     with pytest.raises(DataError, match=r"expected an image at .*b.png; there is no such file"):
         read_image(tmp_path / "b.png")
+
+
+def test_what_is_wrong_is_said_once(tmp_path):
+    """A sentence about the pixels is not taken for what Pillow says of a broken file."""
+    tiny.save(tmp_path / "a.png", np.full((2, 2), 77, np.uint8))
+    with pytest.raises(DataError, match=r"^expected labels .* named\.$"):
+        read_labels(tmp_path / "a.png", CODE)
+    with pytest.raises(DataError, match=r"^expected an image file; .* is a folder\. Name a file"):
+        read_image(tmp_path)
+
+
+def test_images_of_other_modes_look_as_they_do_to_predict(tmp_path):
+    """16-bit grey was cut off at 255, and what is transparent was black."""
+    deep, clear = np.uint16([[0, 257 * 100, 65535]]), np.uint8([[[9, 8, 7, 255], [9, 8, 7, 0]]])
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    Image.fromarray(clear).save(tmp_path / "clear.png")
+    assert read_image(tmp_path / "deep.png")[0].tolist() == [[0] * 3, [100] * 3, [255] * 3]
+    assert read_image(tmp_path / "clear.png")[0].tolist() == [[9, 8, 7], [255] * 3]
 
 
 def test_an_image_that_claims_to_be_huge(tmp_path, monkeypatch):

@@ -13,9 +13,7 @@ An image comes out as uint8 (H, W, 3), red, green, blue. Label files are PNGs of
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +22,14 @@ from numpy.typing import NDArray
 
 from tinydilate.classes import IGNORE, Colour
 from tinydilate.errors import DataError
+from tinydilate.pictures import Advice, decode, levels, opened, plain
 
+_ADVICE = Advice(
+    missing="Unpack the data set again, or check the folder's name.",
+    large="Remove it.",
+    unknown="Unpack the data set again.",
+    broken="Unpack or download it again.",
+)
 Bytes = NDArray[np.uint8]
 
 
@@ -59,6 +64,8 @@ def plain_code(palette: tuple[Colour, ...], extra: Mapping[Colour, int] | None =
 def read_image(path: Path) -> Bytes:
     """Decode an image file, turned upright as its EXIF note asks: uint8 (H, W, 3), RGB.
 
+    Transparent pixels lie on white; of 16-bit grey the upper 8 bits remain.
+
     Raises
     ------
     DataError
@@ -66,8 +73,12 @@ def read_image(path: Path) -> Bytes:
     """
     from PIL import ImageOps
 
-    image = ImageOps.exif_transpose(_open(path))
-    return np.ascontiguousarray(np.asarray(image.convert("RGB"), dtype=np.uint8))
+    with opened(path, _ADVICE) as file:
+        decode(file)
+        image = plain(ImageOps.exif_transpose(file))
+        if image.mode == "F":
+            return np.rint(levels(image, 3) * 255).astype(np.uint8)
+        return np.ascontiguousarray(np.asarray(image.convert("RGB"), dtype=np.uint8))
 
 
 def read_labels(path: Path, code: Code) -> Bytes:
@@ -79,7 +90,12 @@ def read_labels(path: Path, code: Code) -> Bytes:
         If the file cannot be read, or holds numbers or colours that the data set does not have, or
         numbers and colours that contradict each other.
     """
-    image = _open(path)
+    with opened(path, _ADVICE) as image:
+        decode(image)
+        return _labels_of(image, path, code)
+
+
+def _labels_of(image: Any, path: Path, code: Code) -> Bytes:
     if image.mode == "P":
         return _from_palette(image, path, code)
     if image.mode in ("L", "1") or image.mode.startswith("I"):
@@ -94,9 +110,7 @@ def read_labels(path: Path, code: Code) -> Bytes:
 
 def image_size(path: Path) -> tuple[int, int]:
     """(H, W) of an image file as `read_image` would return it, from its head alone."""
-    from PIL import Image
-
-    with _explained(path), Image.open(path) as file:
+    with opened(path, _ADVICE) as file:
         width, height = file.size
         turned = file.getexif().get(0x0112, 1) >= 5  # 5 to 8: the camera lay on its side
     return (width, height) if turned else (height, width)
@@ -119,48 +133,6 @@ def resize_labels(labels: Bytes, size: tuple[int, int]) -> Bytes:
     from PIL import Image
 
     return np.asarray(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))
-
-
-# ---- opening ---------------------------------------------------------------------------------
-
-
-def _open(path: Path) -> Any:
-    """Return the decoded Pillow image."""
-    from PIL import Image
-
-    with _explained(path), warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path) as file:
-            file.load()
-            return file.copy()
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while an image file is opened into a `DataError` that names it."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        yield
-    except FileNotFoundError:
-        raise DataError(
-            f"expected an image at {path}; there is no such file. Unpack the data set again, or "
-            "check the folder's name."
-        ) from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise DataError(
-            f"expected an image of at most {Image.MAX_IMAGE_PIXELS or 0:,} pixels; {path} claims "
-            "more, which may be a trap that fills the memory. Remove it."
-        ) from None
-    except UnidentifiedImageError:
-        raise DataError(
-            f"expected an image; {path} is none that Pillow knows. Unpack the data set again."
-        ) from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
-        # Pillow's decoders answer broken files with any of these.
-        raise DataError(
-            f"expected a whole image; {path} cannot be read: {error}. Unpack or download it again."
-        ) from None
 
 
 # ---- numbers and colours ---------------------------------------------------------------------

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import io
 import re
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +20,7 @@ from tinydilate.classes import IGNORE
 from tinydilate.device import Array
 from tinydilate.errors import DataError, ShapeError
 from tinydilate.io.files import write_bytes
-
-_LARGEST = 2**16 - 1  # of a 16-bit grey image
+from tinydilate.pictures import Advice, decode, levels, opened, plain
 
 
 def read_image(path: Path | str, channels: int = 3, scale: float = 1.0) -> NDArray[np.float32]:
@@ -51,9 +48,8 @@ def read_image(path: Path | str, channels: int = 3, scale: float = 1.0) -> NDArr
     """
     _check(channels, scale)
     path = Path(path)
-    with _in_a_sentence(path), _opened(path) as file:
-        with _bombs_refused():
-            file.load()
+    with opened(path, Advice()) as file:
+        decode(file)
         return _planes(file, channels, scale)
 
 
@@ -71,90 +67,9 @@ def _planes(image: Any, channels: int, scale: float) -> NDArray[np.float32]:
     image = ImageOps.exif_transpose(image)
     if scale != 1:
         size = [max(1, round(side * scale)) for side in image.size]
-        image = _plain(image).resize((size[0], size[1]), Image.Resampling.LANCZOS)
-    pixels = _levels(image, channels)  # (H, W) or (H, W, 3)
+        image = plain(image).resize((size[0], size[1]), Image.Resampling.LANCZOS)
+    pixels = levels(image, channels)  # (H, W) or (H, W, 3)
     return np.ascontiguousarray(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """An image file of Pillow's; absurd sizes are refused before anything is decoded."""
-    from PIL import Image
-
-    if path.is_dir():  # opening one fails in another way on each system
-        raise DataError(f"expected an image file; {path} is a folder. Name a file in it.")
-    with _bombs_refused():
-        file = Image.open(path)
-    with file:
-        yield file
-
-
-@contextmanager
-def _bombs_refused() -> Iterator[None]:
-    """Make an error of Pillow's warning that a file claims very many pixels."""
-    from PIL import Image
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
-
-
-@contextmanager
-def _in_a_sentence(path: Path) -> Iterator[None]:
-    """What is wrong with a file that Pillow cannot read."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        yield
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise DataError(
-            f"expected an image at {path}; there is no such file. Check the path."
-        ) from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise DataError(
-            f"expected an image of at most {Image.MAX_IMAGE_PIXELS or 0:,} pixels; {path} claims "
-            "more, which may be a trap that fills the memory. Shrink it with an image editor."
-        ) from None
-    except UnidentifiedImageError:
-        raise DataError(
-            f"expected an image; got {path}, which is none that Pillow knows. "
-            "Save it as PNG or JPEG."
-        ) from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, MemoryError) as error:
-        # Pillow's decoders answer broken files with any of these.
-        raise DataError(
-            f"expected a whole image; {path} cannot be read: {error}. Copy or save it again."
-        ) from None
-
-
-def _plain(image: Any) -> Any:
-    """The image in one of the modes that `_levels` takes: grey of any depth, RGB."""
-    from PIL import Image
-
-    if image.mode in ("L", "RGB", "F"):
-        return image
-    if image.mode.startswith("I"):  # 16-bit grey, which convert("L") would clip at 255
-        return Image.fromarray((np.asarray(image) / _LARGEST).astype(np.float32))
-    if image.mode in ("PA", "LA", "La", "RGBA", "RGBa") or "transparency" in image.info:
-        over = image.convert("RGBA")
-        white = Image.new("RGBA", over.size, "white")
-        return Image.alpha_composite(white, over).convert("RGB")
-    return image.convert("L" if image.mode == "1" else "RGB")
-
-
-def _levels(image: Any, channels: int) -> NDArray[np.float32]:
-    """Levels in [0, 1], (H, W) or (H, W, 3)."""
-    image = _plain(image)
-    if image.mode == "F":
-        grey = np.asarray(image, dtype=np.float32)
-        if not np.isfinite(grey).all():
-            raise ValueError("it holds numbers that are not finite")
-        grey = np.clip(grey, 0, 1)
-        return grey if channels == 1 else np.stack([grey] * 3, axis=-1)
-    converted = image.convert("L" if channels == 1 else "RGB")
-    return np.asarray(converted, dtype=np.float32) / np.float32(255)
 
 
 # ---- animations and folders ------------------------------------------------------------------
@@ -185,7 +100,7 @@ def animation_of(path: Path | str) -> Animation | None:
         If there is no such file, or it is no image.
     """
     path = Path(path)
-    with _in_a_sentence(path), _opened(path) as file:
+    with opened(path, Advice()) as file:
         frames = getattr(file, "n_frames", 1)
         if file.format not in _ANIMATED or frames < 2:
             return None
@@ -210,11 +125,9 @@ def read_frames(
     """
     _check(channels, scale)
     path = Path(path)
-    with _in_a_sentence(path), _opened(path) as file:
+    with opened(path, Advice()) as file:
         for number in range(getattr(file, "n_frames", 1)):
-            with _bombs_refused():
-                file.seek(number)  # what a frame leaves as it was is filled in by Pillow
-                file.load()
+            decode(file, number)
             duration = round(file.info.get("duration", 0)) or 100
             yield _planes(file, channels, scale), duration
 
