@@ -430,9 +430,9 @@ def test_types_that_pytorch_lacks(tmp_path):
 def checkpoint(tmp_path_factory):
     from tinydilate.classes import VOC
     from tinydilate.config import Config
-    from tinydilate.predict import Recipe, save_network
+    from tinydilate.predict import DemoRecipe, save_network
 
-    recipe = Recipe(Config(dilations=(1, 2)), True, VOC.names[:3], VOC.palette[:3], 0.25, 0.5)
+    recipe = DemoRecipe(Config(dilations=(1, 2)), True, VOC.names[:3], VOC.palette[:3], 0.25, 0.5)
     path = tmp_path_factory.mktemp("run") / "joint.safetensors"
     save_network(path, recipe.build(), recipe)
     return path

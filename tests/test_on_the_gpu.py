@@ -17,7 +17,7 @@ from tinydilate.config import Config
 from tinydilate.data.sets import Data, Scenes
 from tinydilate.functional.padding import IndexMaps, showing
 from tinydilate.models import FrontEndWithContext
-from tinydilate.predict import Recipe, label_maps, load_network
+from tinydilate.predict import DemoRecipe, label_maps, load_network
 from tinydilate.train import train
 
 pytestmark = pytest.mark.gpu
@@ -380,7 +380,7 @@ def tiny_network(recipe):
 
 
 def test_a_run_on_the_gpu(tmp_path, monkeypatch):
-    monkeypatch.setattr(Recipe, "build", tiny_network)
+    monkeypatch.setattr(DemoRecipe, "build", tiny_network)
     results = {}
     for place in ("cpu", "cuda"):
         config = Config(**STEPS, device=place)

@@ -10,8 +10,8 @@ from tinydilate.errors import ConfigError, DataError
 from tinydilate.io.checkpoint import save_checkpoint
 from tinydilate.metrics import confusion_matrix, mean_iou
 from tinydilate.predict import (
+    DemoRecipe,
     Options,
-    Recipe,
     label_maps,
     load_network,
     predict_file,
@@ -91,7 +91,12 @@ def test_no_network(folder, tmp_path):
         None,
         {"run": {}},
         {"network": {"classes": ["a"]}},
-        {"network": {**Recipe(Config(), True, ("a",), ((0, 0, 0),), 0, 1)._asdict(), "config": {}}},
+        {
+            "network": {
+                **DemoRecipe(Config(), True, ("a",), ((0, 0, 0),), 0, 1)._asdict(),
+                "config": {},
+            }
+        },
         {"network": {"config": {"bach": 1}}},
     ],
 )

@@ -43,7 +43,7 @@ from tinydilate.io.files import write_text
 from tinydilate.io.images import write_rgb
 from tinydilate.io.logbook import Log, read_log
 from tinydilate.models import FrontEndWithContext
-from tinydilate.predict import Recipe, beside, label_maps, load_network, save_network, score
+from tinydilate.predict import DemoRecipe, beside, label_maps, load_network, save_network, score
 from tinydilate.running import (
     LATEST,
     Interrupted,
@@ -115,10 +115,12 @@ def schedule_of(config: Config, stage: Stage) -> optim.Schedule:
     return optim.constant()
 
 
-def recipe_of(config: Config, context: bool, classes: tuple[str, ...] = digits.CLASSES) -> Recipe:
+def recipe_of(
+    config: Config, context: bool, classes: tuple[str, ...] = digits.CLASSES
+) -> DemoRecipe:
     """What is needed to build a network for the digits and to feed it."""
     palette = tuple((int(r), int(g), int(b)) for r, g, b in digits.PALETTE)
-    return Recipe(config, context, classes, palette, digits.MEAN, digits.STD)
+    return DemoRecipe(config, context, classes, palette, digits.MEAN, digits.STD)
 
 
 def make_optimizer(config: Config, stage: Stage, network: FrontEndWithContext) -> optim.Optimizer:
@@ -267,7 +269,7 @@ class Run:
 
     # Beginning, saving and loading.
 
-    def recipe(self, stage: Stage) -> Recipe:
+    def recipe(self, stage: Stage) -> DemoRecipe:
         """What is needed to build a stage's network and to feed it."""
         return recipe_of(self.config, stage.context, self.data.classes)
 

@@ -2,8 +2,9 @@
 
 A network checkpoint says everything that is needed to use it: which network to build, what the
 classes are called and coloured, and how its input images are prepared. Checkpoints of the demo say
-it in full (`Recipe`). A converted file of published weights names the network (`PublishedRecipe`),
-and `models.PUBLISHED` knows the rest. What a recipe's run leaves has a plan (`PlannedRecipe`).
+it in full (`DemoRecipe`). A converted file of published weights names the network
+(`PublishedRecipe`), and `models.PUBLISHED` knows the rest. What a recipe's run leaves has a plan
+(`PlannedRecipe`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tinydilate.models import FrontEndWithContext
 NETWORKS = ("joint", "context", "alone", "front")  # stages whose networks a run keeps; best first
 
 
-class Recipe(NamedTuple):
+class DemoRecipe(NamedTuple):
     """What a checkpoint of a run says about its network, beside the weights."""
 
     config: Config
@@ -146,7 +147,7 @@ class Trained(NamedTuple):
     """A network with its weights."""
 
     network: FrontEndWithContext
-    recipe: Recipe
+    recipe: DemoRecipe
     path: Path
 
 
@@ -171,7 +172,7 @@ AnyTrained = Trained | TrainedPublished | TrainedPlanned
 # ---- checkpoints of runs ---------------------------------------------------------------------
 
 
-def save_network(path: Path | str, network: nn.Module, recipe: Recipe) -> None:
+def save_network(path: Path | str, network: nn.Module, recipe: DemoRecipe) -> None:
     """Write a network's weights and its recipe to one file."""
     note = {**recipe._asdict(), "config": recipe.config.to_dict()}
     save_checkpoint(path, network.state_dict(), {"network": note})
@@ -199,7 +200,7 @@ def load_network(path: Path | str, name: str | None = None, device: str = "cpu")
     arrays, note = load_checkpoint(path)
     try:
         fields = dict(note["network"])
-        recipe = Recipe(
+        recipe = DemoRecipe(
             Config.of(fields.pop("config"), str(path)),
             classes=tuple(fields.pop("classes")),
             palette=tuple(tuple(colour) for colour in fields.pop("palette")),
