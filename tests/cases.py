@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import tinydilate
+from tinydilate.kernel import KERNELS
 
 SEED = 2016
 
@@ -91,6 +92,12 @@ class Case(NamedTuple):
         dtype = np.dtype(str(arrays[0].dtype).removeprefix("torch."))
         options = {name: _in_dtype(value, dtype) for name, value in call.options.items()}
         return function(*first, *call.positional, **options)
+
+
+def twins_of(name: str) -> Mapping[str, Callable[..., Any]]:
+    """A kernel's implementations by name; none as long as there is a case and no kernel."""
+    entry = KERNELS.get(name)
+    return entry.implementations if entry else {}
 
 
 def _in_dtype(value: Any, dtype: np.dtype) -> Any:

@@ -8,24 +8,20 @@ import gc
 
 import numpy as np
 import pytest
-from cases import CASES, Call, Case
+from cases import CASES, Call, Case, twins_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ops import TOLERANCE, close, run
 
 import tinydilate
 import tinydilate.functional as F
-from tinydilate import device, gradcheck, kernel, nn, optim, tensor
+from tinydilate import device, gradcheck, nn, optim, tensor
 from tinydilate.errors import DeviceError
 
 pytestmark = pytest.mark.gpu
 
 # The op has its twins, forwards and backwards.
-WHOLE = [
-    case
-    for case in CASES
-    if all("cuda" in kernel.KERNELS[name].implementations for name in case.kernels)
-]
+WHOLE = [case for case in CASES if all("cuda" in twins_of(name) for name in case.kernels)]
 each_case = pytest.mark.parametrize("case", WHOLE, ids=[case.name for case in WHOLE])
 examples = settings(max_examples=1 if device.SIMULATED else 5)
 dtypes = st.sampled_from([np.float32, np.float64])

@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from cases import CASES, Call, Case, axes, convolutions, pairs, poolings
+from cases import CASES, Call, Case, axes, convolutions, pairs, poolings, twins_of
 from guarded_cuda import guarded
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
@@ -256,8 +256,7 @@ def check_twins(case: Case, call: Call, dtype=np.float64, way=""):
 ON_CUDA = [
     case
     for case in CASES
-    if any("cuda" in kernel.KERNELS[name].implementations for name in case.kernels)
-    and case.name != "conv2d-3x3"
+    if any("cuda" in twins_of(name) for name in case.kernels) and case.name != "conv2d-3x3"
 ]
 
 
@@ -347,9 +346,7 @@ def as_meta(value):
 FORCED = [
     (case, variant)
     for case in CASES
-    for variant in sorted(
-        {name for k in case.kernels for name in kernel.KERNELS[k].implementations} - {"cpu", "meta"}
-    )
+    for variant in sorted({name for k in case.kernels for name in twins_of(k)} - {"cpu", "meta"})
     if not variant.startswith("cuda")
 ]
 
