@@ -211,8 +211,8 @@ def seams(name: str) -> Rows:
 
 
 def predictions(name: str) -> Rows:
-    """Memory that was promised and taken, and seconds."""
-    rows: Rows = [["network", "image", "--memory", "cells of a piece", "estimated", "taken", "s"]]
+    """Memory that was promised and taken."""
+    rows: Rows = [["network", "image", "--memory", "cells of a piece", "estimated", "taken"]]
     for case in results(name).values():
         if not isinstance(case, dict) or "estimate_bytes" not in case:
             continue  # the machine, and how many threads
@@ -220,7 +220,7 @@ def predictions(name: str) -> Rows:
         row = [case["network"], f"{width} × {height}", case["memory"]]
         row.append(" × ".join(map(str, case["piece"])))
         row += [f"{case[key] / 1e9:.2f} GB" for key in ("estimate_bytes", "peak_bytes")]
-        rows.append([*row, f"{case['seconds']:.0f}"])
+        rows.append(row)
     return rows
 
 

@@ -1,6 +1,6 @@
 """Everything that only a GPU can show, in one command of at most eight minutes.
 
-    make test-gpu                                      with the environment .venv
+    make test-gpu                                      with an environment .venv-cuda
     make test-gpu GPU_PYTHON=python3                   with a Python that has all it needs already
     python3 scripts/test_gpu.py --json report.json
 
@@ -10,7 +10,8 @@ that is marked for a GPU (each twin against its reference between guards, each o
 against the CPU, gradients in float64, the same bits twice, ten thousand training steps in the
 memory of a few). Nothing has to be installed: the folder that this script stands in is put on
 Python's path. The tests come last, for they take what time is left: on one H100 the rest took a
-minute, and the tests 91 seconds in ten processes, for which pytest-xdist has to be there.
+minute, and the tests 91 seconds in ten processes (eight at most by now), for which pytest-xdist has
+to be there.
 
 The report is written after each step. One that cannot run for want of a package or of time is
 reported as left out, and the report as incomplete.

@@ -215,7 +215,7 @@ def train(
         return read_results(results, "networks")
     data = make_scenes(config, progress) if data is None else data
     check_data(data)
-    if config.device == "cpu":  # on the GPU nothing that was compiled is kept for the next process
+    if config.device == "cpu":  # on a GPU each kernel is compiled by its first launch
         warm_up(f"training-{config.optimizer}", lambda: tiny_steps(config), progress)
     run = Run(config, folder, data, progress)
     try:

@@ -340,8 +340,8 @@ class StageRun:
         size = f"The learning rate is {recipe.lr:g}"
         if recipe.optimizer == "sgd":
             size = (
-                f"The learning rate over 1 - momentum is {recipe.heat:.3g} (the paper's: 0.01 for "
-                "front ends and context, 0.001 or less for both together)"
+                f"The learning rate over 1 - momentum is {recipe.heat:.3g} (the paper's: 0.01 at "
+                "most for front ends and context, 0.001 or less for both together)"
             )
         return (
             f"expected a loss that falls from ln {count} = {math.log(count):.2f}; got {loss} at "
