@@ -195,8 +195,8 @@ def test_verify(command):
 def test_a_difference_is_exit_code_1(command, monkeypatch):
     right = receptive_field.verify
 
-    def wrong(*arguments):
-        found = right(*arguments)
+    def wrong(*arguments, **options):
+        found = right(*arguments, **options)
         bad = receptive_field.verification.Counterexample((0, 0), (1, 1), True, False)
         return found._replace(checks=[found.checks[0]._replace(counterexample=bad)])
 

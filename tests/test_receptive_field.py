@@ -23,6 +23,7 @@ from tinydilate.receptive_field import (
     format_table,
     measure,
     pointwise,
+    probes,
     rule,
     verify,
 )
@@ -157,6 +158,26 @@ def test_a_field_that_is_no_product():
 @pytest.mark.parametrize("method", ["gradient", "impulse"])
 def test_crosses_are_measured(method):
     assert verify(nn.Sequential(cross(), cross()), (1, 1, 16, 16), method).agrees
+
+
+@pytest.mark.parametrize("method", ["gradient", "impulse"])
+def test_images_are_run_one_by_one_where_they_would_fill_the_memory(method, monkeypatch, capsys):
+    net, size = stack([1, 2]), (1, 1, 12, 12)
+    at_once = []
+
+    def recorded(model, image, record=probes.record_probe):
+        at_once.append(len(image))
+        return record(model, image)
+
+    monkeypatch.setattr(probes, "record_probe", recorded)
+    found = verify(net, size, method, progress=True)
+    assert max(at_once) > 1
+    assert "measuring fields" in capsys.readouterr().err
+    at_once.clear()
+    monkeypatch.setattr(probes, "_ROOM", 0)
+    assert str(verify(net, size, method)) == str(found)
+    assert max(at_once) == 1
+    assert not capsys.readouterr().err
 
 
 def test_a_skip_connection():

@@ -224,7 +224,7 @@ def _rf_verify(arguments: argparse.Namespace) -> int:
     from tinydilate.receptive_field import verify
 
     network, size = _with_room(arguments)
-    found = verify(network, size, arguments.method)
+    found = verify(network, size, arguments.method, progress=True)
     value = {
         "method": found.method,
         "agrees": found.agrees,

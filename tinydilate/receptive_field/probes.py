@@ -26,8 +26,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
-from tinydilate import nn
+from tinydilate import buffers, nn
 from tinydilate.autograd import Op, Tensor
 from tinydilate.device import Array
 from tinydilate.errors import ConfigError, DtypeError, FieldError, PositionError
@@ -43,7 +44,8 @@ from tinydilate.receptive_field.graph import Called, Model, Run, check_size, rec
 from tinydilate.window import Pair
 
 METHODS = ("gradient", "impulse")
-_IMPULSES = 64  # images that are run at once
+_IMPULSES = 64  # images that are run at once, at most
+_ROOM = 2**30  # bytes that their maps may fill: the published front end's are 1 GB for each image
 
 # ---- probes: backward without decisions ------------------------------------------------------
 
@@ -193,13 +195,20 @@ def pull_back(
 
 
 def _by_gradient(
-    model: Model, size: tuple[int, ...], targets: Sequence[Target], rng: np.random.Generator
+    model: Model,
+    size: tuple[int, ...],
+    targets: Sequence[Target],
+    rng: np.random.Generator,
+    bar: tqdm,
 ) -> list[Array]:
     """For each target a stack of masks, (outputs, H, W)."""
-    together = max(len(target.outputs) for target in targets) if len(size) == 4 else 1
-    image = rng.uniform(0.5, 1.5, size[1:] if len(size) == 4 else size)
-    images = np.broadcast_to(image, (together, *size[1:])) if len(size) == 4 else image
-    run = record_probe(model, np.ascontiguousarray(images))
+    batched = len(size) == 4
+    image = rng.uniform(0.5, 1.5, (1, *size[1:]) if batched else size)
+    run, most = _measured_run(model, image)
+    together = min(most, max(len(target.outputs) for target in targets)) if batched else 1
+    if together > 1:
+        run = record_probe(model, np.repeat(image, together, axis=0))
+    bar.reset(sum(len(target.outputs) for target in targets))
     masks = []
     for target in targets:
         tensor = target.find(run)
@@ -208,10 +217,11 @@ def _by_gradient(
             seed = np.zeros(tensor.shape, tensor.dtype)
             part = target.outputs[start : start + together]
             for n, output in enumerate(part):
-                seed[target.place_of(tensor, output, n if len(size) == 4 else None)] = 1
+                seed[target.place_of(tensor, output, n if batched else None)] = 1
             gradient = pull_back(tensor, seed, run.image, rng)
             seen = (gradient != 0).any(axis=-3).reshape(together, *size[-2:])
             found.extend(seen[: len(part)])
+            bar.update(len(part))
         masks.append(np.stack(found))
     return masks
 
@@ -220,15 +230,20 @@ def _by_gradient(
 
 
 def _by_impulse(
-    model: Model, size: tuple[int, ...], targets: Sequence[Target], rng: np.random.Generator
+    model: Model,
+    size: tuple[int, ...],
+    targets: Sequence[Target],
+    rng: np.random.Generator,
+    bar: tqdm,
 ) -> list[Array]:
     """For each target a stack of masks, (outputs, H, W)."""
     height, width = size[-2:]
     masks = [np.zeros((len(target.outputs), height, width), bool) for target in targets]
     batched = len(size) == 4
-    dark = record_probe(model, np.zeros((1, *size[1:]) if batched else size))
+    dark, most = _measured_run(model, np.zeros((1, *size[1:]) if batched else size))
     dtype = dark.image.dtype
-    each = _IMPULSES if batched else 1
+    each = min(_IMPULSES, most) if batched else 1
+    bar.reset(height * width)
     places = list(np.ndindex(height, width))
     for start in range(0, height * width, each):
         lit = places[start : start + each]
@@ -243,7 +258,16 @@ def _by_impulse(
                 for k, output in enumerate(target.outputs):
                     index = target.place_of(tensor, output, n if batched else None)
                     mask[k, y, z] = changed[index].any()
+        bar.update(len(lit))
     return masks
+
+
+def _measured_run(model: Model, image: Array) -> tuple[Run, int]:
+    """Run the network on one image; and how many such runs `_ROOM` holds, one at least."""
+    before = buffers.statistics().in_use
+    run = record_probe(model, image)
+    taken = buffers.statistics().in_use - before  # small arrays do not count
+    return run, max(1, _ROOM // max(1, taken))
 
 
 # ---- outputs to be measured ------------------------------------------------------------------
@@ -279,7 +303,12 @@ class Target(NamedTuple):
 
 
 def measure_targets(
-    model: Model, size: tuple[int, ...], targets: Sequence[Target], method: str, seed: int = 0
+    model: Model,
+    size: tuple[int, ...],
+    targets: Sequence[Target],
+    method: str,
+    seed: int = 0,
+    progress: bool = False,
 ) -> list[Array]:
     """For each target the pixels that change its outputs, (outputs, H, W) bool."""
     if method not in METHODS:
@@ -287,8 +316,12 @@ def measure_targets(
     rng = np.random.default_rng(seed)
     copy = probing(model, rng)
     way = _by_gradient if method == "gradient" else _by_impulse
-    with use("cpu:direct"):
-        return way(copy, size, targets, rng)
+    unit = "output" if method == "gradient" else "pixel"
+    with (
+        use("cpu:direct"),
+        tqdm(desc="measuring fields", unit=unit, leave=False, disable=not progress) as bar,
+    ):
+        return way(copy, size, targets, rng, bar)
 
 
 def measure(

@@ -88,7 +88,9 @@ class Verification(NamedTuple):
         )
 
 
-def verify(model: Model, input_size: Sequence[int], method: str = "gradient") -> Verification:
+def verify(
+    model: Model, input_size: Sequence[int], method: str = "gradient", progress: bool = False
+) -> Verification:
     """Check the analysis of every layer against a measurement.
 
     Of each layer outputs at the corners are measured, and one in the middle of each phase, whose
@@ -102,6 +104,8 @@ def verify(model: Model, input_size: Sequence[int], method: str = "gradient") ->
         (N, C, H, W) or (C, H, W), large enough for the largest field.
     method : {"gradient", "impulse"}
         See `measure`.
+    progress : bool
+        Show a bar on stderr: the published networks take minutes.
 
     Raises
     ------
@@ -120,7 +124,7 @@ def verify(model: Model, input_size: Sequence[int], method: str = "gradient") ->
             outputs = _outputs_to_measure(layer, model, size)
             targets.append(target_of(call, layer, outputs))
             looked_at.append(layer)
-    masks = measure_targets(model, size, targets, method) if targets else []
+    masks = measure_targets(model, size, targets, method, progress=progress) if targets else []
     checks = [
         Check(layer, target.outputs, _compare(layer, target.outputs, found))
         for layer, target, found in zip(looked_at, targets, masks, strict=True)
