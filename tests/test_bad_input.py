@@ -80,8 +80,21 @@ ERRORS = [
         "an image without channels",
         lambda: F.conv2d(zeros(8, 8), zeros(1, 1, 3, 3)),
         ShapeError,
-        "conv2d expected an input of shape (N, C, H, W) or (C, H, W); got (8, 8). Reshape it, or "
-        "add the missing axes with x[None].",
+        "conv2d expected the shape (N, C, H, W) or (C, H, W); got (8, 8). Reshape it, or add what "
+        "is missing in front with x[None, None].",
+    ),
+    (
+        "a weight without channels",
+        lambda: F.conv2d(zeros(1, 8, 8), zeros(3, 3)),
+        ShapeError,
+        "conv2d expected the shape (F, C/groups, KH, KW) for its weight; got (3, 3). Reshape it, "
+        "or add what is missing in front with x[None, None].",
+    ),
+    (
+        "images of too many axes",
+        lambda: F.max_pool2d(zeros(1, 1, 1, 8, 8), 2),
+        ShapeError,
+        "max_pool2d expected the shape (N, C, H, W) or (C, H, W); got (1, 1, 1, 8, 8). Reshape it.",
     ),
     (
         "a weight for other channels",

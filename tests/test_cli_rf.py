@@ -166,7 +166,9 @@ def test_the_page_shows_layers_in_one_line_only(command, tmp_path):
 
 
 def test_claims(command, monkeypatch):
-    monkeypatch.setattr(receptive_field, "claims", lambda: [claim("field", "here", 3, 3, 3)])
+    monkeypatch.setattr(
+        receptive_field, "claims", lambda progress: [claim("field", "here", 3, 3, 3)]
+    )
     code, out, _ = command("claims")
     assert code == 0
     assert re.search(r"^field +3 +3 +3 +agree$", out, re.MULTILINE)
@@ -175,7 +177,9 @@ def test_claims(command, monkeypatch):
         {"name": "field", "source": "here", "claimed": 3, "analysed": 3, "measured": 3,
          "agrees": True}
     ]  # fmt: skip
-    monkeypatch.setattr(receptive_field, "claims", lambda: [claim("field", "here", 7, 15, 15)])
+    monkeypatch.setattr(
+        receptive_field, "claims", lambda progress: [claim("field", "here", 7, 15, 15)]
+    )
     code, out, _ = command("claims")
     assert code == 1
     assert re.search(r"^field +7 +15 +15 +DIFFER$", out, re.MULTILINE)

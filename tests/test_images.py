@@ -142,6 +142,16 @@ def test_damaged(tmp_path):
             read_image(path)
 
 
+def test_numbers_far_beyond_white_are_refused(tmp_path):
+    path = tmp_path / "a.tiff"
+    Image.fromarray(np.float32([[0, 255]])).save(path)
+    text = r"its numbers go from 0 to 255 instead of from 0 to 1"
+    with pytest.raises(DataError, match=text):
+        read_image(path)
+    Image.fromarray(np.float32([[0, 1.25]])).save(path)  # as resizing leaves them
+    assert read_image(path, 1).tolist() == [[[0.0, 1.0]]]
+
+
 def test_an_absurd_size_is_refused_before_it_is_decoded(tmp_path):
     path = save(tmp_path, Image.new("1", (20_000, 5_000)))  # 100 million pixels in a few kB
     with pytest.raises(DataError, match="claims more, which may be a trap"):

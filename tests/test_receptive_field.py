@@ -732,6 +732,27 @@ def test_the_papers_claims_hold():
     assert numbers[-4:] == [380, 908, 652, 2444]
 
 
+def test_the_size_that_is_advised_does_for_every_layer():
+    net = nn.Sequential(conv(3, padding=1), nn.MaxPool2d(2), *stack([1, 4, 8]))
+    with pytest.raises(FieldError, match=r"output of 0, 3 x 3 .* would do\.") as raised:
+        verify(net, (1, 1, 2, 64))
+    height, width = map(int, re.search(r"(\d+) x (\d+) would do", str(raised.value)).groups())
+    assert verify(net, (1, 1, height, width)).agrees
+
+
+def test_a_table_ends_with_what_comes_out():
+    """The pooling is no module: it had no row."""
+    layer = conv(3)
+    rows = format_table(analyse(lambda x: F.max_pool2d(layer(x), 4), (1, 1, 16, 16))).splitlines()
+    assert rows[-1].split()[1:4] == ["output", "6", "4"]
+    assert len(rows) == 4
+
+
+def test_a_size_that_is_one_number_is_refused():
+    with pytest.raises(ShapeError, match=r"^expected an input size of whole numbers .*; got 64\.$"):
+        analyse(stack([1]), 64)
+
+
 def test_table_and_json():
     analysis = analyse(stack([2, 2, 2]), (1, 1, 32, 32))
     assert format_table(analysis).splitlines()[-1].split() == [

@@ -95,6 +95,10 @@ def plain(image: Any) -> Any:
     """
     from PIL import Image
 
+    if image.mode == "F":
+        low, high = image.getextrema()
+        if high > 2 or low < -1:  # a little beyond comes from resizing
+            raise ValueError(f"its numbers go from {low:g} to {high:g} instead of from 0 to 1")
     if image.mode in ("L", "RGB", "F"):
         return image
     if image.mode.startswith("I"):  # 16-bit grey, which convert("L") would clip at 255

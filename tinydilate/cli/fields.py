@@ -206,7 +206,7 @@ def _rf_png(
 def _rf_claims(arguments: argparse.Namespace) -> int:
     from tinydilate.receptive_field import claims
 
-    found = claims()
+    found = claims(progress=True)
 
     def table() -> str:
         rows: list[tuple[str, ...]] = [("claim", "claimed", "analysed", "measured", "")]

@@ -76,16 +76,26 @@ def results_table(results: dict[str, Any], folder: str) -> str:
         "alone": "the front end alone, trained for as many steps",
         "front": "the front end after stage 1, trained for fewer steps",
     }[results["compared_with"]]
-    place = shlex.quote(folder)
     return (
         f"{columns(rows, right=(1, 2, 3, 4))}\n\n"
         f"Mean IoU over {len(classes)} classes, background included: {', '.join(classes)}.\n"
         f"On {results['config']['test_scenes']} test scenes (the curves: on "
         f"{results['config']['validation_scenes']} validation scenes).\n"
-        f"Context gains {results['gain']:+.3f} over {rival}.\n\n"
-        f"Look at {folder}/predictions.png and {folder}/curves.png. Label an image:\n"
-        f"{program()} predict {place} {place}/example.png"
+        f"Context gains {results['gain']:+.3f} over {rival}.{_what_to_look_at(folder)}"
     )
+
+
+def _what_to_look_at(folder: str) -> str:
+    """Of what a run leaves, what is still there."""
+    place, text = shlex.quote(folder), ""
+    pictures = [f"{folder}/{name}.png" for name in ("predictions", "curves")]
+    there = [picture for picture in pictures if Path(picture).exists()]
+    if there:
+        text += f"\n\nLook at {' and '.join(there)}."
+    if Path(folder, "example.png").exists():
+        text += f"{' ' if there else chr(10) * 2}Label an image:\n"
+        text += f"{program()} predict {place} {place}/example.png"
+    return text
 
 
 # ---- eval ------------------------------------------------------------------------------------

@@ -333,7 +333,9 @@ def fold(
 def check_axes(name: str, shape: tuple[int, ...], axes: int, expected: str) -> None:
     """Refuse the shape of a tensor that has another number of axes than ``axes``."""
     if len(shape) != axes:
+        missing = axes - len(shape)
+        add = f", or add what is missing in front with x[{', '.join(['None'] * missing)}]"
         raise ShapeError(
-            f"{name} expected an input of shape {expected}; got {shape}. "
-            "Reshape it, or add the missing axes with x[None]."
+            f"{name} expected the shape {expected}; got {shape}. "
+            f"Reshape it{add if missing > 0 else ''}."
         )

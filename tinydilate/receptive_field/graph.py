@@ -12,7 +12,7 @@ products (a 1x3 layer beside a 3x1 layer sees a cross), so every tensor has a li
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -295,7 +295,7 @@ def check_size(input_size: Sequence[int], axes: int = 2) -> tuple[int, ...]:
     ShapeError
         If it is not as many whole numbers of at least 1, with any before them: an image's two.
     """
-    sizes = tuple(input_size)
+    sizes = tuple(input_size) if isinstance(input_size, Iterable) else ()
     whole = all(isinstance(s, int | np.integer) and not isinstance(s, bool) for s in sizes)
     if len(sizes) < axes or not whole or min(sizes) < 1:
         raise ShapeError(

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from tinydilate import nn
 from tinydilate.device import Array
@@ -60,9 +61,17 @@ def claim(name: str, source: str, claimed: Any, analysed: Any, measured: Any) ->
     return Claim(name, source, claimed, analysed, measured, claimed == analysed == measured)
 
 
-def claims() -> list[Claim]:
-    """Every claim of the paper about receptive fields, with what analysis and measurement say."""
-    return [*_table_1(), *_equation_3(), *_coverage(), *_published()]
+def claims(progress: bool = False) -> list[Claim]:
+    """Every claim of the paper about receptive fields, with what analysis and measurement say.
+
+    Parameters
+    ----------
+    progress : bool
+        Show a bar on stderr: measuring takes some twenty seconds.
+    """
+    parts = (_table_1, _equation_3, _coverage, _published)
+    bar = tqdm(parts, desc="checking claims", unit="part", leave=False, disable=not progress)
+    return [claim for part in bar for claim in part()]
 
 
 def stack(dilations: Sequence[int], device: str = "cpu") -> nn.Sequential:

@@ -121,7 +121,7 @@ def verify(
     targets, looked_at = [], []
     for call, layer in layers:
         if layer.reason is None:
-            outputs = _outputs_to_measure(layer, model, size)
+            outputs = _outputs_to_measure(layer, model, analysis, size)
             targets.append(target_of(call, layer, outputs))
             looked_at.append(layer)
     masks = measure_targets(model, size, targets, method, progress=progress) if targets else []
@@ -133,7 +133,9 @@ def verify(
     return Verification(method, [*checks, *unseen])
 
 
-def _outputs_to_measure(layer: Layer, model: Model, size: tuple[int, ...]) -> tuple[Pair, ...]:
+def _outputs_to_measure(
+    layer: Layer, model: Model, analysis: Analysis, size: tuple[int, ...]
+) -> tuple[Pair, ...]:
     """Corners, and the middle with each phase along rows and along columns."""
     bottom, right = layer.size[0] - 1, layer.size[1] - 1
     corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
@@ -144,7 +146,7 @@ def _outputs_to_measure(layer: Layer, model: Model, size: tuple[int, ...]) -> tu
         raise FieldError(
             f"expected an image that holds the whole field of an output of {layer.name}, "
             f"{layer.extent[0]} x {layer.extent[1]} pixels; got one of {size[-2]} x {size[-1]}. "
-            + _advice(model, layer, size)
+            + _advice(model, analysis, size)
         )
     rows, columns = (_middle(r, period) for r, period in zip(whole, layer.period, strict=True))
     longer = max(len(rows), len(columns))
@@ -159,26 +161,25 @@ def _middle(outputs: list[int], period: int) -> list[int]:
     return outputs[first : first + number]
 
 
-def _advice(model: Model, layer: Layer, size: tuple[int, ...]) -> str:
-    """A size that would do, found by trying: with a stride, not every larger one does."""
+def _advice(model: Model, analysis: Analysis, size: tuple[int, ...]) -> str:
+    """A size that would do for all layers, found by trying: with strides not all larger do."""
     if isinstance(model, nn.Module):
+        measured = [layer for layer in _every(analysis) if layer.has_fields]
+        extent = [max(layer.extent[axis] for layer in measured) for axis in (0, 1)]
+        stride = [max(ceil(abs(layer.stride[axis])) for layer in measured) for axis in (0, 1)]
         for more in range(64):
-            wider = [
-                max(have, extent + ceil(abs(stride)) * more)
-                for have, extent, stride in zip(size[-2:], layer.extent, layer.stride, strict=True)
-            ]
+            wider = [max(size[axis - 2], extent[axis] + stride[axis] * more) for axis in (0, 1)]
             try:
-                larger = _named(analyse(model, (*size[:-2], *wider), "union"), layer.name)
+                larger = analyse(model, (*size[:-2], *wider), "union")
             except TinydilateError:
                 continue
-            if larger is not None and all(larger.whole_outputs()):
+            if all(all(each.whole_outputs()) for each in _every(larger) if each.has_fields):
                 return f"{wider[0]} x {wider[1]} would do."
     return "Give it a larger one."
 
 
-def _named(analysis: Analysis, name: str) -> Layer | None:
-    found = [layer for layer in [*analysis.layers, analysis.output] if layer.name == name]
-    return found[-1] if found else None
+def _every(analysis: Analysis) -> list[Layer]:
+    return [*analysis.layers, analysis.output]
 
 
 def _compare(layer: Layer, outputs: tuple[Pair, ...], masks: Array) -> Counterexample | None:

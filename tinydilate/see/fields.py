@@ -498,9 +498,12 @@ def _draw_profile(axes: Any, field: EffectiveField, span: Pair, closed_form: flo
     peak = float(profile.max())
     axes.annotate(
         "", (mean - sigma, 0.12 * peak), (mean + sigma, 0.12 * peak),
-        arrowprops={"arrowstyle": "<->", "color": INK, "linewidth": 1.2},
+        arrowprops={
+            "arrowstyle": "<->", "color": INK, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0,
+        },
     )  # fmt: skip
-    _write(axes, mean, 0.15 * peak, f"σ = {sigma:.2f}", ha="center", fontsize=9)
+    told = f"σ = {sigma:.2f} to either side"
+    _write(axes, mean, 0.15 * peak, told, ha="center", fontsize=9)
     for edge in (span[0] - 0.5, span[1] + 0.5):
         axes.axvline(edge - centre, ymax=0.85, color=INK, linestyle=(0, (4, 2)), linewidth=1)
     extent = span[1] - span[0] + 1
