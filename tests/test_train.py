@@ -118,13 +118,17 @@ def test_results(finished):
 
 
 def test_table(finished):
-    table = results_table(json.loads((finished / "results.json").read_text()), "runs/demo")
+    results = json.loads((finished / "results.json").read_text())
+    table = results_table(results, str(finished))
     assert "joint: front end + context" in table
     assert (
         "over 11 classes, background included: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, background." in table
     )
     assert "over the front end alone, trained for as many steps." in table
-    assert "Look at runs/demo/predictions.png" in table
+    assert f"Look at {finished}/predictions.png and {finished}/curves.png. Label an image:" in table
+    assert table.endswith("/example.png")
+    # What is gone, or was never drawn, is not spoken of.
+    assert results_table(results, "somewhere").endswith("for as many steps.")
 
 
 def test_log(finished):

@@ -10,8 +10,8 @@ layers are undone from the last to the first,
 and asks that M_2 be at most the kernel's size K. It is quick, and it errs both ways: it rejects
 stacks that see every pixel, and where the first dilation is more than 1 it lets stacks with holes
 pass. (Beside the formula the paper asks that the dilations share no factor. That catches 2, 2, 2;
-2, 3 passes all the same, and sees 81 of 121 pixels.) The exact set (`tinydilate.field.line_of`) is the truth, and does not depend on the order of
-the layers; the rule does.
+2, 3 passes all the same, and sees 81 of 121 pixels.) The exact set (`tinydilate.field.line_of`) is
+the truth, and does not depend on the order of the layers; the rule does.
 """
 
 from __future__ import annotations
