@@ -502,7 +502,7 @@ def _draw_profile(axes: Any, field: EffectiveField, span: Pair, closed_form: flo
             "arrowstyle": "<->", "color": INK, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0,
         },
     )  # fmt: skip
-    told = f"σ = {sigma:.2f} to either side"
+    told = f"±σ = ±{sigma:.2f}"
     _write(axes, mean, 0.15 * peak, told, ha="center", fontsize=9)
     for edge in (span[0] - 0.5, span[1] + 0.5):
         axes.axvline(edge - centre, ymax=0.85, color=INK, linestyle=(0, (4, 2)), linewidth=1)
