@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tinydilate.classes import CAMVID, CITYSCAPES, IGNORE, KITTI, VOC, voc_palette
-from tinydilate.data import joined, open_dataset
+from tinydilate.data import joined, open_dataset, pixels
 from tinydilate.data.camvid import RAW, split_of
 from tinydilate.data.cityscapes import CATEGORIES, TABLE
 from tinydilate.data.coco import (
@@ -447,6 +447,29 @@ def test_images_of_other_modes_look_as_they_do_to_predict(tmp_path):
     Image.fromarray(clear).save(tmp_path / "clear.png")
     assert read_image(tmp_path / "deep.png")[0].tolist() == [[0] * 3, [100] * 3, [255] * 3]
     assert read_image(tmp_path / "clear.png")[0].tolist() == [[9, 8, 7], [255] * 3]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "levels"), [([0, 100, 255], [0, 100, 255]), ([0, 257 * 100, 65535], [0, 100, 255])]
+)
+def test_whole_numbers_of_32_bits_are_of_8_or_16(tmp_path, numbers, levels):
+    path = tmp_path / "a.tiff"
+    Image.fromarray(np.int32([numbers])).save(path)
+    assert read_image(path)[0, :, 0].tolist() == levels
+    Image.fromarray(np.int32([[0, 200_000]])).save(path)
+    with pytest.raises(DataError, match="from 0 to 200000, which is neither 8 nor 16 bits"):
+        read_image(path)
+
+
+def test_a_bug_of_ours_is_not_blamed_on_the_file(tmp_path, monkeypatch):
+    tiny.save(tmp_path / "a.png", np.zeros((2, 2), np.uint8))
+
+    def broken(*arguments):
+        raise IndexError("ours")
+
+    monkeypatch.setattr(pixels, "number_labels", broken)
+    with pytest.raises(IndexError, match="ours"):
+        read_labels(tmp_path / "a.png", CODE)
 
 
 def test_an_image_that_claims_to_be_huge(tmp_path, monkeypatch):

@@ -150,6 +150,8 @@ def test_numbers_far_beyond_white_are_refused(tmp_path):
         read_image(path)
     Image.fromarray(np.float32([[0, 1.25]])).save(path)  # as resizing leaves them
     assert read_image(path, 1).tolist() == [[[0.0, 1.0]]]
+    Image.fromarray(np.float32([[0, 2], [0, 2]])).save(path)
+    assert read_image(path, 1, 3.0).max() == 1  # resizing goes beyond 2, which is no fault
 
 
 def test_an_absurd_size_is_refused_before_it_is_decoded(tmp_path):

@@ -18,7 +18,6 @@ from tinydilate import compiling, kernel, use
 from tinydilate.device import MetaArray
 from tinydilate.errors import DeviceError, DtypeError, KernelError
 from tinydilate.kernel import KERNELS, Elementwise, jit
-from tinydilate.threads import WORTH_A_THREAD
 
 PACKAGE = Path(tinydilate.__file__).parent
 
@@ -361,16 +360,36 @@ def test_lines_that_never_ran_are_named_unless_excused(plain_python):
 
 
 def test_every_loop_of_the_package_is_watched(plain_python):
-    F.relu(np.zeros(WORTH_A_THREAD, np.float32))  # frames are found where they were used
-    functions = plain_python.compiled_functions()
-    codes = {(Path(code.co_filename).name, code.co_name) for code in functions}
-    of_each_kind = [
-        ("gemm.py", "_gather_panel"),  # a loop
-        ("simd.py", "outer_tile"),  # an instruction sequence's twin
+    """As many as there are lines in the sources that mark one, and one of each other kind."""
+    codes = {
+        (Path(code.co_filename).name, code.co_name) for code in plain_python.compiled_functions()
+    }
+    marked = {
+        (path.name, name)
+        for path in PACKAGE.rglob("*.py")
+        for name in re.findall(
+            r"^@(?:jit(?:_\w+)?|native\(.*\))\ndef (\w+)", path.read_text("utf-8"), re.MULTILINE
+        )
+    }
+    assert len(marked) > 90
+    assert not marked - codes
+    of_other_kinds = [
         ("arithmetic.py", "_slope_base"),  # a rule
-        ("handover.py", "together"),  # a frame
+        ("handover.py", "together"),  # frames
+        ("handover.py", "together_in_rooms"),
+        ("kernel.py", "_over_two"),
+        ("window.py", "tap"),
+        ("simd.py", "_twin"),
     ]
-    assert set(of_each_kind) <= codes
+    assert set(of_other_kinds) <= codes
+
+
+def test_a_body_that_stands_in_its_head_counts_as_missed(plain_python):
+    """Its line runs when it is defined, whether anybody calls it or not."""
+    code = compile("one = lambda x: x + 1", str(PACKAGE / "one.py"), "exec").co_consts[0]
+    watcher = SimpleNamespace(analysis2=lambda path: (path, [1], [], [], ""))
+    (loop,) = plain_python.measured(watcher, [code])
+    assert loop == ("tinydilate/one.py:<lambda>", 1, (1,))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="resource limits are POSIX")

@@ -127,7 +127,6 @@ def stumble(start, stop, at, finished):
     finished[start] = 1
 
 
-@pytest.mark.plain
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_an_exception_in_a_part_reaches_the_caller(failing):
     set_num_threads(3)

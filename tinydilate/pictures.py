@@ -41,6 +41,7 @@ def opened(path: Path, advice: Advice) -> Iterator[Any]:
     """
     from PIL import Image, UnidentifiedImageError
 
+    path = Path(path)
     try:
         if path.is_dir():  # opening one fails in another way on each system
             raise DataError(f"expected an image file; {path} is a folder. Name a file in it.")
@@ -86,6 +87,10 @@ def decode(file: Any, frame: int = 0) -> None:
         if frame:
             file.seek(frame)  # what a frame leaves as it was is filled in by Pillow
         file.load()
+    if file.mode == "F":
+        low, high = file.getextrema()
+        if high > 2 or low < -1:  # a little beyond comes from resizing
+            raise ValueError(f"its numbers go from {low:g} to {high:g} instead of from 0 to 1")
 
 
 def plain(image: Any) -> Any:
@@ -95,19 +100,24 @@ def plain(image: Any) -> Any:
     """
     from PIL import Image
 
-    if image.mode == "F":
-        low, high = image.getextrema()
-        if high > 2 or low < -1:  # a little beyond comes from resizing
-            raise ValueError(f"its numbers go from {low:g} to {high:g} instead of from 0 to 1")
     if image.mode in ("L", "RGB", "F"):
         return image
-    if image.mode.startswith("I"):  # 16-bit grey, which convert("L") would clip at 255
-        return Image.fromarray((np.asarray(image) / _LARGEST).astype(np.float32))
+    if image.mode.startswith("I"):  # whole numbers, which convert("L") would clip at 255
+        numbers = np.asarray(image)
+        return Image.fromarray((numbers / _white(image.mode, numbers)).astype(np.float32))
     if image.mode in ("PA", "LA", "La", "RGBA", "RGBa") or "transparency" in image.info:
         over = image.convert("RGBA")
         white = Image.new("RGBA", over.size, "white")
         return Image.alpha_composite(white, over).convert("RGB")
     return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _white(mode: str, numbers: NDArray[Any]) -> int:
+    """The number that is white: of 16 bits the largest; of 32 what their size suggests."""
+    low, high = int(numbers.min()), int(numbers.max())
+    if mode == "I" and (low < 0 or high > _LARGEST):
+        raise ValueError(f"its numbers go from {low} to {high}, which is neither 8 nor 16 bits")
+    return 255 if mode == "I" and high <= 255 else _LARGEST
 
 
 def levels(image: Any, channels: int) -> NDArray[np.float32]:

@@ -64,7 +64,7 @@ def plain_code(palette: tuple[Colour, ...], extra: Mapping[Colour, int] | None =
 def read_image(path: Path) -> Bytes:
     """Decode an image file, turned upright as its EXIF note asks: uint8 (H, W, 3), RGB.
 
-    Transparent pixels lie on white; of 16-bit grey the upper 8 bits remain.
+    Transparent pixels lie on white; of 16-bit grey the nearest of 256 levels remains.
 
     Raises
     ------
@@ -90,9 +90,10 @@ def read_labels(path: Path, code: Code) -> Bytes:
         If the file cannot be read, or holds numbers or colours that the data set does not have, or
         numbers and colours that contradict each other.
     """
-    with opened(path, _ADVICE) as image:
-        decode(image)
-        return _labels_of(image, path, code)
+    with opened(path, _ADVICE) as file:
+        decode(file)
+        image = file.copy()
+    return _labels_of(image, path, code)
 
 
 def _labels_of(image: Any, path: Path, code: Code) -> Bytes:

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from tinydilate import buffers, nn
+from tinydilate import nn
 from tinydilate.autograd import Op, Tensor
 from tinydilate.device import Array
 from tinydilate.errors import ConfigError, DtypeError, FieldError, PositionError
@@ -40,7 +40,7 @@ from tinydilate.functional.softmax_loss import LogSoftmax, Softmax
 from tinydilate.functional.unfolding import fold_forward
 from tinydilate.kernel import use
 from tinydilate.receptive_field.analysis import Analysis, Layer, analyse
-from tinydilate.receptive_field.graph import Called, Model, Run, check_size, record
+from tinydilate.receptive_field.graph import Called, Model, Run, check_size, ops_of, record
 from tinydilate.window import Pair
 
 METHODS = ("gradient", "impulse")
@@ -258,15 +258,15 @@ def _by_impulse(
                 for k, output in enumerate(target.outputs):
                     index = target.place_of(tensor, output, n if batched else None)
                     mask[k, y, z] = changed[index].any()
+        del run, tensor, changed  # or the next run would stand beside this one
         bar.update(len(lit))
     return masks
 
 
 def _measured_run(model: Model, image: Array) -> tuple[Run, int]:
     """Run the network on one image; and how many such runs `_ROOM` holds, one at least."""
-    before = buffers.statistics().in_use
     run = record_probe(model, image)
-    taken = buffers.statistics().in_use - before  # small arrays do not count
+    taken = sum(result.data.nbytes for _, result in ops_of(run))
     return run, max(1, _ROOM // max(1, taken))
 
 
