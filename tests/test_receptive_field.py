@@ -748,6 +748,11 @@ def test_a_table_ends_with_what_comes_out():
     assert len(rows) == 4
 
 
+def test_only_images_are_measured():
+    with pytest.raises(FieldError, match=r"^expected an image .* got \(8, 8\)\. Add channels\.$"):
+        verify(nn.ReLU(), (8, 8))
+
+
 def test_a_size_that_is_one_number_is_refused():
     with pytest.raises(ShapeError, match=r"^expected an input size of whole numbers .*; got 64\.$"):
         analyse(stack([1]), 64)

@@ -324,6 +324,14 @@ def measure_targets(
         return way(copy, size, targets, rng, bar)
 
 
+def check_image_size(input_size: Sequence[int]) -> tuple[int, ...]:
+    """An image's size as a tuple; one without channels is refused."""
+    size = check_size(input_size)
+    if len(size) < 3:
+        raise FieldError(f"expected an image (N, C, H, W) or (C, H, W); got {size}. Add channels.")
+    return size
+
+
 def measure(
     model: Model,
     input_size: Sequence[int],
@@ -360,9 +368,7 @@ def measure(
     PositionError
         If there is no such output.
     """
-    size = check_size(input_size)
-    if len(size) < 3:
-        raise FieldError(f"expected an image (N, C, H, W) or (C, H, W); got {size}. Add channels.")
+    size = check_image_size(input_size)
     _, target = chosen(analyse(model, size, misaligned="union"), output, layer)
     mask: Array = measure_targets(model, size, [target], method)[0][0]
     return mask

@@ -13,8 +13,8 @@ from tinydilate import nn
 from tinydilate.device import Array
 from tinydilate.errors import FieldError, TinydilateError
 from tinydilate.receptive_field.analysis import Analysis, Layer, analyse
-from tinydilate.receptive_field.graph import Model, check_size
-from tinydilate.receptive_field.probes import measure_targets, target_of
+from tinydilate.receptive_field.graph import Model
+from tinydilate.receptive_field.probes import check_image_size, measure_targets, target_of
 from tinydilate.window import Pair
 
 
@@ -113,7 +113,7 @@ def verify(
         If the image is too small for some layer's field, with a size that would do; or if the
         network fails on the probe.
     """
-    size = check_size(input_size)
+    size = check_image_size(input_size)
     analysis = analyse(model, size, misaligned="union")
     layers: list[tuple[int | None, Layer]] = [*enumerate(analysis.layers)]
     if not any(layer.seen is analysis.output.seen for layer in analysis.layers):
