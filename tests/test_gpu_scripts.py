@@ -3,28 +3,14 @@
 import json
 import subprocess
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from programs import ROOT, load
 
 from tinydilate import gpu_checkup
 from tinydilate.errors import DeviceError
-
-ROOT = Path(__file__).parents[1]
-
-
-def load(folder, name):
-    spec = spec_from_file_location(f"{folder}_{name}", ROOT / folder / f"{name}.py")
-    module = module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / folder))
-        patch.setitem(sys.modules, spec.name, module)
-        spec.loader.exec_module(module)
-    return module
-
 
 script = load("scripts", "test_gpu")
 SETTING = script.Setting(tiny=False, ends=float("inf"), select="")

@@ -5,12 +5,12 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from programs import load
 
 import tinydilate
 import tinydilate.functional as F
@@ -322,10 +322,7 @@ def test_checked_bounds_catch_an_index_beside_its_array(tmp_path):
 @pytest.fixture(scope="module")
 def plain_python():
     """The program behind `make plain`."""
-    spec = spec_from_file_location("plain_python", PACKAGE.parent / "scripts" / "plain_python.py")
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("scripts", "plain_python")
 
 
 def test_lines_that_never_ran_are_named_unless_excused(plain_python):

@@ -87,15 +87,14 @@ def results_table(results: dict[str, Any], folder: str) -> str:
 
 def _what_to_look_at(folder: str) -> str:
     """Of what a run leaves, what is still there."""
-    place, text = shlex.quote(folder), ""
+    place, sentences = shlex.quote(folder), []
     pictures = [f"{folder}/{name}.png" for name in ("predictions", "curves")]
     there = [picture for picture in pictures if Path(picture).exists()]
     if there:
-        text += f"\n\nLook at {' and '.join(there)}."
+        sentences.append(f"Look at {' and '.join(there)}.")
     if Path(folder, "example.png").exists():
-        text += f"{' ' if there else chr(10) * 2}Label an image:\n"
-        text += f"{program()} predict {place} {place}/example.png"
-    return text
+        sentences.append(f"Label an image:\n{program()} predict {place} {place}/example.png")
+    return "\n\n" + " ".join(sentences) if sentences else ""
 
 
 # ---- eval ------------------------------------------------------------------------------------

@@ -366,16 +366,20 @@ def number(value: Fraction | int) -> int | float:
     return int(value) if value == int(value) else float(value)
 
 
+def and_output(layers: list[Layer], analysis: Analysis) -> list[Layer]:
+    """Layers of an analysis, and behind them its output, if that is none of theirs."""
+    if any(layer.seen is analysis.output.seen for layer in layers):
+        return layers
+    return [*layers, analysis.output]
+
+
 def format_table(analysis: Analysis) -> str:
     """Write an analysis as text: a row for each layer, (rows, columns) as one number if alike.
 
     A last one for the output, if that is no layer's: ops behind the last module made it.
     """
     header = ("layer", "type", "field", "stride", "centre", "padding", "reached", "share", "phases")
-    layers = [*analysis]
-    if not any(layer.seen is analysis.output.seen for layer in layers):
-        layers.append(analysis.output)
-    lines = [header, *(_cells(layer) for layer in layers)]
+    lines = [header, *(_cells(layer) for layer in and_output([*analysis], analysis))]
     widths = [max(len(line[k]) for line in lines if k < len(line)) for k in range(len(header))]
     text = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip()

@@ -12,7 +12,7 @@ import numpy as np
 from tinydilate import nn
 from tinydilate.device import Array
 from tinydilate.errors import FieldError, TinydilateError
-from tinydilate.receptive_field.analysis import Analysis, Layer, analyse
+from tinydilate.receptive_field.analysis import Analysis, Layer, analyse, and_output
 from tinydilate.receptive_field.graph import Model
 from tinydilate.receptive_field.probes import check_image_size, measure_targets, target_of
 from tinydilate.window import Pair
@@ -115,12 +115,11 @@ def verify(
     """
     size = check_image_size(input_size)
     analysis = analyse(model, size, misaligned="union")
-    layers: list[tuple[int | None, Layer]] = [*enumerate(analysis.layers)]
-    if not any(layer.seen is analysis.output.seen for layer in analysis.layers):
-        layers.append((None, analysis.output))
+    layers = and_output(analysis.layers, analysis)
     targets, looked_at = [], []
-    for call, layer in layers:
+    for number, layer in enumerate(layers):
         if layer.reason is None:
+            call = number if number < len(analysis.layers) else None  # the output's is none
             outputs = _outputs_to_measure(layer, model, analysis, size)
             targets.append(target_of(call, layer, outputs))
             looked_at.append(layer)
@@ -129,7 +128,7 @@ def verify(
         Check(layer, target.outputs, _compare(layer, target.outputs, found))
         for layer, target, found in zip(looked_at, targets, masks, strict=True)
     ]
-    unseen = [Check(layer, (), None) for _, layer in layers if layer.reason is not None]
+    unseen = [Check(layer, (), None) for layer in layers if layer.reason is not None]
     return Verification(method, [*checks, *unseen])
 
 
@@ -164,7 +163,7 @@ def _middle(outputs: list[int], period: int) -> list[int]:
 def _advice(model: Model, analysis: Analysis, size: tuple[int, ...]) -> str:
     """A size that would do for all layers, found by trying: with strides not all larger do."""
     if isinstance(model, nn.Module):
-        measured = [layer for layer in _every(analysis) if layer.has_fields]
+        measured = [layer for layer in and_output(analysis.layers, analysis) if layer.has_fields]
         extent = [max(layer.extent[axis] for layer in measured) for axis in (0, 1)]
         stride = [max(ceil(abs(layer.stride[axis])) for layer in measured) for axis in (0, 1)]
         for more in range(64):
@@ -173,13 +172,13 @@ def _advice(model: Model, analysis: Analysis, size: tuple[int, ...]) -> str:
                 larger = analyse(model, (*size[:-2], *wider), "union")
             except TinydilateError:
                 continue
-            if all(all(each.whole_outputs()) for each in _every(larger) if each.has_fields):
+            if all(
+                all(each.whole_outputs())
+                for each in and_output(larger.layers, larger)
+                if each.has_fields
+            ):
                 return f"{wider[0]} x {wider[1]} would do."
     return "Give it a larger one."
-
-
-def _every(analysis: Analysis) -> list[Layer]:
-    return [*analysis.layers, analysis.output]
 
 
 def _compare(layer: Layer, outputs: tuple[Pair, ...], masks: Array) -> Counterexample | None:
