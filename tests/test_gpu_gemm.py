@@ -141,6 +141,48 @@ def parts_agree(tile="tile128", parts=2):
     np.testing.assert_array_equal(result, expected)
 
 
+@tiles
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_plain_product_may_end_anywhere(tile, parts):
+    """A window of one pixel: its sum runs on into the next image, and begins in the middle of one.
+
+    With one filter or channel more and less than tiles have, in the last of two groups as well.
+    """
+    for filters, channels, pixels in ((9, 3, 11), (1, 17, 5), (8, 16, 8)):
+        plain_product_agrees(tile, parts, filters, channels, pixels)
+
+
+def plain_product_agrees(tile="tile128", parts=3, filters=9, channels=3, pixels=11):
+    x, grad = numbers(4, 2 * channels, 1, pixels), numbers(4, 2 * filters, 1, pixels)
+    expected = conv2d_grad_weight.implementations["numpy"](x, grad, Window.of(1), 2)
+    gather = gpu_gemm.forward_gather(Window.of(1), (1, pixels))
+    with guarded():
+        moved = device.move(x, "cuda"), device.move(grad, "cuda")
+        result = gpu_gemm.gathered_outer(*moved, gather, 2, tile=tile, parts=parts)
+        result = device.move(result, "cpu")
+    np.testing.assert_array_equal(result, expected)
+
+
+@tiles
+@pytest.mark.parametrize(("filters", "channels"), [(16, 8), (8, 16), (9, 8), (16, 9)])
+def test_weights_that_lie_in_order_are_not_packed(tile, filters, channels):
+    """Those of an adjoint of one tap, in full tiles and steps; others are."""
+    grad, w = numbers(2, filters, 2, 3), numbers(filters, channels, 1, 1)
+    on_both(conv2d_grad_input, f"cuda:{tile}", grad, w, (2, 3), Window.of(1))
+
+
+def test_many_parts_are_shared_by_several_threads():
+    """So many that each adds some, one after the other, and a tail of numbers is left."""
+    sums = np.random.default_rng(0).integers(-9, 9, (23, 7)).astype(np.float32)
+    with guarded():
+        moved, result = device.move(sums, "cuda"), device.empty((7,), np.float32)
+        grid, threads = gpu_gemm._adding(7, len(sums))
+        gpu_gemm._add_parts[grid, threads](moved, result, len(sums))
+        result = device.move(result, "cpu")
+    assert threads[1] > 1
+    np.testing.assert_array_equal(result, sums.sum(axis=0))
+
+
 def test_the_number_of_parts_fills_the_card_and_leaves_each_enough(monkeypatch):
     card = device.card()._replace(multiprocessors=132)
     monkeypatch.setattr(gpu_gemm, "card", lambda: card)
@@ -235,11 +277,22 @@ def check_map_in_parts():
     map_in_parts_agrees()
 
 
+def check_plain():
+    plain_product_agrees()
+
+
+def check_order():
+    grad, w = numbers(2, 9, 2, 3), numbers(9, 8, 1, 1)
+    on_both(conv2d_grad_input, "cuda:tile128", grad, w, (2, 3), Window.of(1))
+
+
 CHECKS = [
     check_tails,
     check_window,
     check_parts,
     check_map_in_parts,
+    check_plain,
+    check_order,
     check_products,
     check_columns,
 ]

@@ -311,7 +311,9 @@ def test_the_tile_of_a_gpu_in_the_simulator(monkeypatch):
     tile = gpu_gemm.Tile(128, 128, 8, 8, vector=4, blocks=1, share=0.5, tf32=True)
     monkeypatch.setitem(gpu_gemm.TILES, "whole", tile)
     monkeypatch.setitem(gpu_gemm._GATHERED, "whole", gpu_gemm._gather_kernel("whole", tile))
-    monkeypatch.setitem(gpu_gemm._OUTER, "whole", gpu_gemm._outer_kernel("whole", tile))
+    for plain in (False, True):
+        outer = gpu_gemm._outer_kernel("whole", tile, plain)
+        monkeypatch.setitem(gpu_gemm._OUTER, ("whole", plain), outer)
     x, w, grad = numbers(1, 1, 1, 100), numbers(100, 1, 1, 1), numbers(1, 100, 1, 100)
     packed = np.zeros((1, 16, 128), np.float32)  # by hand: `pack` takes long to simulate
     for f in range(100):
@@ -332,6 +334,15 @@ def test_the_tile_of_a_gpu_in_the_simulator(monkeypatch):
         result = gpu_gemm.gathered_outer(*moved, gather, tile="whole", parts=1)
         result = device.move(result, "cpu")
     np.testing.assert_array_equal(result[:, :, 0, 0], grad[0, :, 0] @ x[0, :, 0].T)
+    window = Window.of((1, 2), padding=(0, 1))  # not the plain case
+    x, grad = numbers(1, 60, 1, 20), numbers(1, 100, 1, 21)
+    expected = conv2d_grad_weight.implementations["numpy"](x, grad, window, 1)
+    with guarded():
+        moved = [device.move(array, "cuda") for array in (x, grad)]
+        gather = gpu_gemm.forward_gather(window, (1, 21))
+        result = gpu_gemm.gathered_outer(*moved, gather, tile="whole", parts=1)
+        result = device.move(result, "cpu")
+    np.testing.assert_array_equal(result, expected)
 
 
 # ---- the option ------------------------------------------------------------------------------
@@ -414,9 +425,10 @@ def test_without_a_gpu_the_reason_is_said():
 def test_wide_layers_use_it_and_no_others(monkeypatch):
     """Forwards and for both gradients; float64 never."""
     seen = []
-    for table in (gpu_gemm._GATHERED, gpu_gemm._OUTER):
-        for name in list(table):
-            monkeypatch.setitem(table, name, Spy(name, seen))
+    for name in list(gpu_gemm._GATHERED):
+        monkeypatch.setitem(gpu_gemm._GATHERED, name, Spy(name, seen))
+    for name, plain in list(gpu_gemm._OUTER):
+        monkeypatch.setitem(gpu_gemm._OUTER, (name, plain), Spy(name, seen))
 
     def run(channels, dtype=np.float32):
         seen.clear()

@@ -74,7 +74,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinydilate import device, gpu_tf32
-from tinydilate.device import SIMULATED, CudaArray, card, cover
+from tinydilate.device import SIMULATED, CudaArray, card
 from tinydilate.gpu_tf32 import place_left
 from tinydilate.kernel import Float32Array, Int32Array, cuda
 from tinydilate.launching import OLDEST, CudaKernel
@@ -174,8 +174,8 @@ class Tile(NamedTuple):
 # each thread costs time, the tiles are small, and cut in the same ways.
 TILES = {
     "tile128": Tile(128, 128, 8, 8, vector=4, blocks=2, share=0.84),
-    "tile64": Tile(64, 128, 8, 8, vector=4, blocks=4, share=0.79),
-    "tile32": Tile(32, 128, 4, 8, vector=4, blocks=4, share=0.68),
+    "tile64": Tile(64, 128, 8, 8, vector=4, blocks=4, share=0.82),
+    "tile32": Tile(32, 128, 4, 8, vector=4, blocks=4, share=0.72),
     "tf32_128": Tile(128, 128, 8, 8, vector=4, blocks=2, share=0.5, tf32=True),
     "tf32_64": Tile(64, 128, 8, 8, vector=4, blocks=3, share=0.5, tf32=True),
 }
@@ -539,11 +539,16 @@ def _gather_kernel(name: str, tile: Tile) -> CudaKernel:
                 for n in range(SHARE_A):
                     next_a[n] = weights[at_a + np.uint32(n * FURTHER_A)]
                 at_a = np.uint32(at_a + np.uint32(STEPS) * padded)
-                for n in range(SHARE_B):
-                    value = np.float32(0)
-                    if place < plane and np.uint32(c0 + k_b + np.uint32(n)) < channels:
-                        value = images[np.uint32(at_b + np.uint32(n) * plane)]
-                    next_b[n] = value
+                left = np.uint32(channels - c0)  # of the tap
+                if place < plane and left >= np.uint32(STEPS):  # as most are: nothing to ask
+                    for n in range(SHARE_B):
+                        next_b[n] = images[np.uint32(at_b + np.uint32(n) * plane)]
+                else:
+                    for n in range(SHARE_B):
+                        value = np.float32(0)
+                        if place < plane and np.uint32(k_b + np.uint32(n)) < left:
+                            value = images[np.uint32(at_b + np.uint32(n) * plane)]
+                        next_b[n] = value
                 c0 = np.uint32(c0 + np.uint32(STEPS))
                 at_b = np.uint32(at_b + np.uint32(STEPS) * plane)
                 if c0 >= channels:
@@ -652,11 +657,55 @@ def product(
     _GATHERED[cut.tile][blocks, tile.threads](images, packed, other, sums, layer)
     if parts > 1:
         plane = math.prod(gather.output)
-        _finish_parts[cover(out.size)](sums, other, out, parts, plane, groups * filters, *finish)
+        _finish_parts[_adding(out.size, parts)](
+            *(sums, other, out, parts, plane, groups * filters), *finish
+        )
     return out
 
 
-@cuda.jit(dtypes=(np.float32,))
+ADDERS = 8 if SIMULATED else 256  # threads of a block that adds parts
+FEWEST = 1 if SIMULATED else 4  # parts that a thread adds, before it shares them with another
+
+
+@lru_cache(4096)
+def _adding(count: int, parts: int) -> tuple[int, tuple[int, int]]:
+    """Blocks, and threads side by side and below each other, that add the parts of each number.
+
+    Neighbours along a row have neighbouring numbers. Where parts are many, a number's are shared by
+    the threads of a column: a small result would keep few processors busy otherwise, each waiting
+    for its memory a thousand times.
+    """
+    down = 1
+    while down < ADDERS // 2 and down < 16 and parts >= 2 * FEWEST * down:
+        down *= 2
+    across = ADDERS // down
+    return -(-count // across), (across, down)
+
+
+@cuda.jit(device=True)
+def _sum_of_parts(sums: Any, count: Any, parts: Any) -> Any:
+    """A number, and the sum of its parts if this thread is the first of its column (else a piece).
+
+    Who adds which parts, and the order, depend on the sizes alone: the same bits each time.
+    """
+    found = cuda.shared.array(ADDERS, np.float32)
+    x, y = np.uint32(cuda.threadIdx.x), np.uint32(cuda.threadIdx.y)
+    across, down = np.uint32(cuda.blockDim.x), np.uint32(cuda.blockDim.y)
+    n = np.uint32(np.uint32(cuda.blockIdx.x) * across + x)
+    total, part = np.float32(0), y
+    while n < count and part < parts:
+        total += sums[np.uint32(part * count + n)]
+        part = np.uint32(part + down)
+    found[np.uint32(y * across + x)] = total
+    cuda.syncthreads()
+    below = np.uint32(1)
+    while y == 0 and below < down:
+        total += found[np.uint32(below * across + x)]
+        below = np.uint32(below + np.uint32(1))
+    return n, total
+
+
+@cuda.jit(dtypes=(np.float32,), launch_bounds=ADDERS)
 def _finish_parts(
     sums: Float32Array,
     bias: Float32Array,
@@ -667,12 +716,9 @@ def _finish_parts(
     biased: bool,
     relu: bool,
 ) -> None:
-    """Add the parts, in their order, and do what a block does at its end that has whole sums."""
-    n = np.uint32(cuda.grid(1))
-    if n < out.size:
-        total = np.float32(0)
-        for part in range(parts):
-            total += sums[np.uint32(part) * out.size + n]
+    """Add the parts, and do what a block does at its end that has whole sums."""
+    n, total = _sum_of_parts(sums, out.size, parts)
+    if n < out.size and cuda.threadIdx.y == 0:
         if biased:
             total += bias[n // plane % filters]
         if relu and total < 0:
@@ -695,6 +741,8 @@ def _packed(
     taps = weights.shape[2] * weights.shape[3]
     deep = rounds_of(channels, 1, tile.steps) * tile.steps
     wide = -(-filters // tile.rows) * tile.rows
+    if adjoint and taps == 1 and (deep, wide) == (channels, filters) and not tile.tf32:
+        return weights.reshape(groups, channels, filters)  # they are in that order
     packed = device.empty((groups, taps * deep, wide), weights.dtype)
     # From one filter's weights to the next one's, and from one channel's to the next one's.
     steps = (taps, filters * taps) if adjoint else (channels * taps, taps)
@@ -796,7 +844,32 @@ def matmul(a: CudaArray, b: CudaArray) -> CudaArray:
 # ---- the gradient of the weights -------------------------------------------------------------
 
 
-def _outer_kernel(name: str, tile: Tile) -> CudaKernel:
+def _fetcher(share: int, apart: int) -> Any:
+    """What fetches a thread's share of one pixel: every so many rows of a matrix (rows, pixels)."""
+
+    @cuda.jit(device=True)
+    def fetch(matrix: Any, first: Any, row: Any, left: Any, numbers: Any) -> None:
+        """From place ``first``; a row has ``row`` numbers, and ``left`` rows are left."""
+        if left > np.int32((share - 1) * apart):  # as most are: nothing to ask
+            for n in range(share):
+                numbers[n] = matrix[np.uint32(first + np.uint32(n * apart) * row)]
+        else:
+            for n in range(share):
+                value = np.float32(0)
+                if np.int32(n * apart) < left:
+                    value = matrix[np.uint32(first + np.uint32(n * apart) * row)]
+                numbers[n] = value
+
+    return fetch
+
+
+def _outer_kernel(name: str, tile: Tile, plain: bool = False) -> CudaKernel:
+    """The product for a tile, or for the ``plain`` case: the images' pixels are the columns.
+
+    So it is for windows of one pixel, and in Winograd's formula. Most of what a thread does beside
+    multiplying is to find pixels; here it reads on to its right.
+    """
+    PLAIN = plain
     ROWS, COLUMNS = np.uint32(tile.rows), np.uint32(tile.columns)
     THREADS, THREAD_ROWS, THREAD_COLUMNS = tile.threads, tile.thread_rows, tile.thread_columns
     SUMS, STEPS = THREAD_ROWS * THREAD_COLUMNS, tile.steps
@@ -810,6 +883,7 @@ def _outer_kernel(name: str, tile: Tile) -> CudaKernel:
     BOTH_A, BOTH_B, PLACES = int(2 * SIZE_A), int(2 * SIZE_B), 4 * tile.columns
     SHARE_A, SHARE_B = STEPS * tile.rows // THREADS, STEPS * tile.columns // THREADS
     APART = THREADS // STEPS  # rows, and columns, from one that a thread fetches to the next
+    fetch_a, fetch_b = _fetcher(SHARE_A, APART), _fetcher(SHARE_B, APART)
     place_a, place_b = way.place_a, way.place_b
     together = way.together if APART < gpu_tf32.ADD_UP else _sum
     rounded, multiply = way.rounded, way.multiply
@@ -857,7 +931,8 @@ def _outer_kernel(name: str, tile: Tile) -> CudaKernel:
             sums[n] = np.float32(0)
 
         # Each column is a channel and a tap. How far it reads from an output's first pixel: rows,
-        # columns, and both with the channel in numbers.
+        # columns, and both with the channel in numbers. (In the plain case nobody asks, and the
+        # compiler leaves the table out.)
         for n in range(thread, COLUMNS, THREADS):
             column = np.uint32(column0 + np.uint32(n))
             tap, at = np.uint32(column % taps), np.uint32(np.uint32(n) * np.uint32(4))
@@ -874,6 +949,8 @@ def _outer_kernel(name: str, tile: Tile) -> CudaKernel:
 
         # A thread fetches from one pixel of a round: from some rows of gradients and some columns.
         k, line = np.uint32(thread % np.uint32(STEPS)), np.uint32(thread // np.uint32(STEPS))
+        filters_left = np.int32(np.int32(filters) - np.int32(f0 + line))
+        columns_left = np.int32(np.int32(columns) - np.int32(column0 + line))
         p0 = np.uint32(part * each)  # the first of a round's pixels
         last = min(pixels, np.uint32((part + np.uint32(1)) * each))
         j, y0, z0 = out_w, np.int32(0), np.int32(0)
@@ -893,24 +970,35 @@ def _outer_kernel(name: str, tile: Tile) -> CudaKernel:
                     y0 = np.int32(np.int32(rest // out_w) * layer[STEP_Y] + layer[ORIGIN_Y])
                     block = np.uint32(image * np.uint32(layer[GROUPS]) + group)  # of channels
                     at_a = np.uint32((block * filters + f0 + line) * out_plane + rest)
-                    at_b = np.int32(
-                        np.int32(block * np.uint32(layer[CHANNELS]) * plane) + y0 * width
-                    )
-                z0 = np.int32(np.int32(j) * layer[STEP_Z] + layer[ORIGIN_Z])
-                for n in range(SHARE_A):
-                    value = np.float32(0)
-                    row = np.uint32(np.uint32(n * APART) + f0 + line)
-                    if p < last and row < filters:
-                        value = grads[np.uint32(at_a + np.uint32(n * APART) * out_plane)]
-                    next_a[n] = value
-                for n in range(SHARE_B):
-                    at = np.uint32((line + np.uint32(n * APART)) * np.uint32(4))
-                    y = np.int32(y0 + places[at])
-                    z = np.int32(z0 + places[at + np.uint32(1)])
-                    value = np.float32(0)
-                    if p < last and 0 <= y < height and 0 <= z < width:
-                        value = images[np.uint32(np.int32(at_b + z0 + places[at + np.uint32(2)]))]
-                    next_b[n] = value
+                    if PLAIN:
+                        channel = np.uint32(block * channels + column0 + line)
+                        at_b = np.int32(channel * plane + rest)
+                    else:
+                        at_b = np.int32(
+                            np.int32(block * np.uint32(layer[CHANNELS]) * plane) + y0 * width
+                        )
+                if PLAIN:
+                    here = p < last
+                    fetch_a(grads, at_a, plane, filters_left if here else np.int32(0), next_a)
+                    fetch_b(images, at_b, plane, columns_left if here else np.int32(0), next_b)
+                    at_b = np.int32(at_b + np.int32(STEPS))
+                else:
+                    z0 = np.int32(np.int32(j) * layer[STEP_Z] + layer[ORIGIN_Z])
+                    for n in range(SHARE_A):
+                        value = np.float32(0)
+                        row = np.uint32(np.uint32(n * APART) + f0 + line)
+                        if p < last and row < filters:
+                            value = grads[np.uint32(at_a + np.uint32(n * APART) * out_plane)]
+                        next_a[n] = value
+                    for n in range(SHARE_B):
+                        at = np.uint32((line + np.uint32(n * APART)) * np.uint32(4))
+                        y = np.int32(y0 + places[at])
+                        z = np.int32(z0 + places[at + np.uint32(1)])
+                        value = np.float32(0)
+                        if p < last and 0 <= y < height and 0 <= z < width:
+                            at = np.uint32(np.int32(at_b + z0 + places[at + np.uint32(2)]))
+                            value = images[at]
+                        next_b[n] = value
                 p0, j = np.uint32(p0 + np.uint32(STEPS)), np.uint32(j + np.uint32(STEPS))
                 at_a = np.uint32(at_a + np.uint32(STEPS))
             # ... multiply this round's, of which there are none at first ...
@@ -943,11 +1031,15 @@ def _outer_kernel(name: str, tile: Tile) -> CudaKernel:
                         parts[first + beside] = sums[m * THREAD_COLUMNS + n]
 
     made: CudaKernel = outer
-    made.name = f"gpu_gemm.outer {name}"
+    made.name = f"gpu_gemm.outer {name}{' plain' if PLAIN else ''}"
     return made
 
 
-_OUTER = {name: _outer_kernel(name, tile) for name, tile in TILES.items()}
+_OUTER = {
+    (name, plain): _outer_kernel(name, tile, plain)
+    for name, tile in TILES.items()
+    for plain in (False, True)
+}
 
 
 def gathered_outer(
@@ -980,11 +1072,16 @@ def gathered_outer(
     each = -(-pixels // parts // cut.steps) * cut.steps  # pixels of a part
     parts = -(-pixels // each)  # those that have any
     sums = result if parts == 1 else device.empty((parts, result.size), images.dtype)
-    layer = _layer(pixels, channels, filters, groups, images.shape[2:], gather, taps, each)
+    size, output = images.shape[2:], gather.output
+    plain = gather == Gather((1, 1), (size[0], size[1]), (1, 1), (0, 0), gather.spacing)
+    if plain:  # a product of two matrices: the pixels of an image in one row
+        size = output = 1, math.prod(size)
+        gather = gather._replace(output=output)
+    layer = _layer(pixels, channels, filters, groups, size, gather, taps, each)
     blocks = parts * groups * down * across
-    _OUTER[name][blocks, cut.threads](images, grads, sums, layer)
+    _OUTER[name, plain][blocks, cut.threads](images, grads, sums, layer)
     if parts > 1:
-        _add_parts[cover(result.size)](sums, result, parts)
+        _add_parts[_adding(result.size, parts)](sums, result, parts)
     return result
 
 
@@ -1008,11 +1105,8 @@ def _parts(blocks: int, pixels: int, tile: Tile) -> int:
     return max(1, min(wanted, pixels // 256))
 
 
-@cuda.jit(dtypes=(np.float32,))
+@cuda.jit(dtypes=(np.float32,), launch_bounds=ADDERS)
 def _add_parts(sums: Float32Array, result: Float32Array, parts: np.uint32) -> None:
-    n = np.uint32(cuda.grid(1))
-    if n < result.size:
-        total = np.float32(0)
-        for part in range(parts):
-            total += sums[np.uint32(part) * result.size + n]
+    n, total = _sum_of_parts(sums, result.size, parts)
+    if n < result.size and cuda.threadIdx.y == 0:
         result[n] = total
