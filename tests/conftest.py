@@ -20,6 +20,8 @@ from tinydilate import (
     device,
     gemm,
     get_rng_state,
+    gpu_gemm,
+    gpu_winograd,
     is_grad_enabled,
     kernel,
     manual_seed,
@@ -124,3 +126,22 @@ def memory_is_full_of_nan(monkeypatch):
     yield
     set_num_threads(before)
     gemm._made_plan.cache_clear()  # some tests have plans made for more threads than are worth it
+
+
+@pytest.fixture
+def h100(monkeypatch):
+    """The tiles and the card of an H100, to choose among; call it for another capability."""
+
+    def patch(capability=(9, 0), multiprocessors=132):
+        card = device.Card("patched", capability, multiprocessors, 2**36)
+        monkeypatch.setattr(gpu_gemm, "card", lambda: card)
+        monkeypatch.setattr(gpu_gemm, "TILES", gpu_gemm.TILES_OF_CARDS)
+        forget()
+
+    def forget():
+        gpu_gemm.fastest_cut.cache_clear()
+        gpu_winograd.fastest_side.cache_clear()
+
+    patch()
+    yield patch
+    forget()

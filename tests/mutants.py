@@ -1010,15 +1010,15 @@ GPU_MUTANTS = [
     Mutant(
         "filters written that do not exist",
         GEMM,
-        "if row < filters:\n                        total",
-        "if row < padded:\n                        total",
+        "            if row < filters:\n                row =",
+        "            if row < padded:\n                row =",
         "check_tails",
     ),
     Mutant(
         "pixels written that do not exist",
         GEMM,
-        "if p < pixels:\n                image",
-        "if p < pixels + COLUMNS:\n                image",
+        "if p < pixels else NOWHERE",
+        "if True else NOWHERE",
         "check_tails",
     ),
     Mutant(

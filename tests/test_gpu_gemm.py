@@ -193,22 +193,6 @@ def test_the_number_of_parts_fills_the_card_and_leaves_each_enough(monkeypatch):
     assert gpu_gemm._parts(4, 9, tile) == 1
 
 
-@pytest.fixture
-def h100(monkeypatch):
-    """The tiles and the card of an H100, to choose among."""
-    card = device.card()._replace(multiprocessors=132, capability=(9, 0))
-    monkeypatch.setattr(gpu_gemm, "card", lambda: card)
-    large = {
-        "tile128": gpu_gemm.Tile(128, 128, 8, 8, 4, 2, 0.83),
-        "tile64": gpu_gemm.Tile(64, 128, 8, 8, 4, 4, 0.8),
-        "tile32": gpu_gemm.Tile(32, 128, 4, 8, 4, 4, 0.67),
-    }
-    monkeypatch.setattr(gpu_gemm, "TILES", large)
-    gpu_gemm.fastest_cut.cache_clear()
-    yield
-    gpu_gemm.fastest_cut.cache_clear()
-
-
 @pytest.mark.usefixtures("h100")
 def test_few_filters_get_a_small_tile():
     pixels = 4 * 90_000
@@ -225,6 +209,7 @@ def test_a_small_map_of_many_channels_is_summed_in_parts():
     assert gpu_gemm.fastest_cut(21, 66 * 66, 1, 21, 9)[1] == 1, "a part has sixteen rounds at least"
 
 
+@pytest.mark.usefixtures("h100")
 def test_columns_are_folded_unless_they_take_too_much_memory():
     """A layer of stride 2, forwards (N, 64, 2s, 2s) -> (N, 128, s, s)."""
     w, window = device.MetaArray((128, 64, 3, 3)), Window.of(3, stride=2, padding=1)

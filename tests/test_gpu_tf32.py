@@ -21,7 +21,6 @@ from tinydilate import functional as F
 from tinydilate.device import Card
 from tinydilate.errors import ConfigError, DeviceError, KernelError
 from tinydilate.functional.convolution import (
-    _gpu_side,
     conv2d_forward,
     conv2d_grad_input,
     conv2d_grad_weight,
@@ -442,7 +441,7 @@ def test_wide_layers_use_it_and_no_others(monkeypatch):
     wide, pixels = (16, 32) if device.SIMULATED else (512, 20_000)
     assert run(wide) == ["tile"] * 3
     set_tf32(True)
-    assert run(wide) == ["tf32" if gpu_gemm.gain(True) > 1 else "tile"] * 3
+    assert run(wide) == ["tf32" if len(gpu_gemm.allowed(True)) > 3 else "tile"] * 3
     assert run(1)[:2] == ["tile"] * 2  # (the sum of the weights' gradient is long)
     assert run(wide, np.float64) == []
     with use("cuda:tile128"):
@@ -459,35 +458,30 @@ class Spy:
         return lambda *arguments: self.seen.append(self.name)
 
 
-# Multiply-adds a clock in TF32 and in FP32, times the shares of the tiles in the time: by these
-# rates alone Winograd's tiles of side 4, which save three multiplications in four, are overtaken.
+# Of a large layer, from a card's multiply-adds a clock in TF32 and in FP32, and the shares of the
+# tiles in the time.
 GAINS = {
     (7, 5): 1,
-    (8, 0): 512 * 0.5 / (64 * 0.84),
+    (8, 0): 512 * 0.2 / (64 * 0.84),
     (8, 6): 1,
-    (9, 0): 1024 * 0.5 / (128 * 0.84),
+    (9, 0): 1024 * 0.2 / (128 * 0.84),
     (99, 0): 1,
 }
 
 
 @pytest.fixture(params=GAINS)
-def capability(request, unsettled):
+def capability(request, unsettled, h100):
     """Of a card that is patched in, with TF32 wanted."""
-    unsettled.setattr(gpu_gemm, "card", lambda: Card("patched", request.param, 100, 2**34))
+    h100(request.param)
     unsettled.setattr(gpu_tf32, "is_wanted", lambda: True)
-    gpu_gemm.fastest_cut.cache_clear()
-    yield request.param
-    gpu_gemm.fastest_cut.cache_clear()
+    return request.param
 
 
-def test_what_a_card_gains_and_whether_it_still_needs_winograd(capability):
-    """conv3_2 of a 500x500 crop."""
-    gain = GAINS[capability]
-    assert gpu_gemm.gain(tf32=False) == 1
-    assert gpu_gemm.gain(tf32=True) == pytest.approx(gain)
-    images, window = device.MetaArray((1, 256, 118, 118)), Window.of(3)
-    side = _gpu_side(None, images, (256, 256, 3, 3), window, (118, 118), 1)
-    assert side == (0 if gain > 4 else 4)
+def test_what_a_card_gains(capability):
+    """A product of whole tiles, as many as there are multiprocessors."""
+    size = 128 * 12, 128 * 33, 1, 1024, 1
+    plain, tf32 = (gpu_gemm.product_clocks(*size, tf32=wanted) for wanted in (False, True))
+    assert plain / tf32 == pytest.approx(GAINS[capability], rel=0.05)
 
 
 def test_slower_tiles_are_not_chosen(capability):

@@ -121,12 +121,30 @@ def test_nothing_in_gives_nothing():
         (21, 21, 66, 0),  # the context module: a launch takes longer than the layer
     ],
 )
+@pytest.mark.usefixtures("h100")
 def test_wide_layers_are_computed_by_tiles(channels, filters, size, side):
     window = Window.of(3)
     assert gpu_winograd.fastest_side(1, channels, filters, window, (size, size)) == side
     assert gpu_winograd.fastest_side(0, channels, filters, window, (size, size)) == 0
     other = Window.of(3, stride=2)
     assert gpu_winograd.fastest_side(1, channels, filters, other, (size, size)) == 0
+
+
+@pytest.mark.usefixtures("h100")
+@pytest.mark.parametrize(
+    ("channels", "size", "outward", "side"),
+    [
+        (128, 244, False, 0),  # conv2_2 of a 500x500 crop
+        (512, 54, True, 4),  # conv4_2, by the weights
+        (672, 66, True, 4),  # the widest layer of the Large context
+    ],
+)
+def test_where_tf32_is_allowed_fewer_layers_need_tiles(channels, size, outward, side):
+    """As was measured on an H100, where each of these is the faster way."""
+    layer = 1, channels, channels, Window.of(3), (size, size)
+    choose = gpu_winograd.fastest_side
+    assert choose(*layer, outward=outward) == 4
+    assert choose(*layer, outward=outward, tf32=True) == side
 
 
 # ---- planted bugs ----------------------------------------------------------------------------

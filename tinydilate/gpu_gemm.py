@@ -125,7 +125,8 @@ class Tile(NamedTuple):
     A thread's rows and columns come in pieces of ``vector``, which it reads from shared memory at
     once. ``blocks`` of them should fit on a multiprocessor at a time. ``share`` of the instructions
     of a round within a tap are multiply-adds: counted in the machine code for an H100, forward.
-    ``tf32`` tiles are multiplied by tensor cores; their share is of the cores' time, an estimate.
+    ``tf32`` tiles are multiplied by tensor cores; their share is of the cores' time, as it was
+    measured on an H100 (docs/gpu.md).
     """
 
     rows: int
@@ -172,22 +173,22 @@ class Tile(NamedTuple):
 
 # A layer of few filters would leave most rows of a large tile without work. In the simulator, where
 # each thread costs time, the tiles are small, and cut in the same ways.
-TILES = {
+TILES_OF_CARDS = {
     "tile128": Tile(128, 128, 8, 8, vector=4, blocks=2, share=0.84),
     "tile64": Tile(64, 128, 8, 8, vector=4, blocks=4, share=0.82),
     "tile32": Tile(32, 128, 4, 8, vector=4, blocks=4, share=0.72),
-    "tf32_128": Tile(128, 128, 8, 8, vector=4, blocks=2, share=0.5, tf32=True),
-    "tf32_64": Tile(64, 128, 8, 8, vector=4, blocks=3, share=0.5, tf32=True),
+    "tf32_128": Tile(128, 128, 8, 8, vector=4, blocks=2, share=0.2, tf32=True),
+    "tf32_64": Tile(64, 128, 8, 8, vector=4, blocks=3, share=0.2, tf32=True),
 }
-if SIMULATED:
-    TILES = {
-        "tile128": Tile(8, 4, 2, 2, vector=1, blocks=1, share=0.84),
-        "tile64": Tile(4, 8, 2, 2, vector=1, blocks=1, share=0.79),
-        "tile32": Tile(2, 8, 1, 2, vector=1, blocks=1, share=0.68),
-        # A warp has 32 lanes, so these are larger: one warp of 16x16, or two beside each other.
-        "tf32_128": Tile(16, 16, 2, 4, vector=1, blocks=1, share=0.5, tf32=True),
-        "tf32_64": Tile(16, 32, 2, 4, vector=1, blocks=1, share=0.5, tf32=True),
-    }
+TILES_IN_THE_SIMULATOR = {
+    "tile128": Tile(8, 4, 2, 2, vector=1, blocks=1, share=0.84),
+    "tile64": Tile(4, 8, 2, 2, vector=1, blocks=1, share=0.79),
+    "tile32": Tile(2, 8, 1, 2, vector=1, blocks=1, share=0.68),
+    # A warp has 32 lanes, so these are larger: one warp of 16x16, or two beside each other.
+    "tf32_128": Tile(16, 16, 2, 4, vector=1, blocks=1, share=0.2, tf32=True),
+    "tf32_64": Tile(16, 32, 2, 4, vector=1, blocks=1, share=0.2, tf32=True),
+}
+TILES = TILES_IN_THE_SIMULATOR if SIMULATED else TILES_OF_CARDS
 
 
 class Cut(NamedTuple):
@@ -211,6 +212,23 @@ LAUNCH = 10_000  # clocks of one kernel more
 LEAST_ROUNDS = 16  # of a part, which has to begin and to write its sums
 
 
+def _clocks(cut: Cut, rows: int, columns: int, groups: int, rounds: int) -> float:
+    """What the multiprocessor with the most work takes, for sums of so many rounds.
+
+    The constants are an H100's, rounded: they decide between ways that give the same numbers, or
+    with TF32 rounded ones.
+    """
+    tile, processors = TILES[cut.tile], card().multiprocessors
+    blocks = cut.parts * groups * -(-rows // tile.rows) * -(-columns // tile.columns)
+    each = -(-blocks // processors)
+    work = float(each * -(-rounds // cut.parts) * tile.steps * tile.rows * tile.columns)
+    work /= tile.speed * (ALONE if each == 1 else 1)
+    if cut.parts == 1:
+        return work
+    moved = 4 * (2 * cut.parts + 1) * groups * rows * columns
+    return work + moved / BYTES_A_CLOCK + LAUNCH
+
+
 @lru_cache(4096)
 def fastest_cut(
     rows: int,
@@ -221,31 +239,37 @@ def fastest_cut(
     tile: str = "",
     tf32: bool = False,
 ) -> Cut:
-    """The tile, and the parts, by which the busiest multiprocessor has done its work first.
+    """The tile, and the parts, by which `_gather_kernel` is done first.
 
-    A sum runs over ``channels`` and ``taps``. The constants are an H100's, rounded; they decide
-    between ways that all give the right numbers, which with ``tf32`` includes rounded ones.
+    A sum runs over ``channels`` and ``taps``. A tile that is given is taken.
     """
-    processors = card().multiprocessors
 
-    def clocks(cut: Cut) -> float:
-        tile = TILES[cut.tile]
-        blocks = cut.parts * groups * -(-rows // tile.rows) * -(-columns // tile.columns)
-        each = -(-blocks // processors)
-        rounds = -(-rounds_of(channels, taps, tile.steps) // cut.parts)
-        work = float(each * rounds * tile.steps * tile.rows * tile.columns)
-        work /= tile.speed * (ALONE if each == 1 else 1)
-        if cut.parts == 1:
-            return work
-        moved = 4 * (2 * cut.parts + 1) * groups * rows * columns
-        return work + moved / BYTES_A_CLOCK + LAUNCH
+    def rounds(name: str) -> int:
+        return rounds_of(channels, taps, TILES[name].steps)
 
     def parts_of(name: str) -> range:
-        rounds = rounds_of(channels, taps, TILES[name].steps)
-        return range(1, max(1, min(32, rounds // LEAST_ROUNDS)) + 1)
+        return range(1, max(1, min(32, rounds(name) // LEAST_ROUNDS)) + 1)
+
+    def clocks(cut: Cut) -> float:
+        return _clocks(cut, rows, columns, groups, rounds(cut.tile))
 
     names = [tile] if tile else allowed(tf32)
     return min((Cut(name, parts) for name in names for parts in parts_of(name)), key=clocks)
+
+
+def product_clocks(
+    rows: int, columns: int, groups: int, channels: int, taps: int, tf32: bool = False
+) -> float:
+    """What that takes."""
+    cut = fastest_cut(rows, columns, groups, channels, taps, "", tf32)
+    rounds = rounds_of(channels, taps, TILES[cut.tile].steps)
+    return _clocks(cut, rows, columns, groups, rounds)
+
+
+def outer_clocks(rows: int, columns: int, groups: int, pixels: int, tf32: bool = False) -> float:
+    """What `_outer_kernel` takes for sums over pixels."""
+    cut = outer_cut(rows, columns, groups, pixels, tf32=tf32)
+    return _clocks(cut, rows, columns, groups, -(-pixels // TILES[cut.tile].steps))
 
 
 def allowed(tf32: bool) -> list[str]:
@@ -255,11 +279,6 @@ def allowed(tf32: bool) -> list[str]:
         return plain
     fastest = max(TILES[name].speed for name in plain)
     return plain + [name for name, tile in TILES.items() if tile.tf32 and tile.speed > fastest]
-
-
-def gain(tf32: bool) -> float:
-    """How many times as fast as in FP32 a large layer is expected to be multiplied."""
-    return max(TILES[name].speed for name in allowed(tf32)) / TILES["tile128"].speed if tf32 else 1
 
 
 def rounds_of(channels: int, taps: int, steps: int = STEPS) -> int:
@@ -441,6 +460,7 @@ def _gather_kernel(name: str, tile: Tile) -> CudaKernel:
     SIZE_A, SIZE_B = np.uint32(STEPS) * ROWS, np.uint32(STEPS) * COLUMNS  # of a buffer
     SQUARE = tile.rows == tile.columns
     BOTH_A, BOTH_B = int(2 * SIZE_A), int(2 * SIZE_B)
+    TILE_ROWS, TILE_COLUMNS = tile.rows, tile.columns
     SHARE_A, SHARE_B = int(SIZE_A) // THREADS, int(SIZE_B) // THREADS  # that a thread fetches
     IN_ORDER = tile.tf32  # whether weights lie in memory as they are to lie in shared memory
     FIRST_A, FURTHER_A = (1, THREADS) if IN_ORDER else (SHARE_A, 1)
@@ -504,6 +524,27 @@ def _gather_kernel(name: str, tile: Tile) -> CudaKernel:
         sums = cuda.local.array(SUMS, np.float32)
         for n in range(SUMS):
             sums[n] = np.float32(0)
+
+        # For the end: where each row's map begins, what is added to it, and where each column lies
+        # in a map. They wait in shared memory, for registers are short. (From an image to the next
+        # there are all other maps; and a part's sums lie behind those of the parts before.)
+        maps = cuda.shared.array(TILE_ROWS, np.uint32)
+        biases = cuda.shared.array(TILE_ROWS, np.float32)
+        places = cuda.shared.array(TILE_COLUMNS, np.uint32, alignment=16)
+        all_filters = np.uint32(groups * filters)
+        for n in range(thread, ROWS, THREADS):
+            row = np.uint32(f0 + np.uint32(n))
+            maps[n], biases[n] = NOWHERE, np.float32(0)
+            if row < filters:
+                row = np.uint32(group * filters + row)
+                maps[n] = np.uint32(row * out_plane)
+                if layer[BIASED] != 0:
+                    biases[n] = bias[row]
+        for n in range(thread, COLUMNS, THREADS):
+            p = np.uint32(p0 + np.uint32(n))
+            others = np.uint32(p // out_plane * (all_filters - np.uint32(1)) * out_plane)
+            beyond = np.uint32(part * pixels * all_filters)
+            places[n] = np.uint32(beyond + others + p) if p < pixels else NOWHERE
 
         # This thread's share of the weights: neighbouring filters in one step of k ...
         to_a = np.uint32(thread * np.uint32(FIRST_A))
@@ -570,26 +611,20 @@ def _gather_kernel(name: str, tile: Tile) -> CudaKernel:
             cuda.syncthreads()
             step = np.uint32(step + np.uint32(1))
 
-        # A part's sums have a result of their own, behind those of the parts before.
-        beyond = np.uint32(part * pixels * groups * filters)
-        from_a, from_b = f0 + first_row(thread), p0 + first_column(thread)
-        for j in range(THREAD_COLUMNS):
-            beside = np.uint32(j // PIECE_COLUMNS * APART_COLUMNS + j % PIECE_COLUMNS)
-            p = np.uint32(from_b + beside)
-            if p < pixels:
-                image = np.uint32(p // out_plane)
-                rest = np.uint32(p % out_plane)
-                for i in range(THREAD_ROWS):
-                    below = np.uint32(i // PIECE_ROWS * APART_ROWS + i % PIECE_ROWS)
-                    row = np.uint32(from_a + below)
-                    if row < filters:
-                        total = sums[i * THREAD_COLUMNS + j]
-                        if layer[BIASED] != 0:
-                            total += bias[group * filters + row]
-                        if layer[RELU] != 0 and total < 0:  # nan < 0 is false: nan passes
-                            total = np.float32(0)
-                        f = (image * groups + group) * filters + row
-                        out[beyond + f * out_plane + rest] = total
+        relu = layer[RELU] != 0
+        for i in range(THREAD_ROWS):
+            row = np.uint32(
+                first_row(thread) + np.uint32(i // PIECE_ROWS * APART_ROWS + i % PIECE_ROWS)
+            )
+            if maps[row] != NOWHERE:
+                for j in range(THREAD_COLUMNS):
+                    beside = np.uint32(j // PIECE_COLUMNS * APART_COLUMNS + j % PIECE_COLUMNS)
+                    place = places[first_column(thread) + beside]
+                    total = np.float32(sums[i * THREAD_COLUMNS + j] + biases[row])
+                    if relu and total < 0:  # nan < 0 is false: nan passes
+                        total = np.float32(0)
+                    if place != NOWHERE:
+                        out[np.uint32(maps[row] + place)] = total
 
     made: CudaKernel = gathered
     made.name = f"gpu_gemm.gathered {name}"
@@ -1063,12 +1098,11 @@ def gathered_outer(
     if not pixels:
         return device.zeros(shape, images.dtype)
     result = device.empty(shape, images.dtype)
-    name = tile or _outer_tile(filters, channels * taps, groups, tf32)
+    name, parts = outer_cut(filters, channels * taps, groups, pixels, tile, parts, tf32)
     cut = TILES[name]
     if cut.tf32:
         gpu_tf32.check_card()
     down, across = -(-filters // cut.rows), -(-channels * taps // cut.columns)
-    parts = parts or _parts(groups * down * across, pixels, cut)
     each = -(-pixels // parts // cut.steps) * cut.steps  # pixels of a part
     parts = -(-pixels // each)  # those that have any
     sums = result if parts == 1 else device.empty((parts, result.size), images.dtype)
@@ -1083,6 +1117,22 @@ def gathered_outer(
     if parts > 1:
         _add_parts[_adding(result.size, parts)](sums, result, parts)
     return result
+
+
+def outer_cut(
+    rows: int,
+    columns: int,
+    groups: int,
+    pixels: int,
+    tile: str = "",
+    parts: int = 0,
+    tf32: bool = False,
+) -> Cut:
+    """The tile and the parts for sums over pixels, unless they are given."""
+    name = tile or _outer_tile(rows, columns, groups, tf32)
+    chosen = TILES[name]
+    blocks = groups * -(-rows // chosen.rows) * -(-columns // chosen.columns)
+    return Cut(name, parts or _parts(blocks, pixels, chosen))
 
 
 def _outer_tile(rows: int, columns: int, groups: int, tf32: bool = False) -> str:

@@ -329,35 +329,45 @@ _GATHER = {2: _gathering_kernel(2, _weights_2), 4: _gathering_kernel(4, _weights
 
 # ---- the choice ------------------------------------------------------------------------------
 
-# In multiply-adds, of which an H100 does some 20 * 10**12 a second in its products.
-MULTIPLY_ADDS_A_BYTE = 10  # while it moves a byte
-LAUNCHES = 3e8  # what three kernels more cost
-
 
 @lru_cache(4096)
 def fastest_side(
-    images: int, channels: int, filters: int, window: Window, size: Pair, gain: float = 1.0
+    images: int,
+    channels: int,
+    filters: int,
+    window: Window,
+    size: Pair,
+    groups: int = 1,
+    *,
+    outward: bool = False,
+    tf32: bool = False,
 ) -> int:
     """Side of the tiles that suit a layer best, or 0 where direct multiplication is faster.
 
-    ``channels`` and ``filters`` are those of one group, ``size`` is that of the map that the tiles
-    cover; as `winograd.fastest_side` is for the processor. Direct multiplication is ``gain`` times
-    as fast as in FP32, which is what the tiles' own products are always done in: Winograd's formula
-    enlarges what its inputs were rounded by, too much for TF32.
+    ``channels`` are summed over and ``filters`` come out, or in the weights' gradient (``outward``)
+    each meets each; both are those of one group, and ``size`` is that of the map that the tiles
+    cover. With ``tf32`` direct multiplication may use it. The tiles' own products never do:
+    Winograd's formula enlarges what its inputs were rounded by, too much for TF32.
     """
     if not fits(window) or not images or not is_switched_on():
         return 0
     pixels, chosen = images * size[0] * size[1], 0
-    best = 9.0 * channels * filters * pixels / gain
+    if outward:
+        best = gpu_gemm.outer_clocks(filters, 9 * channels, groups, pixels, tf32)
+    else:
+        best = gpu_gemm.product_clocks(filters, pixels, groups, channels, 9, tf32)
     for side in (2, 4):
         grid = grid_of(side, images, size, window.dilation, window.before)
-        tiles = images * grid.tiles[0] * grid.tiles[1]
-        moved = (channels + filters) * (pixels + 2 * grid.points * tiles)
-        moved += 2 * grid.points * channels * filters
-        cost = 1.0 * grid.points * channels * filters * tiles
-        cost += 4 * MULTIPLY_ADDS_A_BYTE * moved + LAUNCHES
-        if cost < best:
-            best, chosen = cost, side
+        tiles, products = images * grid.tiles[0] * grid.tiles[1], grid.points * groups
+        if outward:
+            clocks = gpu_gemm.outer_clocks(filters, channels, products, tiles)
+        else:
+            clocks = gpu_gemm.product_clocks(filters, tiles, products, channels, 1)
+        moved = groups * (channels + filters) * (pixels + 2 * grid.points * tiles)
+        moved += 2 * products * channels * filters
+        clocks += 4 * moved / gpu_gemm.BYTES_A_CLOCK + 3 * gpu_gemm.LAUNCH
+        if clocks < best:
+            best, chosen = clocks, side
     return chosen
 
 

@@ -241,13 +241,19 @@ def _gpu_side(
     window: Window,
     size: Pair,
     groups: int,
+    *,
+    outward: bool = False,
 ) -> int:
-    """`_side` for the GPU."""
+    """`_side` for the GPU; ``outward`` for the gradient by the weights."""
     if forced is not None:
         return forced if winograd.fits(window) and images.shape[0] else 0
-    filters, channels = weights[0] // groups, weights[1]
-    gain = gpu_gemm.gain(gpu_tf32.is_wanted())
-    return gpu_winograd.fastest_side(images.shape[0], channels, filters, window, size, gain)
+    channels = images.shape[1] // groups
+    filters = weights[0] * weights[1] // images.shape[1]  # the other side of the weights
+    return gpu_winograd.fastest_side(
+        *(images.shape[0], channels, filters, window, size, groups),
+        outward=outward,
+        tf32=gpu_tf32.is_wanted(),
+    )
 
 
 def _add_forced_on_gpu(entry: Kernel, twin: Callable[..., CudaArray]) -> None:
@@ -403,22 +409,20 @@ def conv2d_grad_input_folded(
     return fold_forward_cuda(columns, size, window)
 
 
-MOVED = 80  # multiply-adds in the time that a number takes to memory and back
 COLUMN_BYTES = 2 << 30  # that all columns may take; who gathers needs no memory for them
 
 
 def _folds(grad: CudaArray, w: CudaArray, size: Pair, window: Window, groups: int) -> bool:
-    """Whether folding is faster, and its columns not too many; a tile has 32 rows at least."""
-
-    def rows(count: int) -> int:
-        return -(-count // 32) * 32
-
+    """Whether folding is faster, and its columns not too many."""
     filters, inner = w.shape[0] // groups, w.shape[1] * window.taps
-    if 4 * grad.shape[0] * groups * inner * grad.shape[2] * grad.shape[3] > COLUMN_BYTES:
+    outputs = grad.shape[0] * grad.shape[2] * grad.shape[3]
+    columns = 4 * groups * inner * outputs  # bytes
+    if columns > COLUMN_BYTES:
         return False
-    gathered = rows(w.shape[1]) * window.taps * filters * size[0] * size[1]
-    moved = MOVED * gpu_gemm.gain(gpu_tf32.is_wanted())
-    folded = (rows(inner) * filters + moved * inner) * grad.shape[2] * grad.shape[3]
+    pixels, tf32 = grad.shape[0] * size[0] * size[1], gpu_tf32.is_wanted()
+    gathered = gpu_gemm.product_clocks(w.shape[1], pixels, groups, filters, window.taps, tf32)
+    folded = gpu_gemm.product_clocks(inner, outputs, groups, filters, 1, tf32)
+    folded += 2 * columns / gpu_gemm.BYTES_A_CLOCK + gpu_gemm.LAUNCH  # written, and read
     return folded < gathered
 
 
@@ -524,7 +528,7 @@ def conv2d_grad_weight_cuda(
         return conv2d_grad_weight_readable(x, grad, window, groups)
     size = (grad.shape[2], grad.shape[3])
     shape = (grad.shape[1], x.shape[1] // groups, *window.kernel)
-    if tiles := _gpu_side(side, x, shape, window, size, groups):
+    if tiles := _gpu_side(side, x, shape, window, size, groups, outward=True):
         return gpu_winograd.weight_gradient(x, grad, window, groups, side=tiles)
     gather = gpu_gemm.forward_gather(window, size)
     tf32 = not tile and gpu_tf32.is_wanted()  # a tile that is given says by itself
