@@ -15,10 +15,12 @@ from tinydilate import device, manual_seed, nn, optim, tensor, use
 from tinydilate.autograd import Tensor
 from tinydilate.config import Config
 from tinydilate.data.sets import Data, Scenes
+from tinydilate.functional import pooling
 from tinydilate.functional.padding import IndexMaps, showing
 from tinydilate.models import FrontEndWithContext
 from tinydilate.predict import DemoRecipe, label_maps, load_network
 from tinydilate.train import train
+from tinydilate.window import Window
 
 pytestmark = pytest.mark.gpu
 
@@ -43,6 +45,12 @@ def check(function, *arrays, **options):
         tolerance = 1e-5 if mine.dtype == np.float32 else 1e-12
         np.testing.assert_allclose(mine, theirs, rtol=tolerance, atol=tolerance)
     return there
+
+
+def assert_same(mine, theirs, tolerance):
+    """Two arrays on the GPU."""
+    mine, theirs = (device.move(array, "cpu") for array in (mine, theirs))
+    np.testing.assert_allclose(mine, theirs, rtol=tolerance, atol=tolerance)
 
 
 def image(*shape, dtype=np.float32):
@@ -93,14 +101,31 @@ def test_a_window_that_sees_only_padding_gives_no_gradient():
     "options",
     [
         {"kernel_size": 3, "stride": 1, "padding": 1},
+        {"kernel_size": 2},
+        {"kernel_size": 2, "divisor_override": 3},
         {"kernel_size": 2, "ceil_mode": True},
+        {"kernel_size": 2, "padding": 1},
+        {"kernel_size": 3, "padding": 1, "ceil_mode": True, "count_include_pad": False},
+        {"kernel_size": (2, 1), "stride": (3, 4), "padding": (1, 0)},  # not all pixels are seen
+        {"kernel_size": (1, 3), "stride": (5, 2), "padding": (0, 1)},  # and some are seen twice
+        {"kernel_size": (5, 7)},
         {"kernel_size": 3, "stride": 2, "padding": 1, "count_include_pad": False},
         {"kernel_size": (3, 2), "stride": (2, 1), "divisor_override": 7},
     ],
     ids=str,
 )
-def test_means_of_odd_images(options):
-    check(F.avg_pool2d, image(2, 1, 5, 7), **options)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_means_of_odd_images(options, dtype):
+    check(F.avg_pool2d, image(2, 3, 5, 7, dtype=dtype), **options)
+
+
+@pytest.mark.parametrize("size", [(6, 8), (7, 7)], ids=str)
+def test_both_ways_to_a_mean_of_four_agree(size):
+    x, window = device.move(image(2, 3, *size), "cuda"), Window((2, 2), (2, 2))
+    out = pooling.avg_pool2d_forward_cuda(x, window)
+    assert_same(out, pooling.avg_pool2d_forward_windows(x, window), 1e-6)
+    back = pooling.avg_pool2d_backward_cuda(out, size, window)
+    assert_same(back, pooling.avg_pool2d_backward_windows(out, size, window), 0)
 
 
 def test_batches_without_images():
