@@ -17,6 +17,7 @@ from tinydilate.config import Config
 from tinydilate.data.sets import Data, Scenes
 from tinydilate.functional import pooling
 from tinydilate.functional.padding import IndexMaps, showing
+from tinydilate.functional.resizing import Axis, neighbours, shares
 from tinydilate.models import FrontEndWithContext
 from tinydilate.predict import DemoRecipe, label_maps, load_network
 from tinydilate.train import train
@@ -254,6 +255,22 @@ def test_an_index_map_turned_round():
     np.testing.assert_array_equal(outputs, [2, 4, 5, 0, 3])
 
 
+@pytest.mark.parametrize("sizes", [(3, 24), (5, 7), (7, 3), (4, 4), (1, 5), (6, 1)], ids=str)
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_neighbours_turned_round(sizes, align_corners):
+    """A table of shares, written out as a matrix, is that of the blends."""
+    axis = Axis(*sizes, align_corners=align_corners)
+    low, high, weight = neighbours(axis, np.dtype(np.float64))
+    blends = np.zeros(sizes)  # (positions, outputs)
+    np.add.at(blends, (low, np.arange(len(low))), 1 - weight)
+    np.add.at(blends, (high, np.arange(len(low))), weight)
+    first, counts, weights = shares(low, high, weight, axis.size)
+    mine = np.zeros(sizes)
+    for y, (begin, count) in enumerate(zip(first, counts, strict=True)):
+        mine[y, begin : begin + count] = weights[:count, y]
+    np.testing.assert_array_equal(mine, blends)
+
+
 def test_maps_are_moved_to_the_gpu_once():
     maps = IndexMaps(np.array([0, 1, 1]), np.array([1, 0]))
     assert device.kept(maps.rows) is device.kept(maps.rows.copy())
@@ -262,7 +279,7 @@ def test_maps_are_moved_to_the_gpu_once():
 
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
-@pytest.mark.parametrize("size", [(1, 1), (7, 3), (2, 9)])
+@pytest.mark.parametrize("size", [(1, 1), (7, 3), (2, 9), (24, 40)])
 def test_sizes(mode, size):
     check(F.interpolate, image(1, 2, 3, 5), size=size, mode=mode)
     if mode == "bilinear":
