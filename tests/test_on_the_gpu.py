@@ -15,7 +15,7 @@ from tinydilate import device, manual_seed, nn, optim, tensor, use
 from tinydilate.autograd import Tensor
 from tinydilate.config import Config
 from tinydilate.data.sets import Data, Scenes
-from tinydilate.functional import pooling
+from tinydilate.functional import pooling, softmax_loss
 from tinydilate.functional.padding import IndexMaps, showing
 from tinydilate.functional.resizing import Axis, neighbours, shares
 from tinydilate.models import FrontEndWithContext
@@ -169,6 +169,29 @@ def test_nothing_but_ignored_pixels():
     assert not grad.any()
     loss, _ = check(F.cross_entropy, x, target=ignored, ignore_index=255)
     assert np.isnan(loss), "a mean of nothing, as on the processor"
+
+
+PART, BLOCK = softmax_loss._PART, softmax_loss._THREADS
+
+
+@pytest.mark.parametrize("count", [0, 1, PART - 1, PART, PART + 1, (BLOCK + 1) * PART + 3])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_mean_of_so_many_losses(count, dtype):
+    """Less than a block takes, some blocks and a rest, more blocks than a block has threads."""
+    rng = np.random.default_rng(count)
+    labels = rng.integers(-1, 4, (1, count))  # -1 is ignored, and 3 is no class
+    losses, weights = image(1, count, dtype=dtype), np.array([0.5, 2, 1], dtype)
+    with guarded():
+        arrays = (device.move(array, "cuda") for array in (losses, labels, weights))
+        mean, divisor = (device.move(a, "cpu") for a in softmax_loss.mean_loss_cuda(*arrays, -1))
+    of_labels = np.array([*weights, 0, 0])[labels]
+    exact = losses.sum(dtype=np.float64), of_labels.sum(dtype=np.float64)
+    assert (mean.dtype, divisor.dtype, mean.shape, divisor.shape) == (dtype, dtype, (), ())
+    np.testing.assert_allclose(divisor, exact[1], rtol=1e-6)
+    if exact[1]:
+        np.testing.assert_allclose(mean, exact[0] / exact[1], rtol=1e-5, atol=1e-6)
+    else:
+        assert np.isnan(mean) or count
 
 
 def test_a_class_may_be_ignored():
