@@ -359,17 +359,19 @@ def _softmax_backward_cuda(
     out: Array,
     result: Array,
     count: np.uint32,
-    classes: int,
+    classes: np.uint32,
     pixels: np.uint32,
 ) -> None:
     pixel = np.uint32(cuda.grid(1))
     if pixel < count:
         first = _first_score(pixel, classes, pixels)
-        total = grad.dtype.type(0)
-        for c in range(classes):
+        total, c = grad.dtype.type(0), np.uint32(0)
+        while c < classes:
             at = np.uint32(first + c * pixels)
             total += grad[at] * out[at]
-        for c in range(classes):
+            c = np.uint32(c + np.uint32(1))
+        while c > 0:  # backwards: what was read last is still in the cache
+            c = np.uint32(c - np.uint32(1))
             at = np.uint32(first + c * pixels)
             result[at] = out[at] * (grad[at] - total)
 
@@ -486,16 +488,18 @@ def _log_softmax_backward_cuda(
     out: Array,
     result: Array,
     count: np.uint32,
-    classes: int,
+    classes: np.uint32,
     pixels: np.uint32,
 ) -> None:
     pixel = np.uint32(cuda.grid(1))
     if pixel < count:
         first = _first_score(pixel, classes, pixels)
-        total = grad.dtype.type(0)
-        for c in range(classes):
+        total, c = grad.dtype.type(0), np.uint32(0)
+        while c < classes:
             total += grad[np.uint32(first + c * pixels)]
-        for c in range(classes):
+            c = np.uint32(c + np.uint32(1))
+        while c > 0:  # backwards, as in `_softmax_backward_cuda`
+            c = np.uint32(c - np.uint32(1))
             at = np.uint32(first + c * pixels)
             result[at] = grad[at] - math.exp(out[at]) * total
 
