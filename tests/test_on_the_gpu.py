@@ -110,6 +110,7 @@ def test_a_window_that_sees_only_padding_gives_no_gradient():
         {"kernel_size": (2, 1), "stride": (3, 4), "padding": (1, 0)},  # not all pixels are seen
         {"kernel_size": (1, 3), "stride": (5, 2), "padding": (0, 1)},  # and some are seen twice
         {"kernel_size": (5, 7)},
+        {"kernel_size": (3, 2), "stride": 2**31 - 1, "padding": 1},
         {"kernel_size": 3, "stride": 2, "padding": 1, "count_include_pad": False},
         {"kernel_size": (3, 2), "stride": (2, 1), "divisor_override": 7},
     ],

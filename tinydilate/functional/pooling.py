@@ -907,6 +907,7 @@ def _avg_pool_backward_apart_cuda(
         return
     j = np.uint32(np.uint32(z + padding[1]) // stride[1])
     seen = np.uint32(z + padding[1] - j * stride[1]) < kernel[1] and j < columns
+    tall = min(stride[0], np.uint32(height + padding[0]))  # a strip may be taller than the image
     while i < strips:
         y = np.uint32(i * stride[0] - padding[0])  # above the image it wraps around: beyond it
         seen_too = seen and i < rows
@@ -917,7 +918,7 @@ def _avg_pool_backward_apart_cuda(
             if seen_too:
                 part = grad[ravel(plane, i, j, rows, columns)] / count
             u = np.uint32(0)
-            while u < stride[0]:
+            while u < tall:
                 row = np.uint32(y + u)
                 if row < height:
                     given = part if u < kernel[0] else grad.dtype.type(0)
