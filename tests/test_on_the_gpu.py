@@ -15,10 +15,13 @@ from tinydilate import device, manual_seed, nn, optim, tensor, use
 from tinydilate.autograd import Tensor
 from tinydilate.config import Config
 from tinydilate.data.sets import Data, Scenes
+from tinydilate.functional import pooling, softmax_loss
 from tinydilate.functional.padding import IndexMaps, showing
+from tinydilate.functional.resizing import Axis, neighbours, shares
 from tinydilate.models import FrontEndWithContext
 from tinydilate.predict import DemoRecipe, label_maps, load_network
 from tinydilate.train import train
+from tinydilate.window import Window
 
 pytestmark = pytest.mark.gpu
 
@@ -43,6 +46,12 @@ def check(function, *arrays, **options):
         tolerance = 1e-5 if mine.dtype == np.float32 else 1e-12
         np.testing.assert_allclose(mine, theirs, rtol=tolerance, atol=tolerance)
     return there
+
+
+def assert_same(mine, theirs, tolerance):
+    """Two arrays on the GPU."""
+    mine, theirs = (device.move(array, "cpu") for array in (mine, theirs))
+    np.testing.assert_allclose(mine, theirs, rtol=tolerance, atol=tolerance)
 
 
 def image(*shape, dtype=np.float32):
@@ -93,14 +102,32 @@ def test_a_window_that_sees_only_padding_gives_no_gradient():
     "options",
     [
         {"kernel_size": 3, "stride": 1, "padding": 1},
+        {"kernel_size": 2},
+        {"kernel_size": 2, "divisor_override": 3},
         {"kernel_size": 2, "ceil_mode": True},
+        {"kernel_size": 2, "padding": 1},
+        {"kernel_size": 3, "padding": 1, "ceil_mode": True, "count_include_pad": False},
+        {"kernel_size": (2, 1), "stride": (3, 4), "padding": (1, 0)},  # not all pixels are seen
+        {"kernel_size": (1, 3), "stride": (5, 2), "padding": (0, 1)},  # and some are seen twice
+        {"kernel_size": (5, 7)},
+        {"kernel_size": (3, 2), "stride": 2**31 - 1, "padding": 1},
         {"kernel_size": 3, "stride": 2, "padding": 1, "count_include_pad": False},
         {"kernel_size": (3, 2), "stride": (2, 1), "divisor_override": 7},
     ],
     ids=str,
 )
-def test_means_of_odd_images(options):
-    check(F.avg_pool2d, image(2, 1, 5, 7), **options)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_means_of_odd_images(options, dtype):
+    check(F.avg_pool2d, image(2, 3, 5, 7, dtype=dtype), **options)
+
+
+@pytest.mark.parametrize("size", [(6, 8), (7, 7)], ids=str)
+def test_both_ways_to_a_mean_of_four_agree(size):
+    x, window = device.move(image(2, 3, *size), "cuda"), Window((2, 2), (2, 2))
+    out = pooling.avg_pool2d_forward_cuda(x, window)
+    assert_same(out, pooling.avg_pool2d_forward_windows(x, window), 1e-6)
+    back = pooling.avg_pool2d_backward_cuda(out, size, window)
+    assert_same(back, pooling.avg_pool2d_backward_windows(out, size, window), 0)
 
 
 def test_batches_without_images():
@@ -143,6 +170,29 @@ def test_nothing_but_ignored_pixels():
     assert not grad.any()
     loss, _ = check(F.cross_entropy, x, target=ignored, ignore_index=255)
     assert np.isnan(loss), "a mean of nothing, as on the processor"
+
+
+PART, BLOCK = softmax_loss._PART, softmax_loss._THREADS
+
+
+@pytest.mark.parametrize("count", [0, 1, PART - 1, PART, PART + 1, (BLOCK + 1) * PART + 3])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_mean_of_so_many_losses(count, dtype):
+    """Less than a block takes, some blocks and a rest, more blocks than a block has threads."""
+    rng = np.random.default_rng(count)
+    labels = rng.integers(-1, 4, (1, count))  # -1 is ignored, and 3 is no class
+    losses, weights = image(1, count, dtype=dtype), np.array([0.5, 2, 1], dtype)
+    with guarded():
+        arrays = (device.move(array, "cuda") for array in (losses, labels, weights))
+        mean, divisor = (device.move(a, "cpu") for a in softmax_loss.mean_loss_cuda(*arrays, -1))
+    of_labels = np.array([*weights, 0, 0])[labels]
+    exact = losses.sum(dtype=np.float64), of_labels.sum(dtype=np.float64)
+    assert (mean.dtype, divisor.dtype, mean.shape, divisor.shape) == (dtype, dtype, (), ())
+    np.testing.assert_allclose(divisor, exact[1], rtol=1e-6)
+    if exact[1]:
+        np.testing.assert_allclose(mean, exact[0] / exact[1], rtol=1e-5, atol=1e-6)
+    else:
+        assert np.isnan(mean) or count
 
 
 def test_a_class_may_be_ignored():
@@ -229,6 +279,22 @@ def test_an_index_map_turned_round():
     np.testing.assert_array_equal(outputs, [2, 4, 5, 0, 3])
 
 
+@pytest.mark.parametrize("sizes", [(3, 24), (5, 7), (7, 3), (4, 4), (1, 5), (6, 1)], ids=str)
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_neighbours_turned_round(sizes, align_corners):
+    """A table of shares, written out as a matrix, is that of the blends."""
+    axis = Axis(*sizes, align_corners=align_corners)
+    low, high, weight = neighbours(axis, np.dtype(np.float64))
+    blends = np.zeros(sizes)  # (positions, outputs)
+    np.add.at(blends, (low, np.arange(len(low))), 1 - weight)
+    np.add.at(blends, (high, np.arange(len(low))), weight)
+    first, counts, weights = shares(low, high, weight, axis.size)
+    mine = np.zeros(sizes)
+    for y, (begin, count) in enumerate(zip(first, counts, strict=True)):
+        mine[y, begin : begin + count] = weights[:count, y]
+    np.testing.assert_array_equal(mine, blends)
+
+
 def test_maps_are_moved_to_the_gpu_once():
     maps = IndexMaps(np.array([0, 1, 1]), np.array([1, 0]))
     assert device.kept(maps.rows) is device.kept(maps.rows.copy())
@@ -237,7 +303,7 @@ def test_maps_are_moved_to_the_gpu_once():
 
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
-@pytest.mark.parametrize("size", [(1, 1), (7, 3), (2, 9)])
+@pytest.mark.parametrize("size", [(1, 1), (7, 3), (2, 9), (24, 40)])
 def test_sizes(mode, size):
     check(F.interpolate, image(1, 2, 3, 5), size=size, mode=mode)
     if mode == "bilinear":

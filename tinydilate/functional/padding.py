@@ -35,7 +35,16 @@ from tinydilate import buffers, device
 from tinydilate.autograd import Op, Tensor, as_tensors, public
 from tinydilate.device import Array, CudaArray, MetaArray, cover_planes
 from tinydilate.errors import ShapeError
-from tinydilate.kernel import Int32Array, Int64Array, cuda, in_planes, jit_uncounted, kernel, ravel
+from tinydilate.kernel import (
+    Int32Array,
+    Int64Array,
+    cuda,
+    in_planes,
+    jit,
+    jit_uncounted,
+    kernel,
+    ravel,
+)
 from tinydilate.threads import share, worth_a_thread
 from tinydilate.window import Pair
 
@@ -438,27 +447,44 @@ def _pad_backward_cuda(
     first_of_column: Int32Array,
     columns: Int32Array,
     result: Array,
-    planes: int,
-    height: int,
-    width: int,
+    planes: np.uint32,
+    height: np.uint32,
+    width: np.uint32,
 ) -> None:
-    z, y, first, down, deep = in_planes()
-    size = first_of_row.size - 1, first_of_column.size - 1
+    """A position that was shown once, as most are, gets its one number without a loop."""
+    z, y, start, down, deep = in_planes()
+    size = np.uint32(first_of_row.size - 1), np.uint32(first_of_column.size - 1)
     if z >= size[1]:
         return
-    left, right = first_of_column[z], first_of_column[np.uint32(z + np.uint32(1))]
+    left, across = _run_of(first_of_column, z)
     while y < size[0]:
-        top, bottom = first_of_row[y], first_of_row[np.uint32(y + np.uint32(1))]
-        plane = first
+        top, high = _run_of(first_of_row, y)
+        once = high == 1 and across == 1
+        i, j = np.int32(rows[top] if once else 0), np.int32(columns[left] if once else 0)
+        plane = start
         while plane < planes:
             total = grad.dtype.type(0)
-            for a in range(top, bottom):
-                i = rows[np.uint32(a)]
-                for b in range(left, right):
-                    total += grad[ravel(plane, i, columns[np.uint32(b)], height, width)]
+            if once:
+                total = grad[ravel(plane, i, j, height, width)]
+            else:
+                a = np.uint32(0)
+                while a < high:
+                    row, b = rows[np.uint32(top + a)], np.uint32(0)
+                    while b < across:
+                        column = columns[np.uint32(left + b)]
+                        total += grad[ravel(plane, row, column, height, width)]
+                        b = np.uint32(b + np.uint32(1))
+                    a = np.uint32(a + np.uint32(1))
             result[ravel(plane, y, z, size[0], size[1])] = total
             plane = np.uint32(plane + deep)
         y = np.uint32(y + down)
+
+
+@jit
+def _run_of(first: Array, y: Any) -> Any:
+    """Of the outputs that showed position y: where they begin, and how many; see `Showing`."""
+    begin, end = first[y], first[np.uint32(y + np.uint32(1))]
+    return np.uint32(begin), np.uint32(end - begin)
 
 
 @pad_backward.meta

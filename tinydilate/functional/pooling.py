@@ -643,6 +643,19 @@ def _keep_means(windows: Array, stride: int, by_row: float, by_column: Array, me
 def avg_pool2d_forward_cuda(
     x: CudaArray, window: Window, include_pad: bool = True, divisor: int | None = None
 ) -> CudaArray:
+    if not _halves(x, window):
+        return avg_pool2d_forward_windows(x, window, include_pad, divisor)
+    out = device.empty(output_shape(x, window), x.dtype)
+    planes, count = out.shape[0] * out.shape[1], 4 if divisor is None else divisor
+    sizes = planes, *x.shape[2:], *out.shape[2:]
+    _avg_pool_2x2_cuda[cover_planes(planes, *out.shape[2:])](x, out, x.dtype.type(count), *sizes)
+    return out
+
+
+@avg_pool2d_forward.variant("cuda:windows")
+def avg_pool2d_forward_windows(
+    x: CudaArray, window: Window, include_pad: bool = True, divisor: int | None = None
+) -> CudaArray:
     out = device.empty(output_shape(x, window), x.dtype)
     factors = _counts_on_cuda(x.dtype, window, x.shape[2:], include_pad, divisor)
     table, planes = window_table(window, x.shape[2:], out.shape[2:]), out.shape[0] * out.shape[1]
@@ -677,6 +690,33 @@ def _avg_pool_cuda(
                 for column in range(left, right):
                     total += x[ravel(plane, row, column, height, width)]
             out[ravel(plane, i, j, rows, columns)] = total / count
+            plane = np.uint32(plane + deep)
+        i = np.uint32(i + down)
+
+
+@cuda.jit
+def _avg_pool_2x2_cuda(
+    x: Array,
+    out: Array,
+    count: float,
+    planes: np.uint32,
+    height: np.uint32,
+    width: np.uint32,
+    rows: np.uint32,
+    columns: np.uint32,
+) -> None:
+    """`_avg_pool_cuda` of 2x2 with stride 2 and no padding: four numbers, all asked for at once."""
+    j, i, first, down, deep = in_planes()
+    if j >= columns:
+        return
+    while i < rows:
+        plane = first
+        while plane < planes:
+            upper = ravel(plane, 2 * i, 2 * j, height, width)
+            lower = np.uint32(upper + width)
+            top = x[upper] + x[np.uint32(upper + np.uint32(1))]
+            bottom = x[lower] + x[np.uint32(lower + np.uint32(1))]
+            out[ravel(plane, i, j, rows, columns)] = (top + bottom) / count
             plane = np.uint32(plane + deep)
         i = np.uint32(i + down)
 
@@ -785,6 +825,26 @@ def avg_pool2d_backward_cuda(
     include_pad: bool = True,
     divisor: int | None = None,
 ) -> CudaArray:
+    if any(step < taps for step, taps in zip(window.stride, window.kernel, strict=True)):
+        return avg_pool2d_backward_windows(grad, size, window, include_pad, divisor)
+    result = device.empty((*grad.shape[:2], *size), grad.dtype)
+    factors = _counts_on_cuda(grad.dtype, window, size, include_pad, divisor)
+    table, planes = window_table(window, size, grad.shape[2:]), grad.shape[0] * grad.shape[1]
+    strips = -(-(size[0] + window.before[0]) // window.stride[0])
+    _avg_pool_backward_apart_cuda[cover_planes(planes, strips, size[1])](
+        grad, result, *factors, table, planes, strips
+    )
+    return result
+
+
+@avg_pool2d_backward.variant("cuda:windows")
+def avg_pool2d_backward_windows(
+    grad: CudaArray,
+    size: Pair,
+    window: Window,
+    include_pad: bool = True,
+    divisor: int | None = None,
+) -> CudaArray:
     result = device.empty((*grad.shape[:2], *size), grad.dtype)
     factors = _counts_on_cuda(grad.dtype, window, size, include_pad, divisor)
     table, planes = window_table(window, size, grad.shape[2:]), grad.shape[0] * grad.shape[1]
@@ -823,6 +883,56 @@ def _avg_pool_backward_cuda(
             result[ravel(plane, y, z, height, width)] = total
             plane = np.uint32(plane + deep)
         y = np.uint32(y + down)
+
+
+@cuda.jit
+def _avg_pool_backward_apart_cuda(
+    grad: Array,
+    result: Array,
+    by_row: Array,
+    by_column: Array,
+    table: Int32Array,
+    planes: np.uint32,
+    strips: np.uint32,
+) -> None:
+    """The same where no two windows share a pixel: a thread has what one column of a window gets.
+
+    That is one number, which is read and divided once. Strip i of the padded image is ``stride``
+    rows high; the rows of output i are its first ones, if there is such an output.
+    """
+    (height, width), (rows, columns) = _unsigned(table, 0), _unsigned(table, 1)
+    kernel, stride, padding = _unsigned(table, 2), _unsigned(table, 3), _unsigned(table, 4)
+    z, i, first, down, deep = in_planes()
+    if z >= width:
+        return
+    j = np.uint32(np.uint32(z + padding[1]) // stride[1])
+    seen = np.uint32(z + padding[1] - j * stride[1]) < kernel[1] and j < columns
+    tall = min(stride[0], np.uint32(height + padding[0]))  # a strip may be taller than the image
+    while i < strips:
+        y = np.uint32(i * stride[0] - padding[0])  # above the image it wraps around: beyond it
+        seen_too = seen and i < rows
+        count = by_row[i] * by_column[j] if seen_too else grad.dtype.type(1)
+        plane = first
+        while plane < planes:
+            part = grad.dtype.type(0)
+            if seen_too:
+                part = grad[ravel(plane, i, j, rows, columns)] / count
+            u = np.uint32(0)
+            while u < tall:
+                row = np.uint32(y + u)
+                if row < height:
+                    given = part if u < kernel[0] else grad.dtype.type(0)
+                    result[ravel(plane, row, z, height, width)] = given
+                u = np.uint32(u + np.uint32(1))
+            plane = np.uint32(plane + deep)
+        i = np.uint32(i + down)
+
+
+@jit
+def _unsigned(table: Any, k: int) -> Any:
+    """`pair_at` as numbers without a sign."""
+    first, second = pair_at(table, k)
+    return np.uint32(first), np.uint32(second)
 
 
 @avg_pool2d_backward.meta

@@ -37,7 +37,7 @@ from tinydilate import buffers, device
 from tinydilate.autograd import Op, Tensor, as_tensors, public
 from tinydilate.device import Array, CudaArray, MetaArray, cover_planes
 from tinydilate.errors import ShapeError
-from tinydilate.functional.padding import IndexMaps, pad_backward, pad_forward, showing
+from tinydilate.functional.padding import IndexMaps, pad_backward, pad_forward
 from tinydilate.functional.unfolding import check_axes
 from tinydilate.kernel import (
     Int32Array,
@@ -323,38 +323,49 @@ def _add_share(source: Array, w: float, target: Array) -> None:
         target[j] += w * source[j]
 
 
-# On the GPU a thread has one number of the result and adds up what it has a share in, so no two
-# threads add to one number. It takes all outputs at once and not first those along the rows: what
-# would lie between would have to be written, and read again.
+# On the GPU, too, gradients go along the rows first and then along the columns. Each number of a
+# result has a thread, which adds up its shares: no two threads add to one number. Eight times
+# enlarged those are 16 and 16 terms; at once they would be 256, and few threads to add them.
 
 
 class Shares(NamedTuple):
     """`Neighbours` the other way round: for each input position the outputs that blend it.
 
-    Those of position y have the numbers from ``first[y]`` to ``first[y + 1]``.
+    They stand side by side: those of position y begin with ``first[y]``, ``counts[y]`` of them, and
+    its share in the k-th is ``weights[k, y]``.
     """
 
-    first: Array  # (size + 1,) int32
-    outputs: Array  # int32
-    weights: Array  # the position's share in each
+    first: Array  # (size,) int32
+    counts: Array  # (size,) int32
+    weights: Array  # (most, size)
 
 
 def shares(lower: Array, upper: Array, weight: Array, size: int) -> Shares:
-    """Turn `Neighbours` round: each output stands once with its lower, once with its upper."""
-    first, entries = showing(np.concatenate([lower, upper]), size)
-    weights = np.concatenate([1 - weight, weight])
-    return Shares(first, entries % np.int32(len(lower)), weights[entries])
+    """Turn `Neighbours` round: position y is blended where ``lower <= y <= upper``.
+
+    Both ascend, so the first of these outputs is the first whose upper neighbour is not below y.
+    """
+    y = np.arange(size)
+    first = np.searchsorted(upper, y)
+    counts = np.searchsorted(lower, y, "right") - first
+    i = first + np.arange(counts.max(initial=0))[:, None]  # (most, size)
+    i = np.minimum(i, len(lower) - 1)  # beyond the count it does not matter
+    weights = np.where(lower[i] == y, 1 - weight[i], 0) + np.where(upper[i] == y, weight[i], 0)
+    return Shares(first.astype(np.int32), counts.astype(np.int32), weights.astype(weight.dtype))
 
 
 @bilinear_backward.cuda
 def bilinear_backward_cuda(
     grad: CudaArray, rows: Neighbours, columns: Neighbours, size: Pair
 ) -> CudaArray:
-    result = device.empty((len(grad), *size), grad.dtype)
-    along_rows = device.tables(shares, rows, size[0])
-    along_columns = device.tables(shares, columns, size[1])
-    _add_shares_cuda[cover_planes(*result.shape)](
-        grad, *along_rows, *along_columns, result, *grad.shape
+    planes, (height, width) = len(grad), size
+    along_rows = device.tables(shares, rows, height)
+    along_columns = device.tables(shares, columns, width)
+    tall = device.empty((planes, height, grad.shape[2]), grad.dtype)
+    result = device.empty((planes, height, width), grad.dtype)
+    _add_shares_cuda[cover_planes(*tall.shape)](grad, *along_rows, tall, *grad.shape)
+    _add_shares_cuda[cover_planes(planes * height, width, 1)](
+        *(tall, *along_columns, result, planes * height, grad.shape[2], 1)
     )
     return result
 
@@ -362,35 +373,29 @@ def bilinear_backward_cuda(
 @cuda.jit
 def _add_shares_cuda(
     grad: Array,
-    first_of_row: Int32Array,
-    rows: Int32Array,
-    row_weights: Array,
-    first_of_column: Int32Array,
-    columns: Int32Array,
-    column_weights: Array,
+    first: Int32Array,
+    counts: Int32Array,
+    weights: Array,
     result: Array,
-    planes: int,
-    height: int,
-    width: int,
+    planes: np.uint32,
+    height: np.uint32,
+    width: np.uint32,
 ) -> None:
-    z, y, first, down, deep = in_planes()
-    size = first_of_row.size - 1, first_of_column.size - 1
-    if z >= size[1]:
+    """(P, H, W) -> (P, size, W): for each position the sum of its shares along the middle axis."""
+    z, y, start, down, deep = in_planes()
+    size = np.uint32(first.size)
+    if z >= width:
         return
-    left, right = first_of_column[z], first_of_column[np.uint32(z + np.uint32(1))]
-    while y < size[0]:
-        top, bottom = first_of_row[y], first_of_row[np.uint32(y + np.uint32(1))]
-        plane = first
+    while y < size:
+        plane, i, count = start, first[y], np.uint32(counts[y])
         while plane < planes:
-            total = grad.dtype.type(0)
-            for a in range(top, bottom):
-                row, line = np.uint32(a), grad.dtype.type(0)
-                begin = ravel(plane, rows[row], 0, height, width)
-                for b in range(left, right):
-                    column = np.uint32(b)
-                    line += column_weights[column] * grad[np.uint32(begin + columns[column])]
-                total += row_weights[row] * line
-            result[ravel(plane, y, z, size[0], size[1])] = total
+            begin = ravel(plane, i, z, height, width)
+            total, k = grad.dtype.type(0), np.uint32(0)
+            while k < count:
+                share = weights[np.uint32(k * size + y)]
+                total += share * grad[np.uint32(begin + k * width)]
+                k = np.uint32(k + np.uint32(1))
+            result[ravel(plane, y, z, size, width)] = total
             plane = np.uint32(plane + deep)
         y = np.uint32(y + down)
 

@@ -32,7 +32,7 @@ import numpy as np
 
 from tinydilate import buffers, device
 from tinydilate.autograd import Op, Tensor, as_tensors, public
-from tinydilate.device import Array, CudaArray, MetaArray, cover, move
+from tinydilate.device import SIMULATED, Array, CudaArray, MetaArray, cover, move
 from tinydilate.errors import ConfigError, DataError, DtypeError, GraphError, ShapeError
 from tinydilate.functional.arithmetic import div_forward, sum_to_shape
 from tinydilate.functional.reduction import sum as sum_over
@@ -359,17 +359,19 @@ def _softmax_backward_cuda(
     out: Array,
     result: Array,
     count: np.uint32,
-    classes: int,
+    classes: np.uint32,
     pixels: np.uint32,
 ) -> None:
     pixel = np.uint32(cuda.grid(1))
     if pixel < count:
         first = _first_score(pixel, classes, pixels)
-        total = grad.dtype.type(0)
-        for c in range(classes):
+        total, c = grad.dtype.type(0), np.uint32(0)
+        while c < classes:
             at = np.uint32(first + c * pixels)
             total += grad[at] * out[at]
-        for c in range(classes):
+            c = np.uint32(c + np.uint32(1))
+        while c > 0:  # backwards: what was read last is still in the cache
+            c = np.uint32(c - np.uint32(1))
             at = np.uint32(first + c * pixels)
             result[at] = out[at] * (grad[at] - total)
 
@@ -486,16 +488,18 @@ def _log_softmax_backward_cuda(
     out: Array,
     result: Array,
     count: np.uint32,
-    classes: int,
+    classes: np.uint32,
     pixels: np.uint32,
 ) -> None:
     pixel = np.uint32(cuda.grid(1))
     if pixel < count:
         first = _first_score(pixel, classes, pixels)
-        total = grad.dtype.type(0)
-        for c in range(classes):
+        total, c = grad.dtype.type(0), np.uint32(0)
+        while c < classes:
             total += grad[np.uint32(first + c * pixels)]
-        for c in range(classes):
+            c = np.uint32(c + np.uint32(1))
+        while c > 0:  # backwards, as in `_softmax_backward_cuda`
+            c = np.uint32(c - np.uint32(1))
             at = np.uint32(first + c * pixels)
             result[at] = grad[at] - math.exp(out[at]) * total
 
@@ -852,25 +856,83 @@ def _sum_losses(
         sums[job, 0], sums[job, 1] = total, weight
 
 
+# On the GPU a block takes a short run of pixels, as `_sum_losses` does, and one more block adds up
+# what all of them found, in float64. Who adds what is settled by the number of pixels alone.
+
+_THREADS = 8 if SIMULATED else 256  # of a block; a power of two
+_EACH = 4  # pixels of a thread
+_PART = _EACH * _THREADS
+
+
 @mean_loss.cuda
 def mean_loss_cuda(
     losses: CudaArray, labels: CudaArray, weights: CudaArray, ignore_index: int
 ) -> tuple[CudaArray, CudaArray]:
-    of_labels = device.empty(labels.shape, weights.dtype)
-    _label_weights_cuda[cover(of_labels.size)](labels, weights, of_labels, ignore_index)
-    total, divisor = sum_to_shape(losses, ()), sum_to_shape(of_labels, ())
-    return div_forward(total, divisor), divisor
+    parts = -(-losses.size // _PART)
+    sums = device.empty((2, parts), losses.dtype)
+    mean, divisor = device.empty((), losses.dtype), device.empty((), losses.dtype)
+    _sum_losses_cuda[parts, _THREADS](losses, labels, weights, sums, losses.size, ignore_index)
+    _mean_of_sums_cuda[1, _THREADS](sums, mean, divisor, parts)
+    return mean, divisor
 
 
-@cuda.jit
-def _label_weights_cuda(
-    labels: Int64Array, weights: Array, out: Array, ignore_index: np.int64
+@cuda.jit(launch_bounds=_THREADS)
+def _sum_losses_cuda(
+    losses: Array,
+    labels: Int64Array,
+    weights: Array,
+    sums: Array,
+    count: np.uint32,
+    ignore_index: np.int64,
 ) -> None:
-    n = np.uint32(cuda.grid(1))
-    if n < out.size:
-        label = labels[n]
-        known = label != ignore_index and _is_class(label, weights.size)
-        out[n] = weights[np.uint32(label)] if known else weights.dtype.type(0)
+    """A block has the sum of its pixels' losses in the first row of ``sums``, of weights below."""
+    block, thread = np.uint32(cuda.blockIdx.x), np.uint32(cuda.threadIdx.x)
+    loss_of = cuda.shared.array(_THREADS, losses.dtype)
+    weight_of = cuda.shared.array(_THREADS, losses.dtype)
+    loss = weight = nothing = losses.dtype.type(0)
+    for k in range(_EACH):
+        n = np.uint32(block * _PART + k * _THREADS + thread)
+        at = np.uint32(min(n, count - 1))  # read in any case: so all are asked for at once
+        label = labels[at]
+        known = (n < count) & (label != ignore_index) & _is_class(label, weights.size)
+        of_class = weights[np.uint32(label if known else 0)]
+        loss += losses[at] if n < count else nothing
+        weight += of_class if known else nothing
+    loss_of[thread], weight_of[thread] = loss, weight
+    _add_in_pairs(loss_of, weight_of, thread)
+    if thread == 0:
+        sums[block], sums[np.uint32(cuda.gridDim.x + block)] = loss_of[0], weight_of[0]
+
+
+@cuda.jit(launch_bounds=_THREADS)
+def _mean_of_sums_cuda(sums: Array, mean: Array, divisor: Array, parts: np.uint32) -> None:
+    """(2, parts) -> two numbers; one block."""
+    thread = np.uint32(cuda.threadIdx.x)
+    loss_of = cuda.shared.array(_THREADS, np.float64)
+    weight_of = cuda.shared.array(_THREADS, np.float64)
+    loss = weight = np.float64(0)
+    part = thread
+    while part < parts:
+        loss += sums[part]
+        weight += sums[np.uint32(parts + part)]
+        part = np.uint32(part + _THREADS)
+    loss_of[thread], weight_of[thread] = loss, weight
+    _add_in_pairs(loss_of, weight_of, thread)
+    if thread == 0:
+        mean[0] = loss_of[0] / weight_of[0]  # 0/0 is nan where no pixel counts
+        divisor[0] = weight_of[0]
+
+
+@cuda.jit(device=True)
+def _add_in_pairs(losses: Any, weights: Any, thread: Any) -> None:
+    """Leave the sum of each shared array in its first place: half of the threads add, and so on."""
+    half = np.uint32(_THREADS // 2)
+    while half > 0:
+        cuda.syncthreads()
+        if thread < half:
+            losses[thread] += losses[thread + half]
+            weights[thread] += weights[thread + half]
+        half >>= np.uint32(1)
 
 
 @mean_loss.meta
