@@ -227,7 +227,7 @@ def predictions(name: str) -> Rows:
 def on_gpu(name: str) -> Rows:
     """TFLOP/s of a GPU, share of its rate and ratio of each layer's passes."""
     rows: dict[str, list[Any]] = {}
-    for row in results("gpu")["layers"]["rows"]:
+    for row in results(name)["layers"]["rows"]:
         figures = f"{row['tflops']:.1f}, {row['share_of_rate']:.0%}, "
         rows.setdefault(row["layer"], [row["layer"]]).append(
             figures + f"{row['torch_over_tinydilate']:.2f}"
@@ -237,21 +237,24 @@ def on_gpu(name: str) -> Rows:
 
 def gpu_ops(name: str) -> Rows:
     """Ops on a GPU beside a copy and beside PyTorch."""
-    rows: Rows = [["op", "ms", "GB/s", "of a copy", "PyTorch / tinydilate"]]
+    rows: Rows = [["op", "call, ms", "card, ms", "GB/s", "of a copy", "PyTorch / tinydilate"]]
     for row in results("gpu")["ops"]["rows"]:
         of_copy, ratio = row["share_of_copy"], row["torch_over_tinydilate"]
-        cells = [f"{row['tinydilate_ms']:.3f}", f"{row['gb_per_s']:,.0f}", f"{of_copy:.0%}"]
+        cells = [f"{row[key]:.3f}" for key in ("tinydilate_ms", "card_ms")]
+        cells += [f"{row['gb_per_s']:,.0f}", f"{of_copy:.0%}"]
         rows.append([row["name"], *cells, f"{ratio:.2f}"])
     return rows
 
 
 def gpu_networks(name: str) -> Rows:
-    """Training steps and launches on a GPU."""
-    rows: Rows = [["", "tinydilate, ms", "PyTorch / tinydilate"]]
+    """Training steps, a prediction and launches on a GPU, and what the networks' arrays take."""
+    rows: Rows = [["", "tinydilate, ms", "PyTorch / tinydilate", "MiB", "PyTorch, MiB"]]
     for part in ("networks", "launches"):
         for row in results("gpu")[part]["rows"]:
             ratio = f"{row['torch_over_tinydilate']:.2f}"
-            rows.append([row["name"], f"{row['tinydilate_ms']:.3f}", ratio])
+            peaks = (row.get(f"{side}_peak_mib") for side in ("tinydilate", "torch"))
+            most = ["" if peak is None else f"{peak:,.0f}" for peak in peaks]
+            rows.append([row["name"], f"{row['tinydilate_ms']:.3f}", ratio, *most])
     return rows
 
 
@@ -273,6 +276,7 @@ TABLES: dict[str, Callable[[str], Rows]] = {
     "poolings": poolings,
     "published": forward,
     "gpu": on_gpu,
+    "gpu_tf32": on_gpu,
     "gpu_ops": gpu_ops,
     "gpu_networks": gpu_networks,
 }

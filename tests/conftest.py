@@ -140,6 +140,7 @@ def h100(monkeypatch):
 
     def forget():
         gpu_gemm.fastest_cut.cache_clear()
+        gpu_gemm.outer_cut.cache_clear()
         gpu_winograd.fastest_side.cache_clear()
 
     patch()

@@ -1,7 +1,7 @@
 """The register tiles of the GPU: every tail of every tile, parts of sums, strides and groups.
 
 `test_ops` compares them with the references on drawn cases. Here are the sizes that cross an edge:
-in the simulator a tile has 8 x 4, 4 x 8 or 2 x 8 numbers, and eight steps in k.
+in the simulator a tile has 8 x 4 or 4 x 8 numbers, and eight or sixteen steps in k.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ from tinydilate.functional.unfolding import fold_forward, unfold_forward
 from tinydilate.window import Window
 
 pytestmark = pytest.mark.gpu
-tiles = pytest.mark.parametrize("tile", gpu_gemm.allowed(tf32=False))  # test_gpu_tf32 has others
+tiles = pytest.mark.parametrize("tile", gpu_gemm.plain_tiles())  # test_gpu_tf32 has others
 
 
 def numbers(*shape, dtype=np.float32):
@@ -198,7 +198,7 @@ def test_few_filters_get_a_small_tile():
     pixels = 4 * 90_000
     for filters, tile in ((11, "tile32"), (64, "tile64"), (512, "tile128")):
         assert gpu_gemm.fastest_cut(filters, pixels, 1, 64, 9) == (tile, 1)
-        assert gpu_gemm._outer_tile(filters, 9 * 512, 1) == tile
+        assert gpu_gemm.outer_cut(filters, 9 * 512, 1, pixels).tile == tile
 
 
 @pytest.mark.usefixtures("h100")

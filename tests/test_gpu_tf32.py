@@ -307,7 +307,7 @@ def test_nan_stays_where_it_is_read():
 @pytest.mark.skipif(not device.SIMULATED, reason="on a GPU these are the tiles anyway")
 def test_the_tile_of_a_gpu_in_the_simulator(monkeypatch):
     """All eight warps of it, four beside each other and two below."""
-    tile = gpu_gemm.Tile(128, 128, 8, 8, vector=4, blocks=1, share=0.5, tf32=True)
+    tile = gpu_gemm.Tile(128, 128, 8, 8, vector=4, blocks=1, share=0.2, steps=16, tf32=True)
     monkeypatch.setitem(gpu_gemm.TILES, "whole", tile)
     monkeypatch.setitem(gpu_gemm._GATHERED, "whole", gpu_gemm._gather_kernel("whole", tile))
     for plain in (False, True):
@@ -441,7 +441,7 @@ def test_wide_layers_use_it_and_no_others(monkeypatch):
     wide, pixels = (16, 32) if device.SIMULATED else (512, 20_000)
     assert run(wide) == ["tile"] * 3
     set_tf32(True)
-    assert run(wide) == ["tf32" if len(gpu_gemm.allowed(True)) > 3 else "tile"] * 3
+    assert run(wide) == ["tf32" if gpu_gemm.faster_tiles() else "tile"] * 3
     assert run(1)[:2] == ["tile"] * 2  # (the sum of the weights' gradient is long)
     assert run(wide, np.float64) == []
     with use("cuda:tile128"):
@@ -486,7 +486,7 @@ def test_what_a_card_gains(capability):
 
 def test_slower_tiles_are_not_chosen(capability):
     names = [gpu_gemm.fastest_cut(512, 4 * 90_000, 1, 512, 9, tf32=True).tile]
-    names.append(gpu_gemm._outer_tile(512, 9 * 512, 1, tf32=True))
+    names.append(gpu_gemm.outer_cut(512, 9 * 512, 1, 4 * 90_000, tf32=True).tile)
     assert [gpu_gemm.TILES[name].tf32 for name in names] == [GAINS[capability] > 1] * 2
 
 

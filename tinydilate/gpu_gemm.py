@@ -80,7 +80,6 @@ from tinydilate.kernel import Float32Array, Int32Array, cuda
 from tinydilate.launching import OLDEST, CudaKernel
 from tinydilate.window import Pair, Window
 
-STEPS = 8  # in k, that lie in shared memory at a time
 TENSOR_STEPS = np.uint32(gpu_tf32.STEPS)  # of TF32
 
 
@@ -122,11 +121,11 @@ def adjoint_gather(window: Window, size: Pair) -> Gather:
 class Tile(NamedTuple):
     """How the result is cut: numbers of a block, and of a thread, in rows (filters) and columns.
 
-    A thread's rows and columns come in pieces of ``vector``, which it reads from shared memory at
-    once. ``blocks`` of them should fit on a multiprocessor at a time. ``share`` of the instructions
-    of a round within a tap are multiply-adds: counted in the machine code for an H100, forward.
-    ``tf32`` tiles are multiplied by tensor cores; their share is of the cores' time, as it was
-    measured on an H100 (docs/gpu.md).
+    So many ``steps`` in k lie in shared memory for a round. A thread's rows and columns come in
+    pieces of ``vector``, which it reads from there at once. ``blocks`` of them should fit on a
+    multiprocessor at a time. ``share`` of the instructions of a round within a tap are
+    multiply-adds: counted in the machine code for an H100, forward. ``tf32`` tiles are multiplied
+    by tensor cores; their share is of the cores' time, as it was measured on an H100 (docs/gpu.md).
     """
 
     rows: int
@@ -136,17 +135,13 @@ class Tile(NamedTuple):
     vector: int
     blocks: int
     share: float
+    steps: int = 8
     tf32: bool = False
 
     @property
     def threads(self) -> int:
         """Threads of a block."""
         return self.rows // self.thread_rows * (self.columns // self.thread_columns)
-
-    @property
-    def steps(self) -> int:
-        """Steps in k of a round."""
-        return gpu_tf32.STEPS if self.tf32 else STEPS
 
     @property
     def registers(self) -> int:
@@ -171,22 +166,25 @@ class Tile(NamedTuple):
         return gpu_tf32.CAPABILITY if self.tf32 else OLDEST
 
 
-# A layer of few filters would leave most rows of a large tile without work. In the simulator, where
-# each thread costs time, the tiles are small, and cut in the same ways.
+# A layer of few filters would leave most rows of a large tile without work. The small tile has
+# little to do in a round, and memory answers no sooner: so its rounds have twice as many steps. In
+# the simulator, where each thread costs time, the tiles are small, and cut in the same ways.
 TILES_OF_CARDS = {
     "tile128": Tile(128, 128, 8, 8, vector=4, blocks=2, share=0.84),
     "tile64": Tile(64, 128, 8, 8, vector=4, blocks=4, share=0.82),
-    "tile32": Tile(32, 128, 4, 8, vector=4, blocks=4, share=0.72),
-    "tf32_128": Tile(128, 128, 8, 8, vector=4, blocks=2, share=0.2, tf32=True),
-    "tf32_64": Tile(64, 128, 8, 8, vector=4, blocks=3, share=0.2, tf32=True),
+    "tile32": Tile(32, 128, 4, 8, vector=4, blocks=4, share=0.76, steps=16),
+    "tf32_128": Tile(
+        128, 128, 8, 8, vector=4, blocks=2, share=0.2, steps=gpu_tf32.STEPS, tf32=True
+    ),
+    "tf32_64": Tile(64, 128, 8, 8, vector=4, blocks=3, share=0.2, steps=gpu_tf32.STEPS, tf32=True),
 }
 TILES_IN_THE_SIMULATOR = {
     "tile128": Tile(8, 4, 2, 2, vector=1, blocks=1, share=0.84),
-    "tile64": Tile(4, 8, 2, 2, vector=1, blocks=1, share=0.79),
-    "tile32": Tile(2, 8, 1, 2, vector=1, blocks=1, share=0.68),
+    "tile64": Tile(4, 8, 2, 2, vector=1, blocks=1, share=0.82),
+    "tile32": Tile(4, 8, 1, 2, vector=1, blocks=1, share=0.76, steps=16),
     # A warp has 32 lanes, so these are larger: one warp of 16x16, or two beside each other.
-    "tf32_128": Tile(16, 16, 2, 4, vector=1, blocks=1, share=0.2, tf32=True),
-    "tf32_64": Tile(16, 32, 2, 4, vector=1, blocks=1, share=0.2, tf32=True),
+    "tf32_128": Tile(16, 16, 2, 4, vector=1, blocks=1, share=0.2, steps=gpu_tf32.STEPS, tf32=True),
+    "tf32_64": Tile(16, 32, 2, 4, vector=1, blocks=1, share=0.2, steps=gpu_tf32.STEPS, tf32=True),
 }
 TILES = TILES_IN_THE_SIMULATOR if SIMULATED else TILES_OF_CARDS
 
@@ -209,7 +207,8 @@ if SIMULATED:
 ALONE = 0.7  # how fast a multiprocessor is that has one block, and nothing to do while it waits
 BYTES_A_CLOCK = 1400  # that all of the card reads and writes: 2.4 TB/s at 1.75 GHz
 LAUNCH = 10_000  # clocks of one kernel more
-LEAST_ROUNDS = 16  # of a part, which has to begin and to write its sums
+WORTH = 0.8  # of the clocks in FP32 that TF32 may take, for its rounding to be worth it
+LEAST_STEPS = 128  # in k, of a part, which has to begin and to write its sums
 
 
 def _clocks(cut: Cut, rows: int, columns: int, groups: int, rounds: int) -> float:
@@ -247,14 +246,38 @@ def fastest_cut(
     def rounds(name: str) -> int:
         return rounds_of(channels, taps, TILES[name].steps)
 
-    def parts_of(name: str) -> range:
-        return range(1, max(1, min(32, rounds(name) // LEAST_ROUNDS)) + 1)
+    def cuts(name: str) -> list[Cut]:
+        most = min(32, rounds(name) * TILES[name].steps // LEAST_STEPS)
+        return [Cut(name, parts) for parts in range(1, max(1, most) + 1)]
 
     def clocks(cut: Cut) -> float:
         return _clocks(cut, rows, columns, groups, rounds(cut.tile))
 
-    names = [tile] if tile else allowed(tf32)
-    return min((Cut(name, parts) for name in names for parts in parts_of(name)), key=clocks)
+    if tile:
+        return min(cuts(tile), key=clocks)
+    plain, rounded = (
+        [min((cut for name in names for cut in cuts(name)), key=clocks)] if names else []
+        for names in (plain_tiles(), faster_tiles() if tf32 else [])
+    )
+    return _worth_rounding(plain, rounded, clocks)
+
+
+def _worth_rounding(plain: list[Cut], rounded: list[Cut], clocks: Callable[[Cut], float]) -> Cut:
+    """The one of FP32, or that of TF32, if there is one and it gains something."""
+    if rounded and clocks(rounded[0]) < WORTH * clocks(plain[0]):
+        return rounded[0]
+    return plain[0]
+
+
+def plain_tiles() -> list[str]:
+    """The tiles of FP32."""
+    return [name for name, tile in TILES.items() if not tile.tf32]
+
+
+def faster_tiles() -> list[str]:
+    """The tiles of TF32 that multiply faster than any of FP32 on this card: all or none."""
+    fastest = max(TILES[name].speed for name in plain_tiles())
+    return [name for name, tile in TILES.items() if tile.tf32 and tile.speed > fastest]
 
 
 def product_clocks(
@@ -266,22 +289,7 @@ def product_clocks(
     return _clocks(cut, rows, columns, groups, rounds)
 
 
-def outer_clocks(rows: int, columns: int, groups: int, pixels: int, tf32: bool = False) -> float:
-    """What `_outer_kernel` takes for sums over pixels."""
-    cut = outer_cut(rows, columns, groups, pixels, tf32=tf32)
-    return _clocks(cut, rows, columns, groups, -(-pixels // TILES[cut.tile].steps))
-
-
-def allowed(tf32: bool) -> list[str]:
-    """The tiles that a layer may choose from: TF32's only where they are faster than FP32's."""
-    plain = [name for name, tile in TILES.items() if not tile.tf32]
-    if not tf32:
-        return plain
-    fastest = max(TILES[name].speed for name in plain)
-    return plain + [name for name, tile in TILES.items() if tile.tf32 and tile.speed > fastest]
-
-
-def rounds_of(channels: int, taps: int, steps: int = STEPS) -> int:
+def rounds_of(channels: int, taps: int, steps: int) -> int:
     """Of so many steps in k, in a sum over taps and channels."""
     return taps * -(-channels // steps)
 
@@ -352,6 +360,7 @@ def _plain_way(tile: Tile, margin: int) -> Way:
     PITCH_A, PITCH_B = np.uint32(tile.rows + margin), np.uint32(tile.columns + margin)
     VECTOR = np.uint32(tile.vector)
     ACROSS = np.uint32(tile.columns // tile.thread_columns)  # threads beside each other
+    SIXTEEN, EIGHT = tile.steps == 16, np.uint32(8)
     multiply_add = _multiplier(tile)
 
     @cuda.jit(device=True)
@@ -375,11 +384,7 @@ def _plain_way(tile: Tile, margin: int) -> Way:
         return np.uint32(thread % ACROSS * VECTOR)
 
     @cuda.jit(device=True)
-    def multiply(
-        tile_a: Any, tile_b: Any, read_a: Any, read_b: Any, thread: Any, sums: Any
-    ) -> None:
-        a = np.uint32(read_a + thread // ACROSS * VECTOR)
-        b = np.uint32(read_b + thread % ACROSS * VECTOR)
+    def eight_steps(tile_a: Any, tile_b: Any, a: Any, b: Any, sums: Any) -> None:
         multiply_add(tile_a, tile_b, a, b, sums)
         multiply_add(tile_a, tile_b, a + PITCH_A, b + PITCH_B, sums)
         multiply_add(tile_a, tile_b, a + 2 * PITCH_A, b + 2 * PITCH_B, sums)
@@ -388,6 +393,16 @@ def _plain_way(tile: Tile, margin: int) -> Way:
         multiply_add(tile_a, tile_b, a + 5 * PITCH_A, b + 5 * PITCH_B, sums)
         multiply_add(tile_a, tile_b, a + 6 * PITCH_A, b + 6 * PITCH_B, sums)
         multiply_add(tile_a, tile_b, a + 7 * PITCH_A, b + 7 * PITCH_B, sums)
+
+    @cuda.jit(device=True)
+    def multiply(
+        tile_a: Any, tile_b: Any, read_a: Any, read_b: Any, thread: Any, sums: Any
+    ) -> None:
+        a = np.uint32(read_a + thread // ACROSS * VECTOR)
+        b = np.uint32(read_b + thread % ACROSS * VECTOR)
+        eight_steps(tile_a, tile_b, a, b, sums)
+        if SIXTEEN:
+            eight_steps(tile_a, tile_b, a + EIGHT * PITCH_A, b + EIGHT * PITCH_B, sums)
 
     return Way(
         *(place_a, place_b, beside_b, _sum, _as_it_is, first_row, first_column, multiply),
@@ -1119,6 +1134,7 @@ def gathered_outer(
     return result
 
 
+@lru_cache(4096)
 def outer_cut(
     rows: int,
     columns: int,
@@ -1128,22 +1144,32 @@ def outer_cut(
     parts: int = 0,
     tf32: bool = False,
 ) -> Cut:
-    """The tile and the parts for sums over pixels, unless they are given."""
-    name = tile or _outer_tile(rows, columns, groups, tf32)
-    chosen = TILES[name]
-    blocks = groups * -(-rows // chosen.rows) * -(-columns // chosen.columns)
-    return Cut(name, parts or _parts(blocks, pixels, chosen))
+    """The same for `_outer_kernel`, whose sums run over pixels; parts that are given are taken."""
+
+    def cut(names: list[str]) -> Cut:
+        name = min(names, key=lambda name: _outer_cost(TILES[name], rows, columns))
+        blocks = groups * -(-rows // TILES[name].rows) * -(-columns // TILES[name].columns)
+        return Cut(name, parts or _parts(blocks, pixels, TILES[name]))
+
+    def clocks(cut: Cut) -> float:
+        return _clocks(cut, rows, columns, groups, -(-pixels // TILES[cut.tile].steps))
+
+    if tile:
+        return cut([tile])
+    rounded = [cut(faster_tiles())] if tf32 and faster_tiles() else []
+    return _worth_rounding([cut(plain_tiles())], rounded, clocks)
 
 
-def _outer_tile(rows: int, columns: int, groups: int, tf32: bool = False) -> str:
-    """The tile that leaves the least of its numbers without use; the parts do the rest."""
+def outer_clocks(rows: int, columns: int, groups: int, pixels: int, tf32: bool = False) -> float:
+    """What that takes."""
+    cut = outer_cut(rows, columns, groups, pixels, tf32=tf32)
+    return _clocks(cut, rows, columns, groups, -(-pixels // TILES[cut.tile].steps))
 
-    def cost(name: str) -> float:
-        tile = TILES[name]
-        blocks = groups * -(-rows // tile.rows) * -(-columns // tile.columns)
-        return blocks * tile.rows * tile.columns / tile.speed
 
-    return min(allowed(tf32), key=cost)
+def _outer_cost(tile: Tile, rows: int, columns: int) -> float:
+    """Clocks of one step: least by the tile that leaves the fewest of its numbers without use."""
+    blocks = -(-rows // tile.rows) * -(-columns // tile.columns)
+    return blocks * tile.rows * tile.columns / tile.speed
 
 
 def _parts(blocks: int, pixels: int, tile: Tile) -> int:
