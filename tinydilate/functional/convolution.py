@@ -371,7 +371,7 @@ def conv2d_grad_input_cuda(
         return gpu_winograd.convolution(
             grad, w, None, window, size, groups, side=tiles, adjoint=True
         )
-    if side is None and _folds(grad, w, size, window, groups):
+    if side is None and _folds(grad.shape, w.shape, size, window, groups, gpu_tf32.is_wanted()):
         return conv2d_grad_input_folded(grad, w, size, window, groups)
     gather = gpu_gemm.adjoint_gather(window, size)
     tf32 = not tile and gpu_tf32.is_wanted()  # a tile that is given says by itself
@@ -407,18 +407,26 @@ MOVED = 80  # multiply-adds in the time that a number takes to memory and back
 COLUMN_BYTES = 2 << 30  # that all columns may take; who gathers needs no memory for them
 
 
-def _folds(grad: CudaArray, w: CudaArray, size: Pair, window: Window, groups: int) -> bool:
+@lru_cache(4096)
+def _folds(
+    grad: tuple[int, ...],
+    w: tuple[int, ...],
+    size: Pair,
+    window: Window,
+    groups: int,
+    tf32: bool,
+) -> bool:
     """Whether folding is faster, and its columns not too many; a tile has 32 rows at least."""
 
     def rows(count: int) -> int:
         return -(-count // 32) * 32
 
-    filters, inner = w.shape[0] // groups, w.shape[1] * window.taps
-    if 4 * grad.shape[0] * groups * inner * grad.shape[2] * grad.shape[3] > COLUMN_BYTES:
+    filters, inner = w[0] // groups, w[1] * window.taps
+    if 4 * grad[0] * groups * inner * grad[2] * grad[3] > COLUMN_BYTES:
         return False
-    gathered = rows(w.shape[1]) * window.taps * filters * size[0] * size[1]
-    moved = MOVED * gpu_gemm.gain(gpu_tf32.is_wanted())
-    folded = (rows(inner) * filters + moved * inner) * grad.shape[2] * grad.shape[3]
+    gathered = rows(w[1]) * window.taps * filters * size[0] * size[1]
+    moved = MOVED * gpu_gemm.gain(tf32)
+    folded = (rows(inner) * filters + moved * inner) * grad[2] * grad[3]
     return folded < gathered
 
 
