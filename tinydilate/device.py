@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 import os
+import struct
 import sys
 import threading
 import time
@@ -365,7 +366,9 @@ class _Driver:
 
         ``arguments`` is where the addresses of its arguments stand.
         """
-        if not hasattr(self.here, "entered"):
+        try:
+            self.here.entered  # noqa: B018 - asked for sooner than by hasattr
+        except AttributeError:
             self.enter()
         (code,) = self.bindings.cuLaunchKernel(function, *shape, self.queue, arguments, 0)
         if code:
@@ -494,6 +497,9 @@ def _failures_explained() -> Iterator[None]:
 # Memory
 
 
+_SEVEN = struct.Struct("<7Q")
+
+
 class Line:
     """Numbers of one type, one after the other, in the GPU's memory.
 
@@ -503,17 +509,18 @@ class Line:
     size : int
         How many there are.
     dtype : numpy.dtype
-    words : tuple of int
+    words : bytes
         How a compiled kernel is told of them: as Numba's array of one axis, which is two owners,
         of which it has none on a GPU, the count, bytes of a number, the address, and the shape and
-        the strides.
+        the strides. Packed once, for the line is launched with again and again.
     """
 
     __slots__ = ("address", "dtype", "size", "words")
 
     def __init__(self, address: int, size: int, dtype: np.dtype[Any]) -> None:
         self.address, self.size, self.dtype = address, size, dtype
-        self.words = 0, 0, size, dtype.itemsize, address, size, dtype.itemsize
+        width = dtype.itemsize
+        self.words = _SEVEN.pack(0, 0, size, width, address, size, width)
 
     def __getitem__(self, part: slice) -> Line:
         start, stop, _ = part.indices(self.size)

@@ -78,7 +78,9 @@ class _Compiled:
     def __init__(self, function: Any, forms: str, owner: Any = None) -> None:
         self.function, self.driver = function, device.driver()
         self.owner = owner  # without it, the machine code would be unloaded
-        self.packing = struct.Struct(forms)  # each argument in eight bytes
+        self.packing = struct.Struct(
+            forms
+        )  # a number in eight bytes, an array in seven times eight
         self.arguments = ctypes.create_string_buffer(self.packing.size)
         count, first = self.packing.size // 8, ctypes.addressof(self.arguments)
         self.places = (ctypes.c_void_p * count)(*(first + 8 * n for n in range(count)))
@@ -100,7 +102,7 @@ _WORDS = {  # of a number among a kernel's arguments
     np.dtype(np.float32): "f4x",
     np.dtype(np.float64): "d",
 }
-_WORDS_OF_A_LINE = "7Q"
+_WORDS_OF_A_LINE = "56s"  # seven words, see `device.Line`
 
 
 class CudaKernel:
@@ -123,7 +125,7 @@ class CudaKernel:
         self.name = self.name.replace(".<locals>", "")
         self.__doc__, self.__name__ = body.__doc__, body.__name__
         self._compiled: dict[np.dtype[Any], Any] = {}
-        self._launchers: dict[tuple[Any, Any, int], _Launcher] = {}
+        self._launchers: dict[tuple[Any, ...], _Launcher] = {}
         self.parameters = [self._parameter(item) for item in _annotations(body)]
         CUDA_KERNELS.append(self)
 
@@ -143,13 +145,11 @@ class CudaKernel:
 
     def __getitem__(self, shape: tuple[Any, ...]) -> _Launcher:
         """Blocks, threads a block (each an int or a tuple), bytes of dynamic shared memory."""
-        blocks, threads, *rest = shape
-        key = blocks, threads, rest[0] if rest else 0
-        launcher = self._launchers.get(key)
+        launcher = self._launchers.get(shape)
         if launcher is None:
             if len(self._launchers) > 256:  # a new shape in every call: keep none for ever
                 self._launchers.clear()
-            launcher = self._launchers[key] = _Launcher(self, *key)
+            launcher = self._launchers[shape] = _Launcher(self, *shape)
         return launcher
 
     def compiled(self, dtype: np.dtype[Any]) -> Any:
@@ -241,7 +241,7 @@ class _Launcher:
 
     __slots__ = ("compiled", "kernel", "runs", "seen", "shape", "sizes")
 
-    def __init__(self, kernel: CudaKernel, blocks: Any, threads: Any, shared: int) -> None:
+    def __init__(self, kernel: CudaKernel, blocks: Any, threads: Any, shared: int = 0) -> None:
         self.kernel = kernel
         self.shape = blocks, threads, shared
         self.sizes = *_three(blocks), *_three(threads), shared
@@ -256,7 +256,7 @@ class _Launcher:
         for argument in arguments:
             if type(argument) is CudaArray:
                 dtypes.append(argument.dtype)
-                words += [argument.flat] if SIMULATED else argument.flat.words
+                words.append(argument.flat if SIMULATED else argument.flat.words)
             else:
                 dtypes.append(None)
                 words.append(argument)
