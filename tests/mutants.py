@@ -280,8 +280,8 @@ MUTANTS = [
     Mutant(
         "the gradient of the bias averaged over the batch",
         CONV,
-        "db = sum_to_shape(grad, (1, grad.shape[1], 1, 1)).reshape(grad.shape[1])",
-        "db = sum_to_shape(grad, (1, grad.shape[1], 1, 1)).reshape(grad.shape[1]) / max(1, len(grad))",
+        "db = as_own(sum_to_shape(grad, (1, filters, 1, 1)), (filters,))",
+        "db = as_own(sum_to_shape(grad, (1, filters, 1, 1)), (filters,)) / max(1, len(grad))",
         "slope conv2d",
     ),
     Mutant(

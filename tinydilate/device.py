@@ -727,6 +727,14 @@ def empty_like(array: CudaArray) -> CudaArray:
     return empty(array.shape, array.dtype)
 
 
+def as_own(array: Any, shape: tuple[int, ...]) -> Any:
+    """`reshape` of an array on any device that nobody else will use.
+
+    On the GPU the result is no view of another, so a leaf's gradient need not be a copy of it.
+    """
+    return array.as_own(shape) if type(array) is CudaArray else array.reshape(shape)
+
+
 def zeros(shape: tuple[int, ...], dtype: Any) -> CudaArray:
     """An array of zeros on the GPU."""
     array = empty(shape, dtype)

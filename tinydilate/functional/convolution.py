@@ -34,7 +34,7 @@ import numpy as np
 
 from tinydilate import buffers, gpu_gemm, gpu_tf32, gpu_winograd, winograd
 from tinydilate.autograd import Op, Tensor, as_tensors, public
-from tinydilate.device import Array, CudaArray, MetaArray, cover
+from tinydilate.device import Array, CudaArray, MetaArray, as_own, cover
 from tinydilate.errors import ShapeError
 from tinydilate.functional.arithmetic import sum_to_shape
 from tinydilate.functional.products import matmul_forward_readable, transposed
@@ -575,7 +575,8 @@ class Convolution(Op):
         if self.needs[1]:
             dw = conv2d_grad_weight(self.x, grad, self.window, self.groups)
         if len(self.needs) == 3 and self.needs[2]:
-            db = sum_to_shape(grad, (1, grad.shape[1], 1, 1)).reshape(grad.shape[1])
+            filters = grad.shape[1]
+            db = as_own(sum_to_shape(grad, (1, filters, 1, 1)), (filters,))
         return (dx, dw, db)[: len(self.needs)]
 
 
