@@ -473,8 +473,7 @@ def test_what_a_card_gains_and_whether_it_still_needs_winograd(capability):
     gain = GAINS[capability]
     assert gpu_gemm.gain(tf32=False) == 1
     assert gpu_gemm.gain(tf32=True) == pytest.approx(gain)
-    images, window = device.MetaArray((1, 256, 118, 118)), Window.of(3)
-    side = _gpu_side(None, images, (256, 256, 3, 3), window, (118, 118), 1)
+    side = _gpu_side(None, 1, (256, 256, 3, 3), Window.of(3), (118, 118), 1, tf32=True)
     assert side == (0 if gain > 4 else 4)
 
 

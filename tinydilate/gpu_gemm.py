@@ -107,14 +107,12 @@ class Gather(NamedTuple):
         ]
 
 
-@lru_cache(4096)
 def forward_gather(window: Window, output: Pair) -> Gather:
     """The tap rule: what a convolution reads."""
     top, left = window.before
     return Gather(window.kernel, output, window.stride, (-top, -left), window.dilation)
 
 
-@lru_cache(4096)
 def adjoint_gather(window: Window, size: Pair) -> Gather:
     """The tap rule solved for the output: which outputs an input pixel went into."""
     rows, columns = window.dilation

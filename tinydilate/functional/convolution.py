@@ -226,28 +226,44 @@ def conv2d_forward_cuda(
 ) -> CudaArray:
     if x.dtype != np.float32:
         return conv2d_forward_readable(x, w, b, window, groups, relu)
-    size = window.output_size(x.shape[2:])
-    if tiles := _gpu_side(side, x, w.shape, window, size, groups):
+    tf32 = gpu_tf32.is_wanted()
+    size, tiles, gather = _forward_way(x.shape, w.shape, window, groups, side, tf32)
+    if tiles:
         return gpu_winograd.convolution(x, w, b, window, size, groups, relu, side=tiles)
-    gather = gpu_gemm.forward_gather(window, size)
-    tf32 = not tile and gpu_tf32.is_wanted()  # a tile that is given says by itself
+    tf32 = tf32 and not tile  # a tile that is given says by itself
     return gpu_gemm.gathered_product(x, w, b, gather, groups, relu, tile=tile, tf32=tf32)
+
+
+# A network asks for the same layers in every step, so the way that each goes is looked up.
+@lru_cache(4096)
+def _forward_way(
+    images: tuple[int, ...],
+    weights: tuple[int, ...],
+    window: Window,
+    groups: int,
+    forced: int | None,
+    tf32: bool,
+) -> tuple[Pair, int, gpu_gemm.Gather]:
+    """Size of the map; side of Winograd's tiles, or 0; what is read to multiply directly."""
+    size = window.output_size(images[2:])
+    side = _gpu_side(forced, images[0], weights, window, size, groups, tf32)
+    return size, side, gpu_gemm.forward_gather(window, size)
 
 
 def _gpu_side(
     forced: int | None,
-    images: CudaArray,
+    count: int,
     weights: tuple[int, ...],
     window: Window,
     size: Pair,
     groups: int,
+    tf32: bool,
 ) -> int:
-    """`_side` for the GPU."""
+    """`_side` for the GPU, for ``count`` images."""
     if forced is not None:
-        return forced if winograd.fits(window) and images.shape[0] else 0
+        return forced if winograd.fits(window) and count else 0
     filters, channels = weights[0] // groups, weights[1]
-    gain = gpu_gemm.gain(gpu_tf32.is_wanted())
-    return gpu_winograd.fastest_side(images.shape[0], channels, filters, window, size, gain)
+    return gpu_winograd.fastest_side(count, channels, filters, window, size, gpu_gemm.gain(tf32))
 
 
 def _add_forced_on_gpu(entry: Kernel, twin: Callable[..., CudaArray]) -> None:
@@ -367,20 +383,37 @@ def conv2d_grad_input_cuda(
 ) -> CudaArray:
     if grad.dtype != np.float32:
         return conv2d_grad_input_readable(grad, w, size, window, groups)
-    if tiles := _gpu_side(side, grad, w.shape, window, size, groups):
+    tf32 = gpu_tf32.is_wanted()
+    tiles, folds, gather = _adjoint_way(grad.shape, w.shape, size, window, groups, side, tf32)
+    if tiles:
         return gpu_winograd.convolution(
             grad, w, None, window, size, groups, side=tiles, adjoint=True
         )
-    if side is None and _folds(grad.shape, w.shape, size, window, groups, gpu_tf32.is_wanted()):
+    if folds:
         return conv2d_grad_input_folded(grad, w, size, window, groups)
-    gather = gpu_gemm.adjoint_gather(window, size)
-    tf32 = not tile and gpu_tf32.is_wanted()  # a tile that is given says by itself
+    tf32 = tf32 and not tile  # a tile that is given says by itself
     return gpu_gemm.gathered_product(
         grad, w, None, gather, groups, adjoint=True, tile=tile, tf32=tf32
     )
 
 
 _add_forced_on_gpu(conv2d_grad_input, conv2d_grad_input_cuda)
+
+
+@lru_cache(4096)
+def _adjoint_way(
+    grad: tuple[int, ...],
+    weights: tuple[int, ...],
+    size: Pair,
+    window: Window,
+    groups: int,
+    forced: int | None,
+    tf32: bool,
+) -> tuple[int, bool, gpu_gemm.Gather]:
+    """Side of Winograd's tiles, or 0; whether to fold; what is read to multiply directly."""
+    side = _gpu_side(forced, grad[0], weights, window, size, groups, tf32)
+    folds = forced is None and _folds(grad, weights, size, window, groups, tf32)
+    return side, folds, gpu_gemm.adjoint_gather(window, size)
 
 
 # Who gathers from the pixel's side asks all taps of every pixel, also those that no output has: of
@@ -407,7 +440,6 @@ MOVED = 80  # multiply-adds in the time that a number takes to memory and back
 COLUMN_BYTES = 2 << 30  # that all columns may take; who gathers needs no memory for them
 
 
-@lru_cache(4096)
 def _folds(
     grad: tuple[int, ...],
     w: tuple[int, ...],
@@ -530,16 +562,31 @@ def conv2d_grad_weight_cuda(
 ) -> CudaArray:
     if x.dtype != np.float32:
         return conv2d_grad_weight_readable(x, grad, window, groups)
-    size = (grad.shape[2], grad.shape[3])
-    shape = (grad.shape[1], x.shape[1] // groups, *window.kernel)
-    if tiles := _gpu_side(side, x, shape, window, size, groups):
+    tf32 = gpu_tf32.is_wanted()
+    tiles, gather = _outer_way(x.shape, grad.shape, window, groups, side, tf32)
+    if tiles:
         return gpu_winograd.weight_gradient(x, grad, window, groups, side=tiles)
-    gather = gpu_gemm.forward_gather(window, size)
-    tf32 = not tile and gpu_tf32.is_wanted()  # a tile that is given says by itself
+    tf32 = tf32 and not tile  # a tile that is given says by itself
     return gpu_gemm.gathered_outer(x, grad, gather, groups, tile=tile, tf32=tf32)
 
 
 _add_forced_on_gpu(conv2d_grad_weight, conv2d_grad_weight_cuda)
+
+
+@lru_cache(4096)
+def _outer_way(
+    images: tuple[int, ...],
+    grad: tuple[int, ...],
+    window: Window,
+    groups: int,
+    forced: int | None,
+    tf32: bool,
+) -> tuple[int, gpu_gemm.Gather]:
+    """Side of Winograd's tiles, or 0; what is read to multiply directly."""
+    size = (grad[2], grad[3])
+    weights = (grad[1], images[1] // groups, *window.kernel)
+    side = _gpu_side(forced, images[0], weights, window, size, groups, tf32)
+    return side, gpu_gemm.forward_gather(window, size)
 
 
 @conv2d_grad_weight.meta
