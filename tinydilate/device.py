@@ -682,20 +682,20 @@ def empty(shape: tuple[int, ...], dtype: Any) -> CudaArray:
     ShapeError
         If it has more elements than a kernel can count.
     """
-    shape, dtype, count, size = _needed(shape, dtype)
+    shape, dtype, numbers, size = _needed(shape, dtype)
     try:
         memory = _pool.take(size)
     except DriverError as error:
         if "OUT_OF_MEMORY" not in str(error):
             raise
         raise DeviceError(_out_of_memory(size)) from None
-    line = memory.lines.get((count, dtype)) or memory.line(count, dtype)
+    line = memory.lines.get(numbers) or memory.line(*numbers)
     return CudaArray(line, shape, dtype, _Lease(_pool, memory))
 
 
 @lru_cache(4096)
 def _needed(shape: tuple[int, ...], dtype: Any) -> tuple[Any, ...]:
-    """(shape, dtype, elements of the line, bytes of the block)."""
+    """(shape, dtype, numbers of the line: how many and of what type, bytes of the block)."""
     dtype, count = np.dtype(dtype), math.prod(shape)
     if count > _LONGEST:
         raise ShapeError(
@@ -704,7 +704,7 @@ def _needed(shape: tuple[int, ...], dtype: Any) -> tuple[Any, ...]:
         )
     size = buffers.block_size(max(_LEAST, count * dtype.itemsize))
     # Of an array without elements no kernel reads the line, but it has one.
-    return tuple(map(int, shape)), dtype, max(1, count), size
+    return tuple(map(int, shape)), dtype, (max(1, count), dtype), size
 
 
 def _out_of_memory(size: int) -> str:
