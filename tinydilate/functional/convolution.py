@@ -226,11 +226,11 @@ def conv2d_forward_cuda(
 ) -> CudaArray:
     if x.dtype != np.float32:
         return conv2d_forward_readable(x, w, b, window, groups, relu)
-    tf32 = gpu_tf32.is_wanted()
+    tf32 = side is None and gpu_tf32.is_wanted()  # who is told the way does not choose
     size, tiles, gather = _forward_way(x.shape, w.shape, window, groups, side, tf32)
     if tiles:
         return gpu_winograd.convolution(x, w, b, window, size, groups, relu, side=tiles)
-    tf32 = tf32 and not tile  # a tile that is given says by itself
+    tf32 = not tile and gpu_tf32.is_wanted()  # a tile that is given says by itself
     return gpu_gemm.gathered_product(x, w, b, gather, groups, relu, tile=tile, tf32=tf32)
 
 
@@ -383,7 +383,7 @@ def conv2d_grad_input_cuda(
 ) -> CudaArray:
     if grad.dtype != np.float32:
         return conv2d_grad_input_readable(grad, w, size, window, groups)
-    tf32 = gpu_tf32.is_wanted()
+    tf32 = side is None and gpu_tf32.is_wanted()  # who is told the way does not choose
     tiles, folds, gather = _adjoint_way(grad.shape, w.shape, size, window, groups, side, tf32)
     if tiles:
         return gpu_winograd.convolution(
@@ -391,7 +391,7 @@ def conv2d_grad_input_cuda(
         )
     if folds:
         return conv2d_grad_input_folded(grad, w, size, window, groups)
-    tf32 = tf32 and not tile  # a tile that is given says by itself
+    tf32 = not tile and gpu_tf32.is_wanted()  # a tile that is given says by itself
     return gpu_gemm.gathered_product(
         grad, w, None, gather, groups, adjoint=True, tile=tile, tf32=tf32
     )
@@ -562,11 +562,11 @@ def conv2d_grad_weight_cuda(
 ) -> CudaArray:
     if x.dtype != np.float32:
         return conv2d_grad_weight_readable(x, grad, window, groups)
-    tf32 = gpu_tf32.is_wanted()
+    tf32 = side is None and gpu_tf32.is_wanted()  # who is told the way does not choose
     tiles, gather = _outer_way(x.shape, grad.shape, window, groups, side, tf32)
     if tiles:
         return gpu_winograd.weight_gradient(x, grad, window, groups, side=tiles)
-    tf32 = tf32 and not tile  # a tile that is given says by itself
+    tf32 = not tile and gpu_tf32.is_wanted()  # a tile that is given says by itself
     return gpu_gemm.gathered_outer(x, grad, gather, groups, tile=tile, tf32=tf32)
 
 
