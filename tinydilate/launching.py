@@ -15,7 +15,7 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache, partial
 from types import FunctionType
 from typing import Any, cast, overload
 
@@ -239,15 +239,14 @@ def _three(sizes: Any) -> tuple[int, int, int]:
 class _Launcher:
     """A kernel with its blocks and threads."""
 
-    __slots__ = ("compiled", "kernel", "runs", "seen", "shape", "sizes")
+    __slots__ = ("kernel", "ready", "runs", "shape", "sizes")
 
     def __init__(self, kernel: CudaKernel, blocks: Any, threads: Any, shared: int = 0) -> None:
         self.kernel = kernel
         self.shape = blocks, threads, shared
         self.sizes = *_three(blocks), *_three(threads), shared
         self.runs = 0 not in self.sizes[:3]
-        self.compiled: dict[np.dtype[Any], _Compiled] = {}
-        self.seen: dict[tuple[Any, ...], np.dtype[Any]] = {}
+        self.ready: dict[tuple[Any, ...], Callable[..., None]] = {}
 
     def __call__(self, *arguments: Any) -> None:
         """Launch, and do not wait; without blocks there is nothing to launch."""
@@ -261,24 +260,28 @@ class _Launcher:
                 dtypes.append(None)
                 words.append(argument)
         seen = tuple(dtypes)
-        try:
-            dtype = self.seen[seen]
-        except KeyError:
-            dtype = self.seen[seen] = self._check(arguments)
-        if not self.runs:
-            return
+        launch = self.ready.get(seen)
+        if launch is None:
+            dtype = self._check(arguments)
+            if not self.runs:
+                return
+            launch = self.ready[seen] = self._launch_of(dtype)
         if device.being_recorded:
             device.being_recorded.keep(arguments)
-        if SIMULATED:
-            self._simulate(dtype, words)
-            return
         try:
-            compiled = self.compiled.get(dtype)
-            if compiled is None:
-                compiled = self.compiled[dtype] = self.kernel.compiled(dtype)
-            compiled.launch(self.sizes, words)
-            if DEBUG and not device.being_recorded:  # a launch that is recorded does not run
+            launch(self.sizes, words)
+            # The simulator waits by itself, and a launch that is recorded does not run.
+            if DEBUG and not SIMULATED and not device.being_recorded:
                 device.stream().synchronize()
+        except Exception as error:
+            raise LaunchError(self.kernel.name, self.shape, error) from error
+
+    def _launch_of(self, dtype: np.dtype[Any]) -> Callable[..., None]:
+        """What launches it for one dtype."""
+        if SIMULATED:
+            return partial(self._simulate, dtype)
+        try:
+            return cast(Callable[..., None], self.kernel.compiled(dtype).launch)
         except Exception as error:
             raise LaunchError(self.kernel.name, self.shape, error) from error
 
@@ -308,16 +311,13 @@ class _Launcher:
             dtype = dtype if own else argument.dtype
         return dtype or self.kernel.dtypes[0]
 
-    def _simulate(self, dtype: np.dtype[Any], values: list[Any]) -> None:
+    def _simulate(self, dtype: np.dtype[Any], sizes: tuple[int, ...], values: list[Any]) -> None:
         typed = [
             value if is_array else (own or dtype).type(value)
             for (is_array, own), value in zip(self.kernel.parameters, values, strict=True)
         ]
         blocks, threads, shared = self.shape
-        try:
-            self.kernel.compiled(dtype)[blocks, threads, 0, shared](*typed)
-        except Exception as error:
-            raise LaunchError(self.kernel.name, self.shape, error) from error
+        self.kernel.compiled(dtype)[blocks, threads, 0, shared](*typed)
 
     def _refused(self, argument: Any, dtype: Any) -> Exception:
         expected = (
@@ -518,11 +518,9 @@ class CudaElementwise:
             out = device.empty(first.shape, first.dtype)
             self._alike[cover(out.size)](*arrays, out)
             return out
-        shape = np.broadcast_shapes(first.shape, last.shape)
+        shape, axes, numbers = _broadcast(first.shape, last.shape)
         out = device.empty(shape, first.dtype)
-        strides = [_broadcast_strides(array.shape, shape) for array in arrays]
-        axes = max(1, len(shape))
-        table = device.constants(*(shape or (1,)), *strides[0], *strides[1])
+        table = device.constants(*numbers)
         cast(Any, self._spread)[cover(out.size)](first, last, out, axes, table)
         return out
 
@@ -543,6 +541,16 @@ def _scalar_form(rule: Any) -> Any:
         np.log: math.log,
     }
     return rule if SIMULATED else forms[rule]
+
+
+@lru_cache(4096)
+def _broadcast(
+    first: tuple[int, ...], last: tuple[int, ...]
+) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
+    """Of the result of two arrays: its shape, how many axes, and the table for `place_of`."""
+    shape = np.broadcast_shapes(first, last)
+    strides = *_broadcast_strides(first, shape), *_broadcast_strides(last, shape)
+    return shape, max(1, len(shape)), (*(shape or (1,)), *strides)
 
 
 def _broadcast_strides(shape: tuple[int, ...], full: tuple[int, ...]) -> list[int]:

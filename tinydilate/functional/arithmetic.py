@@ -36,6 +36,11 @@ def broadcast_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
     """
     if shapes[0] == shapes[-1] and len(shapes) == 2:  # the common case
         return shapes[0]
+    return _broadcast_shape(*shapes)
+
+
+@lru_cache(4096)
+def _broadcast_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
     try:
         return np.broadcast_shapes(*shapes)
     except ValueError:
