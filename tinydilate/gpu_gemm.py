@@ -426,9 +426,11 @@ class _Plan(NamedTuple):
 
     shape: tuple[int, ...]  # of the result
     tile: str
-    blocks: int
+    grid: tuple[int, int]  # blocks, threads a block; without blocks there is nothing to do
     layer: tuple[int, ...] = ()  # the numbers of its table
     parts: int = 1
+    finish: tuple[int, ...] = ()  # numbers for the kernel that adds the parts
+    tf32: bool = False
 
 
 def _layer(
@@ -626,7 +628,7 @@ def gathered_product(
     """
     plan = _packing(images.shape, weights.shape, gather, groups, adjoint, tile, parts, tf32)
     packed = device.empty(plan.shape, weights.dtype)
-    _PACK[TILES[plan.cut.tile].tf32][plan.blocks, (SIDE, HIGH)](weights, packed, *plan.numbers)
+    _PACK[plan.tf32][plan.grid](weights, packed, *plan.numbers)
     return product(images, packed, bias, gather, plan.filters, groups, relu, plan.cut)
 
 
@@ -644,19 +646,16 @@ def product(
     finish = int(bias is not None), int(relu)
     plan = _product(images.shape, packed.shape, gather, filters, groups, finish, cut)
     out = device.empty(plan.shape, images.dtype)
-    if not plan.blocks:
+    if not plan.grid[0]:
         return out
-    tile = TILES[plan.tile]
-    if tile.tf32:
+    if plan.tf32:
         gpu_tf32.check_card()
     sums = out if plan.parts == 1 else device.empty((plan.parts, out.size), out.dtype)
     layer = device.constants(*plan.layer)
     other = packed if bias is None else bias  # read only if the layer says that there is one
-    _GATHERED[plan.tile][plan.blocks, tile.threads](images, packed, other, sums, layer)
+    _GATHERED[plan.tile][plan.grid](images, packed, other, sums, layer)
     if plan.parts > 1:
-        plane = math.prod(gather.output)
-        numbers = plan.parts, plane, groups * filters, *finish
-        _finish_parts[cover(out.size)](sums, other, out, *numbers)
+        _finish_parts[cover(out.size)](sums, other, out, *plan.finish)
     return out
 
 
@@ -674,16 +673,18 @@ def _product(
     count, channels, *size = images
     channels //= groups
     shape = count, groups * filters, *gather.output
+    tile, plane = TILES[cut.tile], math.prod(gather.output)
     if not math.prod(shape):
-        return _Plan(shape, cut.tile, blocks=0)
-    pixels, tile = count * math.prod(gather.output), TILES[cut.tile]
+        return _Plan(shape, cut.tile, (0, tile.threads))
+    pixels = count * plane
     padded, rounds = packed[2], packed[1] // tile.steps
     each = -(-rounds // cut.parts)
     parts = -(-rounds // each)  # those that have any
     others = padded, rounds, each, *(finish if parts == 1 else (0, 0))
     layer = _layer(pixels, channels, filters, groups, tuple(size), gather, *others)
-    blocks = parts * groups * (padded // tile.rows) * -(-pixels // tile.columns)
-    return _Plan(shape, cut.tile, blocks, layer, parts)
+    grid = parts * groups * (padded // tile.rows) * -(-pixels // tile.columns), tile.threads
+    numbers = parts, plane, groups * filters, *finish
+    return _Plan(shape, cut.tile, grid, layer, parts, numbers, tile.tf32)
 
 
 @cuda.jit(dtypes=(np.float32,))
@@ -724,8 +725,9 @@ class _Packing(NamedTuple):
     cut: Cut
     filters: int  # of a group
     shape: tuple[int, ...]
-    blocks: int
+    grid: tuple[int, Pair]
     numbers: tuple[int, ...]  # for the kernel that packs
+    tf32: bool
 
 
 @lru_cache(4096)
@@ -753,7 +755,8 @@ def _packing(
     squares = -(-wide // SIDE) * -(-taps * deep // SIDE)
     numbers = squares, filters, channels, taps, deep, wide, *steps
     # All along one axis of the grid: the second one ends at 65,535, and matrices may be more.
-    return _Packing(cut, filters, (groups, taps * deep, wide), squares * groups, numbers)
+    grid = squares * groups, (SIDE, HIGH)
+    return _Packing(cut, filters, (groups, taps * deep, wide), grid, numbers, of.tf32)
 
 
 @cuda.jit(device=True)
@@ -1015,15 +1018,14 @@ def gathered_outer(
     they are given; with ``tf32`` among the tiles of tensor cores as well.
     """
     plan = _outer(images.shape, grads.shape, gather, groups, tile, parts, tf32)
-    if not plan.blocks:
+    if not plan.grid[0]:
         return device.zeros(plan.shape, images.dtype)
-    cut = TILES[plan.tile]
-    if cut.tf32:
+    if plan.tf32:
         gpu_tf32.check_card()
     result = device.empty(plan.shape, images.dtype)
     sums = result if plan.parts == 1 else device.empty((plan.parts, result.size), images.dtype)
     layer = device.constants(*plan.layer)
-    _OUTER[plan.tile][plan.blocks, cut.threads](images, grads, sums, layer)
+    _OUTER[plan.tile][plan.grid](images, grads, sums, layer)
     if plan.parts > 1:
         _add_parts[cover(result.size)](sums, result, plan.parts)
     return result
@@ -1046,15 +1048,16 @@ def _outer(
     pixels = count * math.prod(gather.output)
     shape = groups * filters, channels, *gather.kernel
     name = tile or _outer_tile(filters, channels * taps, groups, tf32)
-    if not pixels:
-        return _Plan(shape, name, blocks=0)
     cut = TILES[name]
+    if not pixels:
+        return _Plan(shape, name, (0, cut.threads))
     down, across = -(-filters // cut.rows), -(-channels * taps // cut.columns)
     parts = parts or _parts(groups * down * across, pixels, cut)
     each = -(-pixels // parts // cut.steps) * cut.steps  # pixels of a part
     parts = -(-pixels // each)  # those that have any
     layer = _layer(pixels, channels, filters, groups, tuple(size), gather, taps, each)
-    return _Plan(shape, name, parts * groups * down * across, layer, parts)
+    grid = parts * groups * down * across, cut.threads
+    return _Plan(shape, name, grid, layer, parts, tf32=cut.tf32)
 
 
 def _outer_tile(rows: int, columns: int, groups: int, tf32: bool = False) -> str:
