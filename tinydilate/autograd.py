@@ -42,7 +42,6 @@ from tinydilate.kernel import CudaElementwise, kernel
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _NUMBERS = (int, float, np.integer)  # take the dtype of what they are combined with
 _numbers = itertools.count()
-_mode = threading.local()
 
 # The pages of tinydilate/functional fill this with their public functions; Tensor's operators
 # and methods look theirs up here, so that this module needs to know no page.
@@ -55,11 +54,20 @@ def public(function: Callable[..., Any]) -> Any:
     return function
 
 
+class _Mode(threading.local):
+    """How deep in `no_grad` each thread is."""
+
+    depth = 0
+
+
+_mode = _Mode()
+
+
 class no_grad(ContextDecorator):  # noqa: N801 - PyTorch's name
     """Within the block, or the decorated function, no graph is recorded."""
 
     def __enter__(self) -> None:
-        _mode.depth = getattr(_mode, "depth", 0) + 1
+        _mode.depth += 1
 
     def __exit__(self, *_: object) -> None:
         _mode.depth -= 1
@@ -67,7 +75,7 @@ class no_grad(ContextDecorator):  # noqa: N801 - PyTorch's name
 
 def is_grad_enabled() -> bool:
     """Whether operations are being recorded (in this thread)."""
-    return getattr(_mode, "depth", 0) == 0
+    return _mode.depth == 0
 
 
 def _method(name: str) -> Callable[..., Any]:
@@ -124,7 +132,7 @@ class Tensor:
     __slots__ = ("__weakref__", "data", "grad", "op", "requires_grad")
 
     def __init__(self, data: Any, requires_grad: bool = False, op: Op | None = None) -> None:
-        if type(data) is not np.ndarray:  # the common case
+        if type(data) is not np.ndarray and type(data) is not CudaArray:  # the common cases
             data = _array(data)
         if requires_grad and data.dtype not in FLOATS:
             raise DtypeError(
