@@ -289,7 +289,7 @@ def _ready(arguments: tuple[Any, ...]) -> str:
                 if found is not None:
                     return ""
                 found = dtype
-        elif kind not in _NO_HOLDERS and isinstance(argument, _HOLDERS):
+        elif kind is CudaArray or (kind not in _NO_HOLDERS and isinstance(argument, _HOLDERS)):
             return _ready_on_gpu(arguments)
     return "cpu"
 
