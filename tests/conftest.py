@@ -139,9 +139,8 @@ def h100(monkeypatch):
         forget()
 
     def forget():
-        gpu_gemm.fastest_cut.cache_clear()
-        gpu_gemm.outer_cut.cache_clear()
-        gpu_winograd.fastest_side.cache_clear()
+        for choice in (gpu_gemm.fastest_cut, gpu_gemm.outer_cut, gpu_winograd.fastest_side):
+            choice.cache_clear()
 
     patch()
     yield patch

@@ -280,8 +280,8 @@ MUTANTS = [
     Mutant(
         "the gradient of the bias averaged over the batch",
         CONV,
-        "db = sum_to_shape(grad, (1, grad.shape[1], 1, 1)).reshape(grad.shape[1])",
-        "db = sum_to_shape(grad, (1, grad.shape[1], 1, 1)).reshape(grad.shape[1]) / max(1, len(grad))",
+        "db = as_own(sum_to_shape(grad, (1, filters, 1, 1)), (filters,))",
+        "db = as_own(sum_to_shape(grad, (1, filters, 1, 1)), (filters,)) / max(1, len(grad))",
         "slope conv2d",
     ),
     Mutant(
@@ -1087,15 +1087,15 @@ GPU_MUTANTS = [
     Mutant(
         "a plain product reads on beyond its image",
         GEMM,
-        "size = output = 1, math.prod(size)",
-        "size = output = 1, len(images) * math.prod(size)",
+        "shown = 1, math.prod(shown)",
+        "shown = 1, count * math.prod(shown)",
         "check_plain",
     ),
     Mutant(
         "weights are taken for packed that end within a tile",
         GEMM,
-        "if adjoint and taps == 1 and (deep, wide) == (channels, filters) and",
-        "if adjoint and taps == 1 and",
+        "in_order = adjoint and taps == 1 and (deep, wide) == (channels, filters) and",
+        "in_order = adjoint and taps == 1 and",
         "check_order",
     ),
     Mutant(

@@ -42,7 +42,6 @@ from tinydilate.kernel import CudaElementwise, kernel
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _NUMBERS = (int, float, np.integer)  # take the dtype of what they are combined with
 _numbers = itertools.count()
-_mode = threading.local()
 
 # The pages of tinydilate/functional fill this with their public functions; Tensor's operators
 # and methods look theirs up here, so that this module needs to know no page.
@@ -55,11 +54,20 @@ def public(function: Callable[..., Any]) -> Any:
     return function
 
 
+class _Mode(threading.local):
+    """How deep in `no_grad` each thread is."""
+
+    depth = 0
+
+
+_mode = _Mode()
+
+
 class no_grad(ContextDecorator):  # noqa: N801 - PyTorch's name
     """Within the block, or the decorated function, no graph is recorded."""
 
     def __enter__(self) -> None:
-        _mode.depth = getattr(_mode, "depth", 0) + 1
+        _mode.depth += 1
 
     def __exit__(self, *_: object) -> None:
         _mode.depth -= 1
@@ -67,7 +75,7 @@ class no_grad(ContextDecorator):  # noqa: N801 - PyTorch's name
 
 def is_grad_enabled() -> bool:
     """Whether operations are being recorded (in this thread)."""
-    return getattr(_mode, "depth", 0) == 0
+    return _mode.depth == 0
 
 
 def _method(name: str) -> Callable[..., Any]:
@@ -124,7 +132,7 @@ class Tensor:
     __slots__ = ("__weakref__", "data", "grad", "op", "requires_grad")
 
     def __init__(self, data: Any, requires_grad: bool = False, op: Op | None = None) -> None:
-        if type(data) is not np.ndarray:  # the common case
+        if type(data) is not np.ndarray and type(data) is not CudaArray:  # the common cases
             data = _array(data)
         if requires_grad and data.dtype not in FLOATS:
             raise DtypeError(
@@ -378,7 +386,7 @@ class Op(ABC):
                 "input that needs none."
             )
         for tensor, needed, gradient in zip(self.inputs, self.needs, gradients, strict=True):
-            if needed and getattr(gradient, "shape", None) != tensor.shape:
+            if needed and getattr(gradient, "shape", None) != tensor.data.shape:
                 raise GraphError(
                     f"{type(self).__name__}.backward expected to return a gradient of its input's "
                     f"shape {tensor.shape}; it returned {_kind(gradient)}. Sum it over the axes "
@@ -591,15 +599,20 @@ def ops_behind(results: Iterable[Tensor]) -> list[tuple[Op, Tensor]]:
     return [found[number] for number in sorted(found)]
 
 
+def _is_twice(array: Any, arrays: tuple[Any, ...]) -> bool:
+    """Whether an array is more than one of these."""
+    return len([other for other in arrays if other is array]) > 1
+
+
 def _backward(root: Tensor, seed: Any, retain_graph: bool) -> None:
     """Visit ops from the newest to the oldest; by then each has its whole gradient."""
     gradients: dict[int, Any] = {}  # number of an op -> gradient of its output, so far
     waiting: list[tuple[int, Op]] = []  # a heap of ops, the highest number on top
 
-    def give(tensor: Tensor, gradient: Any, shared: bool) -> None:
+    def give(tensor: Tensor, gradient: Any, beside: tuple[Any, ...]) -> None:
         op = tensor.op
         if op is None and tensor.grad is None:  # a leaf; its .grad shares memory with no other
-            shared = shared or buffers.is_view(gradient)
+            shared = buffers.is_view(gradient) or _is_twice(gradient, beside)
             tensor.grad = Tensor(gradient.copy() if shared else gradient)
         elif op is None:
             tensor.grad = Tensor(accumulate(cast(Tensor, tensor.grad).data, gradient))
@@ -625,8 +638,8 @@ def _backward(root: Tensor, seed: Any, retain_graph: bool) -> None:
             op.use_up()
         for tensor, needed, result in zip(inputs, needs, results, strict=True):
             if needed and tensor.requires_grad:  # it may have been frozen or thawed since
-                give(tensor, result, sum(result is other for other in (gradient, *results)) > 1)
+                give(tensor, result, (gradient, *results))
 
-    give(root, seed, True)
+    give(root, seed, (seed, seed))
     while waiting:
         visit(heapq.heappop(waiting)[1])

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 import os
+import struct
 import sys
 import threading
 import time
@@ -365,7 +366,9 @@ class _Driver:
 
         ``arguments`` is where the addresses of its arguments stand.
         """
-        if not hasattr(self.here, "entered"):
+        try:
+            self.here.entered  # noqa: B018 - asked for sooner than by hasattr
+        except AttributeError:
             self.enter()
         (code,) = self.bindings.cuLaunchKernel(function, *shape, self.queue, arguments, 0)
         if code:
@@ -494,6 +497,9 @@ def _failures_explained() -> Iterator[None]:
 # Memory
 
 
+_SEVEN = struct.Struct("<7Q")
+
+
 class Line:
     """Numbers of one type, one after the other, in the GPU's memory.
 
@@ -503,17 +509,18 @@ class Line:
     size : int
         How many there are.
     dtype : numpy.dtype
-    words : tuple of int
+    words : bytes
         How a compiled kernel is told of them: as Numba's array of one axis, which is two owners,
         of which it has none on a GPU, the count, bytes of a number, the address, and the shape and
-        the strides.
+        the strides. Packed once, for the line is launched with again and again.
     """
 
     __slots__ = ("address", "dtype", "size", "words")
 
     def __init__(self, address: int, size: int, dtype: np.dtype[Any]) -> None:
         self.address, self.size, self.dtype = address, size, dtype
-        self.words = 0, 0, size, dtype.itemsize, address, size, dtype.itemsize
+        width = dtype.itemsize
+        self.words = _SEVEN.pack(0, 0, size, width, address, size, width)
 
     def __getitem__(self, part: slice) -> Line:
         start, stop, _ = part.indices(self.size)
@@ -675,20 +682,20 @@ def empty(shape: tuple[int, ...], dtype: Any) -> CudaArray:
     ShapeError
         If it has more elements than a kernel can count.
     """
-    shape, dtype, count, size = _needed(shape, dtype)
+    shape, dtype, numbers, size = _needed(shape, dtype)
     try:
         memory = _pool.take(size)
     except DriverError as error:
         if "OUT_OF_MEMORY" not in str(error):
             raise
         raise DeviceError(_out_of_memory(size)) from None
-    line = memory.lines.get((count, dtype)) or memory.line(count, dtype)
+    line = memory.lines.get(numbers) or memory.line(*numbers)
     return CudaArray(line, shape, dtype, _Lease(_pool, memory))
 
 
 @lru_cache(4096)
 def _needed(shape: tuple[int, ...], dtype: Any) -> tuple[Any, ...]:
-    """(shape, dtype, elements of the line, bytes of the block)."""
+    """(shape, dtype, numbers of the line: how many and of what type, bytes of the block)."""
     dtype, count = np.dtype(dtype), math.prod(shape)
     if count > _LONGEST:
         raise ShapeError(
@@ -697,7 +704,7 @@ def _needed(shape: tuple[int, ...], dtype: Any) -> tuple[Any, ...]:
         )
     size = buffers.block_size(max(_LEAST, count * dtype.itemsize))
     # Of an array without elements no kernel reads the line, but it has one.
-    return tuple(map(int, shape)), dtype, max(1, count), size
+    return tuple(map(int, shape)), dtype, (max(1, count), dtype), size
 
 
 def _out_of_memory(size: int) -> str:
@@ -718,6 +725,14 @@ def _size(count: int) -> str:
 def empty_like(array: CudaArray) -> CudaArray:
     """`empty` of another array's shape and dtype."""
     return empty(array.shape, array.dtype)
+
+
+def as_own(array: Any, shape: tuple[int, ...]) -> Any:
+    """`reshape` of an array on any device that nobody else will use.
+
+    On the GPU the result is no view of another, so a leaf's gradient need not be a copy of it.
+    """
+    return array.as_own(shape) if type(array) is CudaArray else array.reshape(shape)
 
 
 def zeros(shape: tuple[int, ...], dtype: Any) -> CudaArray:

@@ -451,6 +451,23 @@ NOWHERE = np.uint32(0xFFFFFFFF)  # a place beyond the end of every plane
 FAR_ABOVE = np.int32(-0x40000000)  # a row from which no tap reaches the image
 
 
+# A network asks for the same layers in every step. So what follows from shapes alone is worked out
+# once, as a plan, and a step finds it again: a launch takes Python no longer than that.
+
+
+class _Plan(NamedTuple):
+    """A product as it is launched, or a sum over pixels."""
+
+    shape: tuple[int, ...]  # of the result
+    tile: str
+    grid: tuple[int, int]  # blocks, threads a block; without blocks there is nothing to do
+    layer: tuple[int, ...] = ()  # the numbers of its table
+    parts: int = 1
+    finish: tuple[int, ...] = ()  # numbers for the kernel that adds the parts
+    tf32: bool = False
+    plain: bool = False  # of sums over pixels
+
+
 def _layer(
     pixels: int,
     channels: int,
@@ -459,13 +476,11 @@ def _layer(
     size: tuple[int, ...],
     gather: Gather,
     *others: int,
-) -> CudaArray:
-    """The table; ``others`` are the numbers that one kernel needs and the other does not."""
+) -> tuple[int, ...]:
+    """Numbers of a table; ``others`` are those that one kernel needs and the other does not."""
     places = *size, *gather.output, *gather.step, *gather.origin, *gather.divisor
     rest = (0,) * (5 - len(others))
-    return device.constants(
-        pixels, channels, filters, groups, *places, *others, *rest, *gather.taps()
-    )
+    return pixels, channels, filters, groups, *places, *others, *rest, *gather.taps()
 
 
 def _gather_kernel(name: str, tile: Tile) -> CudaKernel:
@@ -667,14 +682,13 @@ def gathered_product(
     (G*C, F, KH, KW). The tile, and into how many parts the sum is cut, are chosen by size, unless
     they are given; with ``tf32`` among the tiles of tensor cores as well.
     """
-    channels = images.shape[1] // groups
-    filters = weights.shape[1] if adjoint else weights.shape[0] // groups
-    pixels = images.shape[0] * math.prod(gather.output)
-    cut = fastest_cut(filters, pixels, groups, channels, math.prod(gather.kernel), tile, tf32)
-    packed = _packed(weights, groups, filters, channels, TILES[cut.tile], adjoint)
-    return product(
-        images, packed, bias, gather, filters, groups, relu, cut._replace(parts=parts or cut.parts)
-    )
+    plan = _packing(images.shape, weights.shape, gather, groups, adjoint, tile, parts, tf32)
+    if plan.in_order:
+        packed = weights.reshape(plan.shape)
+    else:
+        packed = device.empty(plan.shape, weights.dtype)
+        _PACK[plan.tf32][plan.grid](weights, packed, *plan.numbers)
+    return product(images, packed, bias, gather, plan.filters, groups, relu, plan.cut)
 
 
 def product(
@@ -688,29 +702,48 @@ def product(
     cut: Cut,
 ) -> CudaArray:
     """The same with weights that are packed already, (G, taps*C', F'), for the tile of the cut."""
-    count, channels = images.shape[0], images.shape[1] // groups
-    out = device.empty((count, groups * filters, *gather.output), images.dtype)
-    if not out.size:
+    finish = int(bias is not None), int(relu)
+    plan = _product(images.shape, packed.shape, gather, filters, groups, finish, cut)
+    out = device.empty(plan.shape, images.dtype)
+    if not plan.grid[0]:
         return out
-    pixels, tile = count * math.prod(gather.output), TILES[cut.tile]
-    if tile.tf32:
+    if plan.tf32:
         gpu_tf32.check_card()
-    padded, rounds = packed.shape[2], packed.shape[1] // tile.steps
+    sums = out if plan.parts == 1 else device.empty((plan.parts, out.size), out.dtype)
+    layer = device.constants(*plan.layer)
+    other = packed if bias is None else bias  # read only if the layer says that there is one
+    _GATHERED[plan.tile][plan.grid](images, packed, other, sums, layer)
+    if plan.parts > 1:
+        _finish_parts[_adding(out.size, plan.parts)](sums, other, out, *plan.finish)
+    return out
+
+
+@lru_cache(4096)
+def _product(
+    images: tuple[int, ...],
+    packed: tuple[int, ...],
+    gather: Gather,
+    filters: int,
+    groups: int,
+    finish: tuple[int, int],
+    cut: Cut,
+) -> _Plan:
+    """`product` of arrays of these shapes; ``finish``: with a bias, cut at zero."""
+    count, channels, *size = images
+    channels //= groups
+    shape = count, groups * filters, *gather.output
+    tile, plane = TILES[cut.tile], math.prod(gather.output)
+    if not math.prod(shape):
+        return _Plan(shape, cut.tile, (0, tile.threads))
+    pixels = count * plane
+    padded, rounds = packed[2], packed[1] // tile.steps
     each = -(-rounds // cut.parts)
     parts = -(-rounds // each)  # those that have any
-    sums = out if parts == 1 else device.empty((parts, out.size), out.dtype)
-    finish = int(bias is not None), int(relu)
     others = padded, rounds, each, *(finish if parts == 1 else (0, 0))
-    layer = _layer(pixels, channels, filters, groups, images.shape[2:], gather, *others)
-    blocks = parts * groups * (padded // tile.rows) * -(-pixels // tile.columns)
-    other = packed if bias is None else bias  # read only if the layer says that there is one
-    _GATHERED[cut.tile][blocks, tile.threads](images, packed, other, sums, layer)
-    if parts > 1:
-        plane = math.prod(gather.output)
-        _finish_parts[_adding(out.size, parts)](
-            *(sums, other, out, parts, plane, groups * filters), *finish
-        )
-    return out
+    layer = _layer(pixels, channels, filters, groups, tuple(size), gather, *others)
+    grid = parts * groups * (padded // tile.rows) * -(-pixels // tile.columns), tile.threads
+    numbers = parts, plane, groups * filters, *finish
+    return _Plan(shape, cut.tile, grid, layer, parts, numbers, tile.tf32)
 
 
 ADDERS = 8 if SIMULATED else 256  # threads of a block that adds parts
@@ -780,28 +813,51 @@ SIDE, HIGH = (4, 2) if SIMULATED else (32, 8)  # of `_pack`'s squares, and of it
 SQUARE = SIDE * (SIDE + 1)
 
 
-def _packed(
-    weights: CudaArray, groups: int, filters: int, channels: int, tile: Tile, adjoint: bool
-) -> CudaArray:
+class _Packing(NamedTuple):
     """Weights in the order in which the blocks read them, with zeros to fill the last tiles.
 
     (G, taps*C', F'): C' channels in full steps, F' filters in full tiles. For TF32 they are
     rounded, and each round's of a tile lie in the order of shared memory.
     """
-    taps = weights.shape[2] * weights.shape[3]
-    deep = rounds_of(channels, 1, tile.steps) * tile.steps
-    wide = -(-filters // tile.rows) * tile.rows
-    if adjoint and taps == 1 and (deep, wide) == (channels, filters) and not tile.tf32:
-        return weights.reshape(groups, channels, filters)  # they are in that order
-    packed = device.empty((groups, taps * deep, wide), weights.dtype)
+
+    cut: Cut
+    filters: int  # of a group
+    shape: tuple[int, ...]
+    grid: tuple[int, Pair]
+    numbers: tuple[int, ...]  # for the kernel that packs
+    tf32: bool
+    in_order: bool  # whether they lie so already
+
+
+@lru_cache(4096)
+def _packing(
+    images: tuple[int, ...],
+    weights: tuple[int, ...],
+    gather: Gather,
+    groups: int,
+    adjoint: bool,
+    tile: str,
+    parts: int,
+    tf32: bool,
+) -> _Packing:
+    """How `gathered_product` cuts its work, and how weights are packed for that."""
+    channels, taps = images[1] // groups, weights[2] * weights[3]
+    filters = weights[1] if adjoint else weights[0] // groups
+    pixels = images[0] * math.prod(gather.output)
+    cut = fastest_cut(filters, pixels, groups, channels, taps, tile, tf32)
+    cut = cut._replace(parts=parts or cut.parts)
+    of = TILES[cut.tile]
+    deep = rounds_of(channels, 1, of.steps) * of.steps
+    wide = -(-filters // of.rows) * of.rows
     # From one filter's weights to the next one's, and from one channel's to the next one's.
     steps = (taps, filters * taps) if adjoint else (channels * taps, taps)
     squares = -(-wide // SIDE) * -(-taps * deep // SIDE)
+    numbers = squares, filters, channels, taps, deep, wide, *steps
     # All along one axis of the grid: the second one ends at 65,535, and matrices may be more.
-    _PACK[tile.tf32][squares * groups, (SIDE, HIGH)](
-        weights, packed, squares, filters, channels, taps, deep, wide, *steps
-    )
-    return packed
+    grid = squares * groups, (SIDE, HIGH)
+    in_order = adjoint and taps == 1 and (deep, wide) == (channels, filters) and not of.tf32
+    shape = groups, taps * deep, wide
+    return _Packing(cut, filters, shape, grid, numbers, of.tf32, in_order)
 
 
 @cuda.jit(device=True)
@@ -1106,32 +1162,51 @@ def gathered_outer(
     The tile, and into how many parts the sum over the pixels is cut, are chosen by size, unless
     they are given; with ``tf32`` among the tiles of tensor cores as well.
     """
-    count, channels = images.shape[0], images.shape[1] // groups
-    filters, taps = grads.shape[1] // groups, math.prod(gather.kernel)
+    plan = _outer(images.shape, grads.shape, gather, groups, tile, parts, tf32)
+    if not plan.grid[0]:
+        return device.zeros(plan.shape, images.dtype)
+    if plan.tf32:
+        gpu_tf32.check_card()
+    result = device.empty(plan.shape, images.dtype)
+    sums = result if plan.parts == 1 else device.empty((plan.parts, result.size), images.dtype)
+    layer = device.constants(*plan.layer)
+    _OUTER[plan.tile, plan.plain][plan.grid](images, grads, sums, layer)
+    if plan.parts > 1:
+        _add_parts[_adding(result.size, plan.parts)](sums, result, plan.parts)
+    return result
+
+
+@lru_cache(4096)
+def _outer(
+    images: tuple[int, ...],
+    grads: tuple[int, ...],
+    gather: Gather,
+    groups: int,
+    tile: str,
+    parts: int,
+    tf32: bool,
+) -> _Plan:
+    """`gathered_outer` of arrays of these shapes."""
+    count, channels, *size = images
+    channels //= groups
+    filters, taps = grads[1] // groups, math.prod(gather.kernel)
     pixels = count * math.prod(gather.output)
     shape = groups * filters, channels, *gather.kernel
-    if not pixels:
-        return device.zeros(shape, images.dtype)
-    result = device.empty(shape, images.dtype)
     name, parts = outer_cut(filters, channels * taps, groups, pixels, tile, parts, tf32)
     cut = TILES[name]
-    if cut.tf32:
-        gpu_tf32.check_card()
+    if not pixels:
+        return _Plan(shape, name, (0, cut.threads))
     down, across = -(-filters // cut.rows), -(-channels * taps // cut.columns)
     each = -(-pixels // parts // cut.steps) * cut.steps  # pixels of a part
     parts = -(-pixels // each)  # those that have any
-    sums = result if parts == 1 else device.empty((parts, result.size), images.dtype)
-    size, output = images.shape[2:], gather.output
-    plain = gather == Gather((1, 1), (size[0], size[1]), (1, 1), (0, 0), gather.spacing)
+    shown = size[0], size[1]
+    plain = gather == Gather((1, 1), shown, (1, 1), (0, 0), gather.spacing)
     if plain:  # a product of two matrices: the pixels of an image in one row
-        size = output = 1, math.prod(size)
-        gather = gather._replace(output=output)
-    layer = _layer(pixels, channels, filters, groups, size, gather, taps, each)
-    blocks = parts * groups * down * across
-    _OUTER[name, plain][blocks, cut.threads](images, grads, sums, layer)
-    if parts > 1:
-        _add_parts[_adding(result.size, parts)](sums, result, parts)
-    return result
+        shown = 1, math.prod(shown)
+        gather = gather._replace(output=shown)
+    layer = _layer(pixels, channels, filters, groups, shown, gather, taps, each)
+    grid = parts * groups * down * across, cut.threads
+    return _Plan(shape, name, grid, layer, parts, tf32=cut.tf32, plain=plain)
 
 
 @lru_cache(4096)

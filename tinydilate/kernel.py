@@ -235,8 +235,8 @@ class Kernel:
             result = implementation(*arguments)
         except LaunchError as error:
             raise KernelError(f"{self.name}: {error}") from error
-        if type(result) is not np.ndarray:
-            result = _at_the_exit(result)
+        if isinstance(result, np.generic):  # NumPy's answer in place of an array without axes
+            result = np.asarray(result)
         if not _watchers:
             return result
         launch = Launch(self.name, name, arguments, result, time.perf_counter() - begin)
@@ -289,7 +289,7 @@ def _ready(arguments: tuple[Any, ...]) -> str:
                 if found is not None:
                     return ""
                 found = dtype
-        elif kind not in _NO_HOLDERS and isinstance(argument, _HOLDERS):
+        elif kind is CudaArray or (kind not in _NO_HOLDERS and isinstance(argument, _HOLDERS)):
             return _ready_on_gpu(arguments)
     return "cpu"
 
@@ -298,13 +298,14 @@ def _ready_on_gpu(arguments: tuple[Any, ...]) -> str:
     """Return "cuda" if that is where all of them are."""
     found = None
     for argument in arguments:
-        if type(argument) is CudaArray:
+        kind = type(argument)
+        if kind is CudaArray:
             dtype = argument.dtype
             if dtype is not found and dtype.kind == "f":
                 if found is not None:
                     return ""
                 found = dtype
-        elif isinstance(argument, _HOLDERS):
+        elif kind not in _NO_HOLDERS and isinstance(argument, _HOLDERS):
             return ""
     return "cuda"
 
@@ -344,11 +345,6 @@ def _at_the_door(argument: Any) -> Any:
     if isinstance(argument, list):
         return [_at_the_door(array) for array in argument]
     return argument
-
-
-def _at_the_exit(result: Any) -> Any:
-    """Make NumPy's scalars arrays again: it returns them in place of arrays without axes."""
-    return np.asarray(result) if isinstance(result, np.generic) else result
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache, partial
 from types import FunctionType
 from typing import Any, cast, overload
 
@@ -78,7 +78,9 @@ class _Compiled:
     def __init__(self, function: Any, forms: str, owner: Any = None) -> None:
         self.function, self.driver = function, device.driver()
         self.owner = owner  # without it, the machine code would be unloaded
-        self.packing = struct.Struct(forms)  # each argument in eight bytes
+        self.packing = struct.Struct(
+            forms
+        )  # a number in eight bytes, an array in seven times eight
         self.arguments = ctypes.create_string_buffer(self.packing.size)
         count, first = self.packing.size // 8, ctypes.addressof(self.arguments)
         self.places = (ctypes.c_void_p * count)(*(first + 8 * n for n in range(count)))
@@ -100,7 +102,7 @@ _WORDS = {  # of a number among a kernel's arguments
     np.dtype(np.float32): "f4x",
     np.dtype(np.float64): "d",
 }
-_WORDS_OF_A_LINE = "7Q"
+_WORDS_OF_A_LINE = "56s"  # seven words, see `device.Line`
 
 
 class CudaKernel:
@@ -123,7 +125,7 @@ class CudaKernel:
         self.name = self.name.replace(".<locals>", "")
         self.__doc__, self.__name__ = body.__doc__, body.__name__
         self._compiled: dict[np.dtype[Any], Any] = {}
-        self._launchers: dict[tuple[Any, Any, int], _Launcher] = {}
+        self._launchers: dict[tuple[Any, ...], _Launcher] = {}
         self.parameters = [self._parameter(item) for item in _annotations(body)]
         CUDA_KERNELS.append(self)
 
@@ -143,13 +145,11 @@ class CudaKernel:
 
     def __getitem__(self, shape: tuple[Any, ...]) -> _Launcher:
         """Blocks, threads a block (each an int or a tuple), bytes of dynamic shared memory."""
-        blocks, threads, *rest = shape
-        key = blocks, threads, rest[0] if rest else 0
-        launcher = self._launchers.get(key)
+        launcher = self._launchers.get(shape)
         if launcher is None:
             if len(self._launchers) > 256:  # a new shape in every call: keep none for ever
                 self._launchers.clear()
-            launcher = self._launchers[key] = _Launcher(self, *key)
+            launcher = self._launchers[shape] = _Launcher(self, *shape)
         return launcher
 
     def compiled(self, dtype: np.dtype[Any]) -> Any:
@@ -239,15 +239,14 @@ def _three(sizes: Any) -> tuple[int, int, int]:
 class _Launcher:
     """A kernel with its blocks and threads."""
 
-    __slots__ = ("compiled", "kernel", "runs", "seen", "shape", "sizes")
+    __slots__ = ("kernel", "ready", "runs", "shape", "sizes")
 
-    def __init__(self, kernel: CudaKernel, blocks: Any, threads: Any, shared: int) -> None:
+    def __init__(self, kernel: CudaKernel, blocks: Any, threads: Any, shared: int = 0) -> None:
         self.kernel = kernel
         self.shape = blocks, threads, shared
         self.sizes = *_three(blocks), *_three(threads), shared
         self.runs = 0 not in self.sizes[:3]
-        self.compiled: dict[np.dtype[Any], _Compiled] = {}
-        self.seen: dict[tuple[Any, ...], np.dtype[Any]] = {}
+        self.ready: dict[tuple[Any, ...], Callable[..., None]] = {}
 
     def __call__(self, *arguments: Any) -> None:
         """Launch, and do not wait; without blocks there is nothing to launch."""
@@ -256,29 +255,33 @@ class _Launcher:
         for argument in arguments:
             if type(argument) is CudaArray:
                 dtypes.append(argument.dtype)
-                words += [argument.flat] if SIMULATED else argument.flat.words
+                words.append(argument.flat if SIMULATED else argument.flat.words)
             else:
                 dtypes.append(None)
                 words.append(argument)
         seen = tuple(dtypes)
-        try:
-            dtype = self.seen[seen]
-        except KeyError:
-            dtype = self.seen[seen] = self._check(arguments)
-        if not self.runs:
-            return
+        launch = self.ready.get(seen)
+        if launch is None:
+            dtype = self._check(arguments)
+            if not self.runs:
+                return
+            launch = self.ready[seen] = self._launch_of(dtype)
         if device.being_recorded:
             device.being_recorded.keep(arguments)
-        if SIMULATED:
-            self._simulate(dtype, words)
-            return
         try:
-            compiled = self.compiled.get(dtype)
-            if compiled is None:
-                compiled = self.compiled[dtype] = self.kernel.compiled(dtype)
-            compiled.launch(self.sizes, words)
-            if DEBUG and not device.being_recorded:  # a launch that is recorded does not run
+            launch(self.sizes, words)
+            # The simulator waits by itself, and a launch that is recorded does not run.
+            if DEBUG and not SIMULATED and not device.being_recorded:
                 device.stream().synchronize()
+        except Exception as error:
+            raise LaunchError(self.kernel.name, self.shape, error) from error
+
+    def _launch_of(self, dtype: np.dtype[Any]) -> Callable[..., None]:
+        """What launches it for one dtype."""
+        if SIMULATED:
+            return partial(self._simulate, dtype)
+        try:
+            return cast(Callable[..., None], self.kernel.compiled(dtype).launch)
         except Exception as error:
             raise LaunchError(self.kernel.name, self.shape, error) from error
 
@@ -308,16 +311,13 @@ class _Launcher:
             dtype = dtype if own else argument.dtype
         return dtype or self.kernel.dtypes[0]
 
-    def _simulate(self, dtype: np.dtype[Any], values: list[Any]) -> None:
+    def _simulate(self, dtype: np.dtype[Any], sizes: tuple[int, ...], values: list[Any]) -> None:
         typed = [
             value if is_array else (own or dtype).type(value)
             for (is_array, own), value in zip(self.kernel.parameters, values, strict=True)
         ]
         blocks, threads, shared = self.shape
-        try:
-            self.kernel.compiled(dtype)[blocks, threads, 0, shared](*typed)
-        except Exception as error:
-            raise LaunchError(self.kernel.name, self.shape, error) from error
+        self.kernel.compiled(dtype)[blocks, threads, 0, shared](*typed)
 
     def _refused(self, argument: Any, dtype: Any) -> Exception:
         expected = (
@@ -518,11 +518,9 @@ class CudaElementwise:
             out = device.empty(first.shape, first.dtype)
             self._alike[cover(out.size)](*arrays, out)
             return out
-        shape = np.broadcast_shapes(first.shape, last.shape)
+        shape, axes, numbers = _broadcast(first.shape, last.shape)
         out = device.empty(shape, first.dtype)
-        strides = [_broadcast_strides(array.shape, shape) for array in arrays]
-        axes = max(1, len(shape))
-        table = device.constants(*(shape or (1,)), *strides[0], *strides[1])
+        table = device.constants(*numbers)
         cast(Any, self._spread)[cover(out.size)](first, last, out, axes, table)
         return out
 
@@ -543,6 +541,16 @@ def _scalar_form(rule: Any) -> Any:
         np.log: math.log,
     }
     return rule if SIMULATED else forms[rule]
+
+
+@lru_cache(4096)
+def _broadcast(
+    first: tuple[int, ...], last: tuple[int, ...]
+) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
+    """Of the result of two arrays: its shape, how many axes, and the table for `place_of`."""
+    shape = np.broadcast_shapes(first, last)
+    strides = *_broadcast_strides(first, shape), *_broadcast_strides(last, shape)
+    return shape, max(1, len(shape)), (*(shape or (1,)), *strides)
 
 
 def _broadcast_strides(shape: tuple[int, ...], full: tuple[int, ...]) -> list[int]:

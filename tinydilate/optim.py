@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -144,15 +144,16 @@ def adam_step_cpu(
 ) -> Array:
     """See `adam_step`."""
     arrays = w.reshape(-1), grad.reshape(-1), mean.reshape(-1), square.reshape(-1)
-    numbers = _adam_numbers(step, lr, betas, eps, decay)
+    numbers = _adam_numbers(step, lr, tuple(betas), eps, decay)
     share(_adam, w.size, *arrays, *map(w.dtype.type, numbers), least=worth_a_thread())
     return w
 
 
+@lru_cache(64)
 def _adam_numbers(
     step: int, lr: float, betas: tuple[float, float], eps: float, decay: float
 ) -> tuple[float, ...]:
-    """What `_adam_rule` is given beside the arrays' numbers."""
+    """What `_adam_rule` is given beside the arrays' numbers; the same for all parameters."""
     lr, root = _unbiased(step, lr, betas)
     return lr, 1 / root, 1 - betas[0], betas[1], 1 - betas[1], eps, decay
 
@@ -204,7 +205,7 @@ def adam_step_cuda(
     decay: float,
 ) -> CudaArray:
     """See `adam_step`."""
-    numbers = _adam_numbers(step, lr, betas, eps, decay)
+    numbers = _adam_numbers(step, lr, tuple(betas), eps, decay)
     _adam_cuda[cover(w.size)](w, grad, mean, square, *numbers)
     return w
 
@@ -427,10 +428,11 @@ class Adam(Optimizer):
         return {"step": np.zeros(1, np.int64), "mean": mean, "square": square}
 
     def update(self, w: Array, grad: Array, state: dict[str, Array], lr: float, group: Any) -> Any:
-        state["step"] += 1
+        count = state["step"]
+        step = count[0] = count.item() + 1
         arrays = w, grad, state["mean"], state["square"]
         options = group["betas"], group["eps"], group["weight_decay"]
-        return adam_step(*arrays, int(state["step"][0]), lr, *options)
+        return adam_step(*arrays, step, lr, *options)
 
 
 def weights_and_biases(

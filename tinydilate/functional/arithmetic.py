@@ -13,6 +13,7 @@ threads, `CudaElementwise` gives each element of the result a thread of the GPU.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,11 @@ def broadcast_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
     """
     if shapes[0] == shapes[-1] and len(shapes) == 2:  # the common case
         return shapes[0]
+    return _broadcast_shape(*shapes)
+
+
+@lru_cache(4096)
+def _broadcast_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
     try:
         return np.broadcast_shapes(*shapes)
     except ValueError:
@@ -141,36 +147,44 @@ _PART = 4 * _THREADS  # numbers of a part
 @sum_to_shape.cuda
 def sum_to_shape_cuda(x: CudaArray, shape: tuple[int, ...]) -> CudaArray:
     given = x
-    full = (1,) * (x.ndim - len(shape)) + shape
-    end = x.ndim
-    while end > 0:  # as above: the last run of neighbouring axes first
-        if full[end - 1] == x.shape[end - 1]:
-            end -= 1
-            continue
-        start = end
-        while start > 0 and full[start - 1] != x.shape[start - 1]:
-            start -= 1
-        before, after = math.prod(x.shape[:start]), math.prod(x.shape[end:])
-        run = math.prod(x.shape[start:end])
-        line = _sum_run(x, before, run, after)
-        left = x.shape[:start] + full[start:end] + x.shape[end:]
-        x, end = line.as_own(left), start
+    if 0 in x.shape:
+        return device.zeros(shape, x.dtype)
+    for by_rows, launch, count, numbers in _sums(x.shape, shape):
+        sums = device.empty((count,), x.dtype)
+        (_sum_parts_of_rows if by_rows else _sum_parts_of_middles)[launch](x, sums, *numbers)
+        x = sums
     return x.reshape(shape) if x is given else x.as_own(shape)
 
 
-def _sum_run(x: CudaArray, before: int, run: int, after: int) -> CudaArray:
-    """(A, R, B) -> (A, B), the sizes given, in as many steps as it takes."""
-    if run == 0:
-        return device.zeros((before * after,), x.dtype)
-    while run > 1:
-        parts = -(-run // _PART)
-        sums = device.empty((before * parts * after,), x.dtype)
-        if after == 1:
-            _sum_parts_of_rows[before * parts, _THREADS](x, sums, run, parts)
-        else:
-            _sum_parts_of_middles[cover(sums.size)](x, sums, run, parts, after)
-        x, run = sums, parts
-    return x
+@lru_cache(4096)
+def _sums(given: tuple[int, ...], shape: tuple[int, ...]) -> list[tuple[Any, ...]]:
+    """The launches that it takes: by rows or not, blocks and threads, sums, the sizes given.
+
+    Each sums the parts of a run, (A, R, B) -> (A, parts, B), until there is one part left. A
+    network sums the same shapes in every step.
+    """
+    launches: list[tuple[Any, ...]] = []
+    full = (1,) * (len(given) - len(shape)) + shape
+    end = len(given)
+    while end > 0:  # as above: the last run of neighbouring axes first
+        if full[end - 1] == given[end - 1]:
+            end -= 1
+            continue
+        start = end
+        while start > 0 and full[start - 1] != given[start - 1]:
+            start -= 1
+        before, after = math.prod(given[:start]), math.prod(full[end:])
+        run = math.prod(given[start:end])
+        while run > 1:
+            parts = -(-run // _PART)
+            count = before * parts * after
+            if after == 1:
+                launches.append((True, (before * parts, _THREADS), count, (run, parts)))
+            else:
+                launches.append((False, cover(count), count, (run, parts, after)))
+            run = parts
+        end = start
+    return launches
 
 
 @cuda.jit(launch_bounds=_THREADS)

@@ -34,7 +34,7 @@ import numpy as np
 
 from tinydilate import buffers, gpu_gemm, gpu_tf32, gpu_winograd, winograd
 from tinydilate.autograd import Op, Tensor, as_tensors, public
-from tinydilate.device import Array, CudaArray, MetaArray, cover
+from tinydilate.device import Array, CudaArray, MetaArray, as_own, cover
 from tinydilate.errors import ShapeError
 from tinydilate.functional.arithmetic import sum_to_shape
 from tinydilate.functional.products import matmul_forward_readable, transposed
@@ -226,33 +226,47 @@ def conv2d_forward_cuda(
 ) -> CudaArray:
     if x.dtype != np.float32:
         return conv2d_forward_readable(x, w, b, window, groups, relu)
-    size = window.output_size(x.shape[2:])
-    if tiles := _gpu_side(side, x, w.shape, window, size, groups):
+    tf32 = side is None and gpu_tf32.is_wanted()  # who is told the way does not choose
+    size, tiles, gather = _forward_way(x.shape, w.shape, window, groups, side, tf32)
+    if tiles:
         return gpu_winograd.convolution(x, w, b, window, size, groups, relu, side=tiles)
-    gather = gpu_gemm.forward_gather(window, size)
     tf32 = not tile and gpu_tf32.is_wanted()  # a tile that is given says by itself
     return gpu_gemm.gathered_product(x, w, b, gather, groups, relu, tile=tile, tf32=tf32)
 
 
+# A network asks for the same layers in every step, so the way that each goes is looked up.
+@lru_cache(4096)
+def _forward_way(
+    images: tuple[int, ...],
+    weights: tuple[int, ...],
+    window: Window,
+    groups: int,
+    forced: int | None,
+    tf32: bool,
+) -> tuple[Pair, int, gpu_gemm.Gather]:
+    """Size of the map; side of Winograd's tiles, or 0; what is read to multiply directly."""
+    size = window.output_size(images[2:])
+    side = _gpu_side(forced, images, weights, window, size, groups, tf32)
+    return size, side, gpu_gemm.forward_gather(window, size)
+
+
 def _gpu_side(
     forced: int | None,
-    images: CudaArray,
+    images: tuple[int, ...],
     weights: tuple[int, ...],
     window: Window,
     size: Pair,
     groups: int,
-    *,
+    tf32: bool,
     outward: bool = False,
 ) -> int:
     """`_side` for the GPU; ``outward`` for the gradient by the weights."""
     if forced is not None:
-        return forced if winograd.fits(window) and images.shape[0] else 0
-    channels = images.shape[1] // groups
-    filters = weights[0] * weights[1] // images.shape[1]  # the other side of the weights
+        return forced if winograd.fits(window) and images[0] else 0
+    channels = images[1] // groups
+    filters = weights[0] * weights[1] // images[1]  # the other side of the weights
     return gpu_winograd.fastest_side(
-        *(images.shape[0], channels, filters, window, size, groups),
-        outward=outward,
-        tf32=gpu_tf32.is_wanted(),
+        images[0], channels, filters, window, size, groups, outward=outward, tf32=tf32
     )
 
 
@@ -373,13 +387,14 @@ def conv2d_grad_input_cuda(
 ) -> CudaArray:
     if grad.dtype != np.float32:
         return conv2d_grad_input_readable(grad, w, size, window, groups)
-    if tiles := _gpu_side(side, grad, w.shape, window, size, groups):
+    tf32 = side is None and gpu_tf32.is_wanted()  # who is told the way does not choose
+    tiles, folds, gather = _adjoint_way(grad.shape, w.shape, size, window, groups, side, tf32)
+    if tiles:
         return gpu_winograd.convolution(
             grad, w, None, window, size, groups, side=tiles, adjoint=True
         )
-    if side is None and _folds(grad, w, size, window, groups):
+    if folds:
         return conv2d_grad_input_folded(grad, w, size, window, groups)
-    gather = gpu_gemm.adjoint_gather(window, size)
     tf32 = not tile and gpu_tf32.is_wanted()  # a tile that is given says by itself
     return gpu_gemm.gathered_product(
         grad, w, None, gather, groups, adjoint=True, tile=tile, tf32=tf32
@@ -387,6 +402,22 @@ def conv2d_grad_input_cuda(
 
 
 _add_forced_on_gpu(conv2d_grad_input, conv2d_grad_input_cuda)
+
+
+@lru_cache(4096)
+def _adjoint_way(
+    grad: tuple[int, ...],
+    weights: tuple[int, ...],
+    size: Pair,
+    window: Window,
+    groups: int,
+    forced: int | None,
+    tf32: bool,
+) -> tuple[int, bool, gpu_gemm.Gather]:
+    """Side of Winograd's tiles, or 0; whether to fold; what is read to multiply directly."""
+    side = _gpu_side(forced, grad, weights, window, size, groups, tf32)
+    folds = forced is None and _folds(grad, weights, size, window, groups, tf32)
+    return side, folds, gpu_gemm.adjoint_gather(window, size)
 
 
 # Who gathers from the pixel's side asks all taps of every pixel, also those that no output has: of
@@ -412,15 +443,22 @@ def conv2d_grad_input_folded(
 COLUMN_BYTES = 2 << 30  # that all columns may take; who gathers needs no memory for them
 
 
-def _folds(grad: CudaArray, w: CudaArray, size: Pair, window: Window, groups: int) -> bool:
+def _folds(
+    grad: tuple[int, ...],
+    w: tuple[int, ...],
+    size: Pair,
+    window: Window,
+    groups: int,
+    tf32: bool,
+) -> bool:
     """Whether folding is faster, and its columns not too many."""
-    filters, inner = w.shape[0] // groups, w.shape[1] * window.taps
-    outputs = grad.shape[0] * grad.shape[2] * grad.shape[3]
+    filters, inner = w[0] // groups, w[1] * window.taps
+    outputs = grad[0] * grad[2] * grad[3]
     columns = 4 * groups * inner * outputs  # bytes
     if columns > COLUMN_BYTES:
         return False
-    pixels, tf32 = grad.shape[0] * size[0] * size[1], gpu_tf32.is_wanted()
-    gathered = gpu_gemm.product_clocks(w.shape[1], pixels, groups, filters, window.taps, tf32)
+    pixels = grad[0] * size[0] * size[1]
+    gathered = gpu_gemm.product_clocks(w[1], pixels, groups, filters, window.taps, tf32)
     folded = gpu_gemm.product_clocks(inner, outputs, groups, filters, 1, tf32)
     folded += 2 * columns / gpu_gemm.BYTES_A_CLOCK + gpu_gemm.LAUNCH  # written, and read
     return folded < gathered
@@ -526,16 +564,31 @@ def conv2d_grad_weight_cuda(
 ) -> CudaArray:
     if x.dtype != np.float32:
         return conv2d_grad_weight_readable(x, grad, window, groups)
-    size = (grad.shape[2], grad.shape[3])
-    shape = (grad.shape[1], x.shape[1] // groups, *window.kernel)
-    if tiles := _gpu_side(side, x, shape, window, size, groups, outward=True):
+    tf32 = side is None and gpu_tf32.is_wanted()  # who is told the way does not choose
+    tiles, gather = _outer_way(x.shape, grad.shape, window, groups, side, tf32)
+    if tiles:
         return gpu_winograd.weight_gradient(x, grad, window, groups, side=tiles)
-    gather = gpu_gemm.forward_gather(window, size)
     tf32 = not tile and gpu_tf32.is_wanted()  # a tile that is given says by itself
     return gpu_gemm.gathered_outer(x, grad, gather, groups, tile=tile, tf32=tf32)
 
 
 _add_forced_on_gpu(conv2d_grad_weight, conv2d_grad_weight_cuda)
+
+
+@lru_cache(4096)
+def _outer_way(
+    images: tuple[int, ...],
+    grad: tuple[int, ...],
+    window: Window,
+    groups: int,
+    forced: int | None,
+    tf32: bool,
+) -> tuple[int, gpu_gemm.Gather]:
+    """Side of Winograd's tiles, or 0; what is read to multiply directly."""
+    size = (grad[2], grad[3])
+    weights = (grad[1], images[1] // groups, *window.kernel)
+    side = _gpu_side(forced, images, weights, window, size, groups, tf32, outward=True)
+    return side, gpu_gemm.forward_gather(window, size)
 
 
 @conv2d_grad_weight.meta
@@ -571,7 +624,8 @@ class Convolution(Op):
         if self.needs[1]:
             dw = conv2d_grad_weight(self.x, grad, self.window, self.groups)
         if len(self.needs) == 3 and self.needs[2]:
-            db = sum_to_shape(grad, (1, grad.shape[1], 1, 1)).reshape(grad.shape[1])
+            filters = grad.shape[1]
+            db = as_own(sum_to_shape(grad, (1, filters, 1, 1)), (filters,))
         return (dx, dw, db)[: len(self.needs)]
 
 
