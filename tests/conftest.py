@@ -29,6 +29,7 @@ from tinydilate import (
     set_rng_state,
     threads,
 )
+from tinydilate.functional import convolution
 
 if device.SIMULATED:
     import simulator
@@ -139,8 +140,10 @@ def h100(monkeypatch):
         forget()
 
     def forget():
-        for choice in (gpu_gemm.fastest_cut, gpu_gemm.outer_cut, gpu_winograd.fastest_side):
-            choice.cache_clear()
+        for module in (gpu_gemm, gpu_winograd, convolution):
+            for known in vars(module).values():
+                if hasattr(known, "cache_clear"):  # a choice, or a plan
+                    known.cache_clear()
 
     patch()
     yield patch

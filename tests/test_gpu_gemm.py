@@ -1,7 +1,7 @@
 """The register tiles of the GPU: every tail of every tile, parts of sums, strides and groups.
 
 `test_ops` compares them with the references on drawn cases. Here are the sizes that cross an edge:
-in the simulator a tile has 8 x 4 or 4 x 8 numbers, and eight or sixteen steps in k.
+in the simulator a tile has 8 x 4, 4 x 8 or 2 x 8 numbers, and eight or sixteen steps in k.
 """
 
 import numpy as np
@@ -196,7 +196,9 @@ def test_the_number_of_parts_fills_the_card_and_leaves_each_enough(monkeypatch):
 @pytest.mark.usefixtures("h100")
 def test_few_filters_get_a_small_tile():
     pixels = 4 * 90_000
-    for filters, tile in ((11, "tile32"), (64, "tile64"), (512, "tile128")):
+    for channels in (3, 8, 21):  # sixteen steps would be more of nothing than eight are
+        assert gpu_gemm.fastest_cut(21, pixels, 1, channels, 9).tile == "tile32"
+    for filters, tile in ((11, "tile32_16"), (64, "tile64"), (512, "tile128")):
         assert gpu_gemm.fastest_cut(filters, pixels, 1, 64, 9) == (tile, 1)
         assert gpu_gemm.outer_cut(filters, 9 * 512, 1, pixels).tile == tile
 
@@ -206,7 +208,7 @@ def test_a_small_map_of_many_channels_is_summed_in_parts():
     tile, parts = gpu_gemm.fastest_cut(512, 44 * 44, 1, 512, 9)  # conv5 of a 500x500 crop
     blocks = parts * 512 // gpu_gemm.TILES[tile].rows * -(-44 * 44 // 128)
     assert 132 < blocks <= 8 * 132
-    assert gpu_gemm.fastest_cut(21, 66 * 66, 1, 21, 9)[1] == 1, "a part has sixteen rounds at least"
+    assert gpu_gemm.fastest_cut(21, 66 * 66, 1, 21, 9)[1] == 1, "a part has 128 steps at least"
 
 
 @pytest.mark.usefixtures("h100")

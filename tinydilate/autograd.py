@@ -640,6 +640,6 @@ def _backward(root: Tensor, seed: Any, retain_graph: bool) -> None:
             if needed and tensor.requires_grad:  # it may have been frozen or thawed since
                 give(tensor, result, (gradient, *results))
 
-    give(root, seed, (seed, seed))
+    give(root, seed, (seed, seed))  # as shared, for the caller keeps it, too
     while waiting:
         visit(heapq.heappop(waiting)[1])

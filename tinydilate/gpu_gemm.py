@@ -122,8 +122,8 @@ class Tile(NamedTuple):
     """How the result is cut: numbers of a block, and of a thread, in rows (filters) and columns.
 
     So many ``steps`` in k lie in shared memory for a round. A thread's rows and columns come in
-    pieces of ``vector``, which it reads from there at once. ``blocks`` of them should fit on a
-    multiprocessor at a time. ``share`` of the instructions of a round within a tap are
+    pieces of ``vector``, which it reads from there at once. ``blocks`` of them have room on a
+    multiprocessor of an H100 at a time. ``share`` of the instructions of a round within a tap are
     multiply-adds: counted in the machine code for an H100, forward. ``tf32`` tiles are multiplied
     by tensor cores; their share is of the cores' time, as it was measured on an H100 (docs/gpu.md).
     """
@@ -167,12 +167,14 @@ class Tile(NamedTuple):
 
 
 # A layer of few filters would leave most rows of a large tile without work. The small tile has
-# little to do in a round, and memory answers no sooner: so its rounds have twice as many steps. In
-# the simulator, where each thread costs time, the tiles are small, and cut in the same ways.
+# little to do in a round, and memory answers no sooner: where channels are many, or pixels are what
+# is added up, it takes sixteen steps in place of eight. In the simulator, where each thread costs
+# time, the tiles are small, and cut in the same ways.
 TILES_OF_CARDS = {
     "tile128": Tile(128, 128, 8, 8, vector=4, blocks=2, share=0.84),
     "tile64": Tile(64, 128, 8, 8, vector=4, blocks=4, share=0.82),
-    "tile32": Tile(32, 128, 4, 8, vector=4, blocks=4, share=0.76, steps=16),
+    "tile32": Tile(32, 128, 4, 8, vector=4, blocks=4, share=0.72),
+    "tile32_16": Tile(32, 128, 4, 8, vector=4, blocks=4, share=0.76, steps=16),
     "tf32_128": Tile(
         128, 128, 8, 8, vector=4, blocks=2, share=0.2, steps=gpu_tf32.STEPS, tf32=True
     ),
@@ -181,7 +183,8 @@ TILES_OF_CARDS = {
 TILES_IN_THE_SIMULATOR = {
     "tile128": Tile(8, 4, 2, 2, vector=1, blocks=1, share=0.84),
     "tile64": Tile(4, 8, 2, 2, vector=1, blocks=1, share=0.82),
-    "tile32": Tile(4, 8, 1, 2, vector=1, blocks=1, share=0.76, steps=16),
+    "tile32": Tile(2, 8, 1, 2, vector=1, blocks=1, share=0.72),
+    "tile32_16": Tile(4, 8, 1, 2, vector=1, blocks=1, share=0.76, steps=16),
     # A warp has 32 lanes, so these are larger: one warp of 16x16, or two beside each other.
     "tf32_128": Tile(16, 16, 2, 4, vector=1, blocks=1, share=0.2, steps=gpu_tf32.STEPS, tf32=True),
     "tf32_64": Tile(16, 32, 2, 4, vector=1, blocks=1, share=0.2, steps=gpu_tf32.STEPS, tf32=True),
@@ -208,6 +211,9 @@ ALONE = 0.7  # how fast a multiprocessor is that has one block, and nothing to d
 BYTES_A_CLOCK = 1400  # that all of the card reads and writes: 2.4 TB/s at 1.75 GHz
 LAUNCH = 10_000  # clocks of one kernel more
 WORTH = 0.8  # of the clocks in FP32 that TF32 may take, for its rounding to be worth it
+SURE = (
+    0.85  # of the clocks of the plain way that another may take: the count is no better than that
+)
 LEAST_STEPS = 128  # in k, of a part, which has to begin and to write its sums
 
 
@@ -283,7 +289,7 @@ def faster_tiles() -> list[str]:
 def product_clocks(
     rows: int, columns: int, groups: int, channels: int, taps: int, tf32: bool = False
 ) -> float:
-    """What that takes."""
+    """What `_gather_kernel` takes with the cut of `fastest_cut`."""
     cut = fastest_cut(rows, columns, groups, channels, taps, "", tf32)
     rounds = rounds_of(channels, taps, TILES[cut.tile].steps)
     return _clocks(cut, rows, columns, groups, rounds)
@@ -556,8 +562,10 @@ def _gather_kernel(name: str, tile: Tile) -> CudaKernel:
             sums[n] = np.float32(0)
 
         # For the end: where each row's map begins, what is added to it, and where each column lies
-        # in a map. They wait in shared memory, for registers are short. (From an image to the next
-        # there are all other maps; and a part's sums lie behind those of the parts before.)
+        # in a map. They wait in shared memory, for registers are short. A column is pixel number
+        # p = image * out_plane + rest of all images. It lies at image * all_filters * out_plane +
+        # rest: that is p, and (all_filters - 1) maps for each image before. A part's sums lie
+        # behind those of the parts before it.
         maps = cuda.shared.array(TILE_ROWS, np.uint32)
         biases = cuda.shared.array(TILE_ROWS, np.float32)
         places = cuda.shared.array(TILE_COLUMNS, np.uint32, alignment=16)
@@ -980,8 +988,9 @@ def _outer_kernel(name: str, tile: Tile, plain: bool = False) -> CudaKernel:
     THREADS, THREAD_ROWS, THREAD_COLUMNS = tile.threads, tile.thread_rows, tile.thread_columns
     SUMS, STEPS = THREAD_ROWS * THREAD_COLUMNS, tile.steps
     # Rows of a buffer lie 4 numbers further apart than they are long: eight threads write to the
-    # same column of eight rows, which then are in different banks of shared memory. (TF32 has no
-    # need of it.)
+    # same column of eight rows, which then are in different banks of shared memory. (Of sixteen
+    # threads and steps two share a bank and take turns; a row has to begin at a multiple of 4, so
+    # there is no better distance. TF32 has no need of it.)
     margin = 0 if tile.tf32 else 4
     way = _way(tile, margin)
     SIZE_A, SIZE_B = np.uint32(STEPS * (ROWS + margin)), np.uint32(STEPS * (COLUMNS + margin))
@@ -1219,7 +1228,10 @@ def outer_cut(
     parts: int = 0,
     tf32: bool = False,
 ) -> Cut:
-    """The same for `_outer_kernel`, whose sums run over pixels; parts that are given are taken."""
+    """`fastest_cut` for `_outer_kernel`, whose sums run over pixels.
+
+    A tile that is given is taken, and so are parts.
+    """
 
     def cut(names: list[str]) -> Cut:
         name = min(names, key=lambda name: _outer_cost(TILES[name], rows, columns))
@@ -1236,7 +1248,7 @@ def outer_cut(
 
 
 def outer_clocks(rows: int, columns: int, groups: int, pixels: int, tf32: bool = False) -> float:
-    """What that takes."""
+    """What `_outer_kernel` takes with the cut of `outer_cut`."""
     cut = outer_cut(rows, columns, groups, pixels, tf32=tf32)
     return _clocks(cut, rows, columns, groups, -(-pixels // TILES[cut.tile].steps))
 

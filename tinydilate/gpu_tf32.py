@@ -121,13 +121,14 @@ def get_tf32() -> bool:
 
 
 def set_tf32(wanted: bool) -> None:
-    """Let convolutions of float32 on the GPU round their inputs to TF32 where that is faster.
+    """Let convolutions of float32 on the GPU round their inputs to TF32 where that is worth it.
 
     Forwards and for both gradients. An input then has 10 bits of mantissa, and each product is off
     by at most 2**-10 of itself (and a millionth more); results, weights and gradients stay float32,
-    and sums are added to about its precision. Layers too small to gain, matrix products and all of
-    float64 are computed as without it, and so is everything on cards whose tensor cores are no
-    faster in TF32 (8.6, for example: docs/gpu.md). PyTorch calls the same
+    and sums are added to about its precision. Computed as without it are layers that would gain
+    less than a fifth of their time (small ones, and wide 3x3 ones, which Winograd's tiles serve as
+    well), matrix products, all of float64, and everything on cards whose tensor cores are no faster
+    in TF32 (8.6, for example: docs/gpu.md). PyTorch calls the same
     ``torch.backends.cudnn.allow_tf32``.
 
     Raises

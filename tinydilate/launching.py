@@ -78,9 +78,8 @@ class _Compiled:
     def __init__(self, function: Any, forms: str, owner: Any = None) -> None:
         self.function, self.driver = function, device.driver()
         self.owner = owner  # without it, the machine code would be unloaded
-        self.packing = struct.Struct(
-            forms
-        )  # a number in eight bytes, an array in seven times eight
+        # A number takes eight bytes, an array seven times eight.
+        self.packing = struct.Struct(forms)
         self.arguments = ctypes.create_string_buffer(self.packing.size)
         count, first = self.packing.size // 8, ctypes.addressof(self.arguments)
         self.places = (ctypes.c_void_p * count)(*(first + 8 * n for n in range(count)))

@@ -273,8 +273,8 @@ def _gpu_side(
 def _add_forced_on_gpu(entry: Kernel, twin: Callable[..., CudaArray]) -> None:
     """Let `use` force Winograd's tiles, or direct multiplication and the size of its tile.
 
-    "cuda:winograd2" and "cuda:winograd4"; "cuda:tile128", "cuda:tile64" and "cuda:tile32";
-    "cuda:tf32_128" and "cuda:tf32_64".
+    "cuda:winograd2" and "cuda:winograd4"; "cuda:tile128", "cuda:tile64", "cuda:tile32" and
+    "cuda:tile32_16"; "cuda:tf32_128" and "cuda:tf32_64".
     """
     for tile in gpu_gemm.TILES:
         entry.variant(f"cuda:{tile}")(partial(twin, tile=tile, side=0))
@@ -461,7 +461,7 @@ def _folds(
     gathered = gpu_gemm.product_clocks(w[1], pixels, groups, filters, window.taps, tf32)
     folded = gpu_gemm.product_clocks(inner, outputs, groups, filters, 1, tf32)
     folded += 2 * columns / gpu_gemm.BYTES_A_CLOCK + gpu_gemm.LAUNCH  # written, and read
-    return folded < gathered
+    return folded < gpu_gemm.SURE * gathered
 
 
 @conv2d_grad_input.meta

@@ -825,7 +825,8 @@ def avg_pool2d_backward_cuda(
     include_pad: bool = True,
     divisor: int | None = None,
 ) -> CudaArray:
-    if any(step < taps for step, taps in zip(window.stride, window.kernel, strict=True)):
+    apart = all(step >= taps for step, taps in zip(window.stride, window.kernel, strict=True))
+    if not apart or window.stride[0] > _TALLEST:
         return avg_pool2d_backward_windows(grad, size, window, include_pad, divisor)
     result = device.empty((*grad.shape[:2], *size), grad.dtype)
     factors = _counts_on_cuda(grad.dtype, window, size, include_pad, divisor)
@@ -835,6 +836,9 @@ def avg_pool2d_backward_cuda(
         grad, result, *factors, table, planes, strips
     )
     return result
+
+
+_TALLEST = 16  # rows that one thread writes; of more it is better to have more threads
 
 
 @avg_pool2d_backward.variant("cuda:windows")
