@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,9 @@ def memory_is_full_of_nan(monkeypatch):
     gemm._made_plan.cache_clear()  # some tests have plans made for more threads than are worth it
 
 
+Cached = type(lru_cache(len))
+
+
 @pytest.fixture
 def h100(monkeypatch):
     """The tiles and the card of an H100, to choose among; call it for another capability."""
@@ -141,8 +145,8 @@ def h100(monkeypatch):
 
     def forget():
         for module in (gpu_gemm, gpu_winograd, convolution):
-            for known in vars(module).values():
-                if hasattr(known, "cache_clear"):  # a choice, or a plan
+            for known in list(vars(module).values()):
+                if isinstance(known, Cached):  # a choice, or a plan
                     known.cache_clear()
 
     patch()

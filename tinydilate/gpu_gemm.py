@@ -210,6 +210,7 @@ if SIMULATED:
 ALONE = 0.7  # how fast a multiprocessor is that has one block, and nothing to do while it waits
 BYTES_A_CLOCK = 1400  # that all of the card reads and writes: 2.4 TB/s at 1.75 GHz
 LAUNCH = 10_000  # clocks of one kernel more
+OUTWARD = 1.4  # times as long as TF32's products its sums over pixels take, measured like its share
 WORTH = 0.8  # of the clocks in FP32 that TF32 may take, for its rounding to be worth it
 SURE = (
     0.85  # of the clocks of the plain way that another may take: the count is no better than that
@@ -1239,7 +1240,7 @@ def outer_cut(
         return Cut(name, parts or _parts(blocks, pixels, TILES[name]))
 
     def clocks(cut: Cut) -> float:
-        return _clocks(cut, rows, columns, groups, -(-pixels // TILES[cut.tile].steps))
+        return _outer_clocks(cut, rows, columns, groups, pixels)
 
     if tile:
         return cut([tile])
@@ -1250,7 +1251,13 @@ def outer_cut(
 def outer_clocks(rows: int, columns: int, groups: int, pixels: int, tf32: bool = False) -> float:
     """What `_outer_kernel` takes with the cut of `outer_cut`."""
     cut = outer_cut(rows, columns, groups, pixels, tf32=tf32)
-    return _clocks(cut, rows, columns, groups, -(-pixels // TILES[cut.tile].steps))
+    return _outer_clocks(cut, rows, columns, groups, pixels)
+
+
+def _outer_clocks(cut: Cut, rows: int, columns: int, groups: int, pixels: int) -> float:
+    tile = TILES[cut.tile]
+    clocks = _clocks(cut, rows, columns, groups, -(-pixels // tile.steps))
+    return OUTWARD * clocks if tile.tf32 else clocks
 
 
 def _outer_cost(tile: Tile, rows: int, columns: int) -> float:
