@@ -429,6 +429,22 @@ def test_a_damaged_checkpoint_ends_a_run(finished, tmp_path):
         run(folder, resume=True)
 
 
+def test_checkpoints_that_were_deleted(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "checkpoints/joint.safetensors").unlink()
+    assert "Label an image" not in results_table(run(folder, resume=True), str(folder))
+    (folder / "results.json").unlink()
+    with pytest.raises(DataError, match=r"stages that this run has finished; there is no ") as stop:
+        run(folder, resume=True)
+    again = f"train --config {folder}/config.toml --out another-folder"
+    assert "joint.safetensors. Put them back" in str(stop.value)
+    assert str(stop.value).endswith(again)
+    shutil.rmtree(folder / "checkpoints")  # nothing is left to go on from: from the beginning
+    run(folder, resume=True)
+    assert_same_run(folder, finished)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", "{}"])
 def test_damaged_results_are_named(finished, tmp_path, content):
     folder = tmp_path / "run"
