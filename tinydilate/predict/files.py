@@ -13,7 +13,6 @@ long as it is.
 
 from __future__ import annotations
 
-import difflib
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from tinydilate.classes import IGNORE
 from tinydilate.device import Array
-from tinydilate.errors import ConfigError, DataError
+from tinydilate.errors import ConfigError, DataError, meant
 from tinydilate.io.files import write_bytes
 from tinydilate.io.images import (
     Animation,
@@ -169,9 +168,8 @@ def _chosen(trained: AnyTrained, options: Options) -> list[int]:
     names = trained.recipe.classes
     for name in options.classes:
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            meant = f" Did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"expected classes out of {', '.join(names)}; got {name!r}.{meant}")
+            hint = meant(name, names)
+            raise ConfigError(f"expected classes out of {', '.join(names)}; got {name!r}.{hint}")
     return [n for n, name in enumerate(names) if not options.classes or name in options.classes]
 
 
