@@ -146,6 +146,16 @@ def body_lines(node):
     return sum(statements[-1].end_lineno - statements[0].lineno + 1 for statements in bodies)
 
 
+def named(number):
+    """A tutorial by its number."""
+    return TUTORIALS[number - 1]
+
+
+def test_layers_are_counted_from_one_in_the_picture_of_growth(played, capsys):
+    stack = played(named(6))["stack"]([1, 2])
+    assert [name for name, _ in stack.named_children()] == ["layer1", "layer2"]
+
+
 # ---- the checks of the exercises can fail ----------------------------------------------------
 
 
