@@ -156,6 +156,16 @@ def test_layers_are_counted_from_one_in_the_picture_of_growth(played, capsys):
     assert [name for name, _ in stack.named_children()] == ["layer1", "layer2"]
 
 
+def test_the_picture_of_labels_says_which_colour_is_which_digit(played, tmp_path, capsys):
+    names = played(named(7))
+    with patch.object(plt, "close"):
+        names["draw"](1, tmp_path / "a.png")
+    (legend,) = plt.gcf().legends
+    told = [text.get_text() for text in legend.get_texts()]
+    assert told == [*names["digits"].CLASSES, "does not count"]
+    plt.close("all")
+
+
 # ---- the checks of the exercises can fail ----------------------------------------------------
 
 
