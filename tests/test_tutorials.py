@@ -339,8 +339,9 @@ def test_what_is_wrong_does_not_pass(path, played, capsys):
             with pytest.raises(NO_ANSWER):
                 check(guess)
         for wrong in WRONG[name]:
-            with pytest.raises(AssertionError):
+            with pytest.raises(AssertionError) as stop:
                 check(wrong)
+            assert len(str(stop.value)) > 10, f"{name} says nothing about what it expected"
 
 
 # What the second table of docs/different_from_pytorch.md tells the reader to write.
