@@ -267,7 +267,16 @@ def test_ops(command):
         (["eval", "nowhere"], "expected a checkpoint at nowhere"),
         (["eval", "."], "expected a run folder with a network in its checkpoints/"),
         (["predict", "nowhere", "a.png"], "expected a checkpoint at nowhere"),
-        (["summary", "resnet"], "invalid choice: 'resnet'"),
+        (["summary", "resnet"], r"invalid choice: 'resnet' \(choose from [^?]*\)\. Run tinydilate"),
+        (
+            ["summary", "fron-end"],
+            r"'fron-end' .*\. Did you mean front-end\? Run tinydilate summary",
+        ),
+        (["trian"], r"invalid choice: 'trian' .*\. Did you mean train\? Run tinydilate --help"),
+        (
+            ["recipe", "lst"],
+            r"invalid choice: 'lst' .*\. Did you mean list\? Run tinydilate recipe",
+        ),
         (["summary", "demo", "--size", "big"], "expected --size as in 500x500; got 'big'"),
         (["summary", "demo", "--size", "0x5"], "expected an input size of whole numbers"),
         (["summary", "demo", "--classes", "0"], "expected num_classes"),

@@ -400,13 +400,14 @@ def test_sizes_that_differ_are_named(tmp_path):
         dataset.labels(1)
 
 
-def test_images_are_turned_upright(tmp_path):
+@pytest.mark.parametrize("name", ["a.png", "a.tiff"])
+def test_images_are_turned_upright(tmp_path, name):
     exif = Image.Exif()
     exif[0x0112] = 6
     pixels = tiny.noise("turned", (4, 6))
-    tiny.save(tmp_path / "a.png", pixels, exif=exif)
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.rot90(pixels, k=-1))
-    assert image_size(tmp_path / "a.png") == (6, 4)
+    tiny.save(tmp_path / name, pixels, exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / name), np.rot90(pixels, k=-1))
+    assert image_size(tmp_path / name) == (6, 4)
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,27 @@ def test_no_network(folder, tmp_path):
         load_network(folder / "checkpoints/joint.safetensors", "front")
 
 
+def test_no_network_in_a_complete_run(tmp_path):
+    """`train --resume` would show its table, and nothing would be mended."""
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(DataError, match="whose run is complete: they were deleted") as stop:
+        load_network(tmp_path)
+    again = f"train --config {tmp_path}/config.toml --out another-folder"
+    assert str(stop.value).endswith(f"Put them back, or train them again with: tinydilate {again}")
+
+
+def test_no_network_of_a_recipe(tmp_path):
+    (tmp_path / "recipe.toml").write_text("")
+    command = f"recipe run {tmp_path}/recipe.toml --resume --out {tmp_path} --data FOLDER"
+    with pytest.raises(DataError, match=r"there is no such file. Finish the run, by: ") as stop:
+        load_network(tmp_path)
+    assert str(stop.value).endswith(command)
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(DataError, match=r"Delete .*results\.json, then: ") as stop:
+        load_network(tmp_path)
+    assert str(stop.value).endswith(command)
+
+
 @pytest.mark.parametrize(
     "note",
     [

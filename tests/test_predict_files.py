@@ -289,6 +289,20 @@ def test_a_folder(trained, video, capsys):
     assert len(again) == 3
 
 
+def test_results_beside_the_images_are_not_labelled_again(trained, video):
+    Image.fromarray(RGB).save(video / "wine-labels.png")  # there is no wine.*: a picture
+    names = ["frame1.png", "frame2.png", "frame10.png", "wine-labels.png"]
+    draw_legend(video / "legend.png", CAMVID.names, CAMVID.palette)
+    found = predict_files(trained, [video], video)
+    assert [each.image.name for each in found] == [*names[:3], "legend.png", names[3]]
+    (video / "legend-labels.png").unlink()
+    (video / "legend-overlay.png").unlink()
+    again = predict_files(trained, [video], video)  # now the legend is one of the results
+    assert [each.image.name for each in again] == names
+    named = predict_files(trained, [video / "frame1-labels.png"])  # who names one gets it
+    assert named[0].labels.name == "frame1-labels-labels.png"
+
+
 def test_images_whose_results_would_have_one_name(trained, image, tmp_path):
     Image.fromarray(RGB).save(tmp_path / "street.jpg")
     with pytest.raises(DataError, match=r"expected images of different names; .*street-labels"):

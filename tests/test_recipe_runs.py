@@ -296,6 +296,17 @@ def test_a_finished_run_shows_its_results_again(home):
     assert results == json.loads((home / "front" / "results.json").read_text())
 
 
+def test_what_was_deleted_is_made_again(home):
+    r, _ = CHAIN["front"]
+    shutil.copytree(home / "front", home / "again")
+    shutil.rmtree(home / "again/checkpoints")
+    for name in ("results.json", "network.safetensors"):
+        (home / "again" / name).unlink()
+    run(home, "again", r, resume=True)
+    same_run(home / "again", home / "front")
+    shutil.rmtree(home / "again")
+
+
 def test_resuming_refuses_what_is_another_run(home, tmp_path):
     with pytest.raises(ConfigError, match=r"started with; got another one \(batch: 3 here, 4 ther"):
         run(home, "front", recipe(batch=3), resume=True)
@@ -329,7 +340,7 @@ def test_what_a_recipe_starts_from_is_asked_for(home):
         run(home, "new", recipe(start="vgg-16"))
     with pytest.raises(ConfigError, match=r"expected no --init.*Leave it out"):
         run(home, "new", recipe(), "front")
-    with pytest.raises(DataError, match=r"holds no network\.safetensors. Finish that run first"):
+    with pytest.raises(DataError, match=r"no network\.safetensors. Finish .* \(delete results"):
         run(home, "new", context_recipe(), "data")
     assert not (home / "new").exists()
 
@@ -437,7 +448,7 @@ def test_a_learning_rate_that_explodes_is_named(home):
 def test_a_loss_that_stays_high_stops(home, monkeypatch):
     real = module.batch_gradient
     monkeypatch.setattr(module, "batch_gradient", lambda *a: real(*a) + 50)
-    with pytest.raises(ConfigError, match=r"got 51\S* over 20 steps at step 20\. The learning"):
+    with pytest.raises(ConfigError, match=r"got 51\S* over 2 steps at step 2\. The learning"):
         run(home, "high", recipe(steps=30, lr=1e-6))
     shutil.rmtree(home / "high")
 

@@ -23,7 +23,7 @@ from tinydilate.errors import ConfigError, DataError
 from tinydilate.io import files
 from tinydilate.io.checkpoint import load_checkpoint
 from tinydilate.io.logbook import read_log
-from tinydilate.running import Interrupted
+from tinydilate.running import Interrupted, Standing
 from tinydilate.train import make_scenes, stages_of, train
 
 CONFIG = Config(
@@ -429,6 +429,22 @@ def test_a_damaged_checkpoint_ends_a_run(finished, tmp_path):
         run(folder, resume=True)
 
 
+def test_checkpoints_that_were_deleted(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "checkpoints/joint.safetensors").unlink()
+    assert "Label an image" not in results_table(run(folder, resume=True), str(folder))
+    (folder / "results.json").unlink()
+    with pytest.raises(DataError, match=r"stages that this run has finished; there is no ") as stop:
+        run(folder, resume=True)
+    again = f"train --config {folder}/config.toml --out another-folder"
+    assert "joint.safetensors. Put them back" in str(stop.value)
+    assert str(stop.value).endswith(again)
+    shutil.rmtree(folder / "checkpoints")  # nothing is left to go on from: from the beginning
+    run(folder, resume=True)
+    assert_same_run(folder, finished)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", "{}"])
 def test_damaged_results_are_named(finished, tmp_path, content):
     folder = tmp_path / "run"
@@ -441,12 +457,23 @@ def test_damaged_results_are_named(finished, tmp_path, content):
     assert_same_run(folder, finished)
 
 
-def test_a_loss_far_above_ln_c_stops(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("factor", "step"), [(50.0, 2), (4.5, 19)])
+def test_a_loss_far_above_ln_c_stops(tmp_path, monkeypatch, factor, step):
+    """As soon as it is certain that the mean over 20 steps will be above four times ln C."""
     real = module.batch_loss
-    monkeypatch.setattr(module, "batch_loss", lambda *a: real(*a) * 50.0)
-    config = Config.of({**CONFIG.to_dict(), "front_steps": 30})
-    with pytest.raises(ConfigError, match=r"from ln 11 = 2\.40; got .* over 20 steps at step 20"):
+    monkeypatch.setattr(module, "batch_loss", lambda *a: real(*a) * factor)
+    config = Config.of({**CONFIG.to_dict(), "front_steps": 30, "front_lr": 1e-9})
+    told = rf"from ln 11 = 2\.40; got .* over {step} steps at step {step} of stage front"
+    with pytest.raises(ConfigError, match=told):
         run(tmp_path / "a", config=config)
+
+
+def test_a_bad_patch_is_no_divergence():
+    standing = Standing()
+    assert not any(standing.take_in(loss, 11) for loss in (2.4, 100, *[2.4] * 20, 100, 2.4))
+    standing = Standing()
+    assert standing.take_in(1e9, 11) == ""  # weights that do not belong, and no step's doing
+    assert standing.take_in(2.4, 11) == "5e+08 over 2 steps"
 
 
 # ---- refused at the door ---------------------------------------------------------------------

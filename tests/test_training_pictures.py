@@ -78,3 +78,22 @@ def test_predictions(tmp_path):
         assert tuple(int(level) for level in PALETTE[c]) in seen
     with Image.open(tmp_path / "a.png") as image:
         assert image.height > 800  # four rows
+
+
+def pixels_of(path, colour):
+    with Image.open(path) as image:
+        return int((np.asarray(image.convert("RGB")) == colour).all(-1).sum())
+
+
+def test_a_colour_means_one_thing(tmp_path):
+    """White is what does not count, and the lines around mistakes have a colour of their own."""
+    truth = np.full((1, 20, 20), 10)
+    truth[:, 5:15, 5:15] = 3
+    for name, labels in {"right": truth, "wrong": np.full_like(truth, 10)}.items():
+        image = np.zeros(truth.shape)
+        draw_predictions(tmp_path / name, image, truth, {"network": labels}, CLASSES)
+    line = (0, 204, 255)
+    legend = pixels_of(tmp_path / "right", line)
+    assert 10 < legend < 100
+    assert pixels_of(tmp_path / "wrong", line) > legend + 200
+    assert line not in {tuple(colour) for colour in PALETTE.tolist()}

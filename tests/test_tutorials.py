@@ -146,6 +146,26 @@ def body_lines(node):
     return sum(statements[-1].end_lineno - statements[0].lineno + 1 for statements in bodies)
 
 
+def named(number):
+    """A tutorial by its number."""
+    return TUTORIALS[number - 1]
+
+
+def test_layers_are_counted_from_one_in_the_picture_of_growth(played, capsys):
+    stack = played(named(6))["stack"]([1, 2])
+    assert [name for name, _ in stack.named_children()] == ["layer1", "layer2"]
+
+
+def test_the_picture_of_labels_says_which_colour_is_which_digit(played, tmp_path, capsys):
+    names = played(named(7))
+    with patch.object(plt, "close"):
+        names["draw"](1, tmp_path / "a.png")
+    (legend,) = plt.gcf().legends
+    told = [text.get_text() for text in legend.get_texts()]
+    assert told == [*names["digits"].CLASSES, "does not count"]
+    plt.close("all")
+
+
 # ---- the checks of the exercises can fail ----------------------------------------------------
 
 
@@ -319,8 +339,9 @@ def test_what_is_wrong_does_not_pass(path, played, capsys):
             with pytest.raises(NO_ANSWER):
                 check(guess)
         for wrong in WRONG[name]:
-            with pytest.raises(AssertionError):
+            with pytest.raises(AssertionError) as stop:
                 check(wrong)
+            assert len(str(stop.value)) > 10, f"{name} says nothing about what it expected"
 
 
 # What the second table of docs/different_from_pytorch.md tells the reader to write.

@@ -5,7 +5,9 @@ Every class also derives from the built-in exception that a NumPy user would exp
 ``except ValueError`` keeps working.
 """
 
+import difflib
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -13,6 +15,12 @@ def program() -> str:
     """How to call the command line, as it was called: for advice that can be typed as it stands."""
     called = Path(sys.argv[0])
     return str(called) if called.stem == "tinydilate" else "tinydilate"
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """The end of an error about a name: " Did you mean ...?", or "" where none is near."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 class TinydilateError(Exception):

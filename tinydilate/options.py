@@ -9,7 +9,6 @@ is wrong with a value is said in the same words wherever it came from.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 import sys
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from tinydilate.errors import ConfigError
+from tinydilate.errors import ConfigError, meant
 
 PLACES = ("cpu", "cuda")
 _ANY_LENGTH = (1, 1_000)  # of a list
@@ -77,11 +76,10 @@ class Options:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in options:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"Did you mean {near[0]}?" if near else f"They are {', '.join(known)}."
+                hint = meant(name, known) or f" They are {', '.join(known)}."
                 where = f" in {source}" if source else ""
                 raise ConfigError(
-                    f"expected known options{where}; got {name!r}, which is none. {hint}"
+                    f"expected known options{where}; got {name!r}, which is none.{hint}"
                 )
         try:
             return cls(**options)

@@ -59,14 +59,15 @@ class Standing:
 
         A network that knows nothing finds all classes equally likely, a loss of ln(classes). Four
         times that over `WATCHED` steps, or a loss that is no number, is not a bad patch: the steps
-        are too long.
+        are too long. Losses are above 0, so where the first few are too much for all of those
+        steps, there is nothing to wait for. The very first says nothing yet: no step led to it.
         """
         if not math.isfinite(loss):
             return f"{loss}"
         self.recent = [*self.recent, loss][-WATCHED:]
-        mean = float(np.mean(self.recent))
-        if len(self.recent) == WATCHED and mean > 4 * math.log(classes):
-            return f"{mean:.3g} over {WATCHED} steps"
+        count, total = len(self.recent), sum(self.recent)
+        if count > 1 and total > WATCHED * 4 * math.log(classes):
+            return f"{total / count:.3g} over {count} steps"
         return ""
 
 

@@ -37,13 +37,14 @@ from tinydilate.config import Config
 from tinydilate.data import digits
 from tinydilate.data.sets import Data, Scenes, batch_members, check_data
 from tinydilate.device import Array, check_device
-from tinydilate.errors import ConfigError, program
+from tinydilate.errors import ConfigError, DataError, program
 from tinydilate.functional.dropping import manual_seed
 from tinydilate.io.files import write_text
 from tinydilate.io.images import write_rgb
 from tinydilate.io.logbook import Log, read_log
 from tinydilate.models import FrontEndWithContext
 from tinydilate.predict import DemoRecipe, beside, label_maps, load_network, save_network, score
+from tinydilate.predict.checkpoints import train_again
 from tinydilate.running import (
     LATEST,
     Interrupted,
@@ -257,6 +258,7 @@ class Run:
         self.config, self.folder, self.data, self.bars = config, folder, data, progress
         self.stages = stages_of(config)
         self.checkpoints = folder / "checkpoints"
+        self.checkpoints.mkdir(exist_ok=True)  # of a run that goes on it may have been deleted
         self.progress = Standing()
         self.network: FrontEndWithContext
         self.optimizer: optim.Optimizer
@@ -297,12 +299,23 @@ class Run:
 
     def _load(self) -> None:
         saved = SavedState(self.checkpoints / LATEST, self.progress)
+        self._check_finished()
         if self.progress.stage == len(self.stages):
             return
         step, recent = self.progress.step, self.progress.recent
         self._begin_stage()
         self.progress.step, self.progress.recent = step, recent
         saved.put_back(self.network, self.optimizer)
+
+    def _check_finished(self) -> None:
+        """Refuse to go on without the networks of finished stages: all are scored in the end."""
+        done = [self.path(stage.name) for stage in self.stages[: self.progress.stage]]
+        missing = [str(path) for path in done if not path.exists()]
+        if missing:
+            raise DataError(
+                "expected the networks of the stages that this run has finished; there is no "
+                f"{', no '.join(missing)}. {train_again(self.folder)}"
+            )
 
     def seconds(self) -> float:
         """Seconds that the run has taken, over all sittings."""

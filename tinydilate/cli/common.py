@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from tinydilate.errors import ConfigError
+from tinydilate.errors import ConfigError, meant
 from tinydilate.options import PLACES
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -21,12 +20,20 @@ class Parser(argparse.ArgumentParser):
         """Refuse what is left over here, where the command is known, not in the parser above."""
         namespace, rest = super().parse_known_args(args, namespace)
         if rest:
-            near = difflib.get_close_matches(rest[0].split("=")[0], self._option_string_actions, 1)
-            meant = f". Did you mean {near[0]}?" if near else ""
+            hint = meant(rest[0].split("=")[0], self._option_string_actions)
             if any(action.nargs == "+" for action in self._actions) and rest[0][:1] != "-":
-                meant = ". Write options before or after all the paths, not between them"
-            self.error(f"unrecognized arguments: {' '.join(rest)}{meant}")
+                hint = " Write options before or after all the paths, not between them"
+            self.error(f"unrecognized arguments: {' '.join(rest)}{'.' * bool(hint)}{hint}")
         return namespace, rest
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Of a command or another choice that there is not, name the nearest."""
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            hint = meant(str(value), map(str, action.choices or ()))
+            error.message += f".{hint}" if hint else ""
+            raise
 
     def error(self, message: str) -> NoReturn:
         stop = "" if message.endswith(("?", ".")) else "."

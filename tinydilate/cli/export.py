@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinydilate.cli.common import columns, command, parse_size, show
 from tinydilate.cli.networks import MODELS, network_of
 from tinydilate.cli.runs import add_network
-from tinydilate.errors import ConfigError
+from tinydilate.errors import ConfigError, meant
 
 if TYPE_CHECKING:
     from tinydilate.exporting import Source, Written
@@ -92,11 +91,11 @@ def _source(arguments: argparse.Namespace) -> Source:
     name = arguments.source
     if name not in MODELS:
         _refuse(arguments.classes is not None, "--classes", "a network by name", name)
-        near = difflib.get_close_matches(name, MODELS, 1)
-        if near and not Path(name).exists():
+        hint = meant(name, MODELS)
+        if hint and not Path(name).exists():
             raise ConfigError(
-                f"expected a run folder, a file of weights or the name of a network; got {name!r}. "
-                f"Did you mean {near[0]}?"
+                f"expected a run folder, a file of weights or the name of a network; got {name!r}."
+                f"{hint}"
             )
         return open_source(name, arguments.network, arguments.border)
     _refuse(arguments.network is not None, "--network", "a run folder", name)

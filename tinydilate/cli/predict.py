@@ -32,7 +32,8 @@ _PREDICT = (
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "paths", metavar="PATH", nargs="+",
-        help="the network, unless --weights names it; then images and folders of images",
+        help="the network, unless --weights names it; then images and folders of images, where "
+        "NAME-labels.png and NAME-overlay.png beside an image NAME are left out",
     )  # fmt: skip
     parser.add_argument(
         "--weights", metavar="FILE",

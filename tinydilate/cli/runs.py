@@ -92,7 +92,8 @@ def _what_to_look_at(folder: str) -> str:
     there = [picture for picture in pictures if Path(picture).exists()]
     if there:
         sentences.append(f"Look at {' and '.join(there)}.")
-    if Path(folder, "example.png").exists():
+    needed = ("example.png", "checkpoints/joint.safetensors")
+    if all(Path(folder, name).exists() for name in needed):
         sentences.append(f"Label an image:\n{program()} predict {place} {place}/example.png")
     return "\n\n" + " ".join(sentences) if sentences else ""
 

@@ -113,6 +113,8 @@ def image_size(path: Path) -> tuple[int, int]:
     """(H, W) of an image file as `read_image` would return it, from its head alone."""
     with opened(path, _ADVICE) as file:
         width, height = file.size
+        if file.format == "TIFF":  # whose size new versions of Pillow have turned already
+            width, height = file.tag_v2[256], file.tag_v2[257]
         turned = file.getexif().get(0x0112, 1) >= 5  # 5 to 8: the camera lay on its side
     return (width, height) if turned else (height, width)
 

@@ -9,6 +9,7 @@ it in full (`DemoRecipe`). A converted file of published weights names the netwo
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -231,9 +232,31 @@ def _network_file(path: Path, name: str | None) -> Path:
         file = path / "checkpoints" / f"{candidate}.safetensors"
         if file.exists():
             return file
-    raise DataError(
-        f"expected a run folder with {name or 'a network'} in its checkpoints/; got {path}. Train "
-        f"first, or finish the run with: {program()} train --resume --out {path}"
+    raise DataError(_no_network(path, name))
+
+
+def _no_network(path: Path, name: str | None) -> str:
+    """What a folder lacks, and what helps: of a complete run, --resume has nothing to finish."""
+    complete, place = (path / "results.json").exists(), shlex.quote(str(path))
+    if (path / "recipe.toml").exists() and name is None:
+        first = f"Delete {path / 'results.json'}, then" if complete else "Finish the run, by"
+        return (
+            f"expected the run's network at {path / 'network.safetensors'}; there is no such file. "
+            f"{first}: {program()} recipe run {place}/recipe.toml --resume --out {place} "
+            "--data FOLDER"
+        )
+    what = f"expected a run folder with {name or 'a network'} in its checkpoints/; got {path}"
+    if complete:
+        return f"{what}, whose run is complete: they were deleted. {train_again(path)}"
+    return f"{what}. Train first, or finish the run with: {program()} train --resume --out {place}"
+
+
+def train_again(folder: Path) -> str:
+    """Advice for a run whose checkpoints are gone."""
+    config = shlex.quote(str(folder / "config.toml"))
+    return (
+        "Put them back, or train them again with: "
+        f"{program()} train --config {config} --out another-folder"
     )
 
 

@@ -13,7 +13,6 @@ long as it is.
 
 from __future__ import annotations
 
-import difflib
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from tinydilate.classes import IGNORE
 from tinydilate.device import Array
-from tinydilate.errors import ConfigError, DataError
+from tinydilate.errors import ConfigError, DataError, meant
 from tinydilate.io.files import write_bytes
 from tinydilate.io.images import (
     Animation,
@@ -169,9 +168,8 @@ def _chosen(trained: AnyTrained, options: Options) -> list[int]:
     names = trained.recipe.classes
     for name in options.classes:
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            meant = f" Did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"expected classes out of {', '.join(names)}; got {name!r}.{meant}")
+            hint = meant(name, names)
+            raise ConfigError(f"expected classes out of {', '.join(names)}; got {name!r}.{hint}")
     return [n for n, name in enumerate(names) if not options.classes or name in options.classes]
 
 
@@ -271,7 +269,8 @@ def predict_files(
     trained, options, progress
         See `predict_file`.
     sources : sequence of paths
-        Of files and folders. Results of a folder's images go to its ``predicted`` by default.
+        Of files and folders. Results of a folder's images go to its ``predicted`` by default. If
+        earlier results lie beside the images, they are left out.
     folder : path, optional
         Where all results go.
 
@@ -295,7 +294,7 @@ def _jobs(sources: Sequence[Path], folder: Path | str | None) -> list[tuple[Path
     for source in sources:
         if source.is_dir():
             place = source / "predicted" if folder is None else Path(folder)
-            jobs += [(image, place) for image in image_files(source)]
+            jobs += [(image, place) for image in _without_results(image_files(source))]
         else:
             jobs.append((source, source.parent if folder is None else Path(folder)))
     taken: dict[Path, Path] = {}
@@ -307,6 +306,23 @@ def _jobs(sources: Sequence[Path], folder: Path | str | None) -> list[tuple[Path
                 f"to one file, {place / image.stem}-labels. Give each a run of its own, with --out."
             )
     return jobs
+
+
+def _without_results(images: Sequence[Path]) -> list[Path]:
+    """Leave out what an earlier run wrote beside its images: with --out, into their own folder.
+
+    A name alone tells little, wine-labels.png may be a picture; but not beside wine.jpg.
+    """
+    stems = {image.stem for image in images}
+    results = [image for image in images if _image_of(image) in stems]
+    legend = {"legend.png"} if results else set()
+    return [image for image in images if image not in results and image.name not in legend]
+
+
+def _image_of(path: Path) -> str | None:
+    """NAME of a file that is called as the results for NAME are; None of any other."""
+    name, _, kind = path.stem.rpartition("-")
+    return name if kind in ("labels", "overlay") and path.suffix in (".png", ".gif") else None
 
 
 def _bar(things: Iterable[Thing], count: int, progress: str, unit: str) -> Iterable[Thing]:

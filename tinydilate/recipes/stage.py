@@ -209,6 +209,7 @@ def _write_start(stage: Stage, new: bool) -> None:
     if new:
         make_run_folder(folder, RECIPE)
         write_text(folder / RECIPE, stage.recipe.to_toml())
+    (folder / "checkpoints").mkdir(exist_ok=True)  # of a run that goes on it may have been deleted
     if parts.front is not None:  # the run's own copy: it may go on when the file has moved
         save_checkpoint(folder / "checkpoints" / FRONT, parts.front.state_dict())
     start = None if stage.start is None else stage.start._asdict()

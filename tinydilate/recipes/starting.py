@@ -44,7 +44,7 @@ def weights_file(path: Path | str) -> Path:
     if not (path / RESULT).exists():
         raise DataError(
             f"expected a file of weights, or the folder of a finished run; {path} holds no "
-            f"{RESULT}. Finish that run first, with --resume."
+            f"{RESULT}. Finish that run first, with --resume (delete results.json if it has one)."
         )
     return path / RESULT
 

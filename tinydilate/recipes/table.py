@@ -15,7 +15,7 @@ from typing import Any
 
 from tinydilate.classes import Classes
 from tinydilate.data.opening import KINDS
-from tinydilate.errors import ConfigError
+from tinydilate.errors import ConfigError, meant
 from tinydilate.io.feature_file import DTYPES
 from tinydilate.models import DILATIONS, Plan
 from tinydilate.models.contexts import PADDINGS
@@ -191,15 +191,12 @@ def recipe_path(name: str) -> Path:
     ConfigError
         If there is none.
     """
-    import difflib
-
     if name in recipe_names():
         return FOLDER / f"{name}.toml"
     if Path(name).suffix == ".toml" or Path(name).exists():
         return Path(name)
-    near = difflib.get_close_matches(name, recipe_names(), n=1)
-    hint = f"Did you mean {near[0]}?" if near else "`tinydilate recipe list` shows them."
-    raise ConfigError(f"expected the name of a recipe or a TOML file; got {name!r}. {hint}")
+    hint = meant(name, recipe_names()) or " `tinydilate recipe list` shows them."
+    raise ConfigError(f"expected the name of a recipe or a TOML file; got {name!r}.{hint}")
 
 
 def read_recipe(name: str, settings: Iterable[str] = ()) -> Recipe:

@@ -16,6 +16,8 @@ from tinydilate.see.canvas import BLUE, INK, PALE, VERMILION, save
 
 _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)
 _WITH, _ALONE = BLUE, VERMILION
+# Around mistakes: bright on every class's colour, and unlike the white of what does not count.
+_MISTAKE = "#00CCFF"
 
 
 class StageLike(Protocol):
@@ -235,7 +237,7 @@ def draw_predictions(
     rows = 2 + len(predictions)
     ground = classes.index("background")
     width = max(9.0, 1.75 * len(images) + 0.6)  # the legend needs some of it
-    figure = _figure(width, 1.8 * rows + 0.75)
+    figure = _figure(width, 1.8 * rows + 0.55)
     grid = figure.subplots(rows, len(images), squeeze=False)
     for n, column in enumerate(grid.T):
         column[0].imshow(images[n], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -255,7 +257,7 @@ def draw_predictions(
 
 
 def _draw_mistakes(axes: Any, labels: Array, truth: Array, ground: int) -> None:
-    """Labels in colour, a white line around what is wrong, the share of the strokes that is right.
+    """Labels in colour, a line around what is wrong, the share of the strokes that is right.
 
     Of the background almost everything is always right, so it does not enter the share.
     """
@@ -263,23 +265,23 @@ def _draw_mistakes(axes: Any, labels: Array, truth: Array, ground: int) -> None:
     wrong = counted & (labels != truth)
     axes.imshow(coloured(labels), interpolation="nearest")
     if wrong.any():
-        axes.contour(wrong, levels=[0.5], colors="white", linewidths=0.9)
+        axes.contour(wrong, levels=[0.5], colors=[_MISTAKE], linewidths=0.9)
     strokes = counted & (truth != ground)
     right = (strokes & ~wrong).sum() / max(1, strokes.sum())
     axes.set_xlabel(f"{right:.0%} of the strokes right", fontsize=8, labelpad=2)
 
 
 def _legend(figure: Any, classes: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     colours = [*PALETTE[: len(classes)].tolist(), IGNORE_COLOUR]
-    patches = [
+    handles: list[Any] = [
         Patch(facecolor=(r / 255, g / 255, b / 255), edgecolor=INK, linewidth=0.4, label=name)
         for (r, g, b), name in zip(colours, [*classes, "does not count"], strict=True)
     ]
+    handles.append(Line2D([], [], color=_MISTAKE, linewidth=1.5, label="around mistakes"))
     figure.legend(
-        title="White lines are drawn around mistakes.",
-        title_fontsize=9,
-        handles=patches, loc="outside lower center", ncols=len(patches), frameon=False,
+        handles=handles, loc="outside lower center", ncols=len(handles), frameon=False,
         fontsize=9, handlelength=1.1, handletextpad=0.4, columnspacing=1.1,
     )  # fmt: skip
