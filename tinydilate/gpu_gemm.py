@@ -143,6 +143,11 @@ class Tile(NamedTuple):
         """Threads of a block."""
         return self.rows // self.thread_rows * (self.columns // self.thread_columns)
 
+    def padded(self, channels: int, filters: int) -> tuple[int, int]:
+        """Both as packed weights have them: in full rounds, and in full tiles."""
+        deep = -(-channels // self.steps) * self.steps
+        return deep, -(-filters // self.rows) * self.rows
+
     @property
     def registers(self) -> int:
         """Of a thread, that leave room for ``blocks``: in steps of eight, of 65,536."""
@@ -212,9 +217,7 @@ BYTES_A_CLOCK = 1400  # that all of the card reads and writes: 2.4 TB/s at 1.75 
 LAUNCH = 10_000  # clocks of one kernel more
 OUTWARD = 1.4  # times as long as TF32's products its sums over pixels take, measured like its share
 WORTH = 0.8  # of the clocks in FP32 that TF32 may take, for its rounding to be worth it
-SURE = (
-    0.85  # of the clocks of the plain way that another may take: the count is no better than that
-)
+SURE = 0.85  # of the plain way's clocks that another may take: the count is no surer than that
 LEAST_STEPS = 128  # in k, of a part, which has to begin and to write its sums
 
 
@@ -260,20 +263,23 @@ def fastest_cut(
     def clocks(cut: Cut) -> float:
         return _clocks(cut, rows, columns, groups, rounds(cut.tile))
 
+    def fastest(names: list[str]) -> Cut:
+        return min((cut for name in names for cut in cuts(name)), key=clocks)
+
+    return _worth_rounding(fastest, clocks, tile, tf32)
+
+
+def _worth_rounding(
+    fastest: Callable[[list[str]], Cut], clocks: Callable[[Cut], float], tile: str, tf32: bool
+) -> Cut:
+    """The fastest of the tile that is given; or of FP32's, or of TF32's if that gains something."""
     if tile:
-        return min(cuts(tile), key=clocks)
-    plain, rounded = (
-        [min((cut for name in names for cut in cuts(name)), key=clocks)] if names else []
-        for names in (plain_tiles(), faster_tiles() if tf32 else [])
-    )
-    return _worth_rounding(plain, rounded, clocks)
-
-
-def _worth_rounding(plain: list[Cut], rounded: list[Cut], clocks: Callable[[Cut], float]) -> Cut:
-    """The one of FP32, or that of TF32, if there is one and it gains something."""
-    if rounded and clocks(rounded[0]) < WORTH * clocks(plain[0]):
-        return rounded[0]
-    return plain[0]
+        return fastest([tile])
+    plain, names = fastest(plain_tiles()), faster_tiles() if tf32 else []
+    if not names:
+        return plain
+    rounded = fastest(names)
+    return rounded if clocks(rounded) < WORTH * clocks(plain) else plain
 
 
 def plain_tiles() -> list[str]:
@@ -856,8 +862,7 @@ def _packing(
     cut = fastest_cut(filters, pixels, groups, channels, taps, tile, tf32)
     cut = cut._replace(parts=parts or cut.parts)
     of = TILES[cut.tile]
-    deep = rounds_of(channels, 1, of.steps) * of.steps
-    wide = -(-filters // of.rows) * of.rows
+    deep, wide = of.padded(channels, filters)
     # From one filter's weights to the next one's, and from one channel's to the next one's.
     steps = (taps, filters * taps) if adjoint else (channels * taps, taps)
     squares = -(-wide // SIDE) * -(-taps * deep // SIDE)
@@ -1234,7 +1239,7 @@ def outer_cut(
     A tile that is given is taken, and so are parts.
     """
 
-    def cut(names: list[str]) -> Cut:
+    def fastest(names: list[str]) -> Cut:
         name = min(names, key=lambda name: _outer_cost(TILES[name], rows, columns))
         blocks = groups * -(-rows // TILES[name].rows) * -(-columns // TILES[name].columns)
         return Cut(name, parts or _parts(blocks, pixels, TILES[name]))
@@ -1242,10 +1247,7 @@ def outer_cut(
     def clocks(cut: Cut) -> float:
         return _outer_clocks(cut, rows, columns, groups, pixels)
 
-    if tile:
-        return cut([tile])
-    rounded = [cut(faster_tiles())] if tf32 and faster_tiles() else []
-    return _worth_rounding([cut(plain_tiles())], rounded, clocks)
+    return _worth_rounding(fastest, clocks, tile, tf32)
 
 
 def outer_clocks(rows: int, columns: int, groups: int, pixels: int, tf32: bool = False) -> float:

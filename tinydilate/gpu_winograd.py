@@ -453,9 +453,7 @@ def _packed(
     adjoint: bool,
 ) -> CudaArray:
     """Transformed kernels as `gpu_gemm.product` takes them: (points*G, C', F')."""
-    chosen = gpu_gemm.TILES[tile]
-    deep = gpu_gemm.rounds_of(channels, 1, chosen.steps) * chosen.steps
-    wide = -(-filters // chosen.rows) * chosen.rows
+    deep, wide = gpu_gemm.TILES[tile].padded(channels, filters)
     packed = device.empty(((side + 2) ** 2 * groups, deep, wide), weights.dtype)
     steps = (9, filters * 9) if adjoint else (channels * 9, 9)
     _PACK[side][cover(groups * deep * wide)](
