@@ -116,7 +116,7 @@ def tests(setting: Setting) -> Outcome:
             *("-W", "default", f"--junitxml={report}"),  # warnings are shown, and fail nothing
             *(["-k", setting.select] if setting.select else []),
             # Each process compiles for itself, which takes longer than to run; so several.
-            *(["-n", str(min(8, os.cpu_count() or 1))] if has_xdist and not setting.tiny else []),
+            *(["-n", str(min(14, os.cpu_count() or 1))] if has_xdist and not setting.tiny else []),
         ]
         code, output = call(command, setting.rest(LIMIT))
         counts, failed = read_junit(report)
