@@ -212,6 +212,16 @@ def test_a_small_map_of_many_channels_is_summed_in_parts():
 
 
 @pytest.mark.usefixtures("h100")
+def test_parts_bring_work_to_multiprocessors_that_wait():
+    """Measured: 256 blocks of 128x128 beat as many of 64x128, four of which have room at a time."""
+    assert gpu_gemm.fastest_cut(4096, 256, 1, 4096, 1) == ("tile128", 4)  # fc7 of the crop
+    small, large = gpu_gemm.TILES["tile64"], gpu_gemm.TILES["tile128"]
+    busy = [gpu_gemm._busy(small, blocks) for blocks in (1, 2, 3, 4, 9)]
+    assert busy == sorted(busy) and busy[1] == gpu_gemm._busy(large, 1) == pytest.approx(0.7)
+    assert busy[3] == busy[4] == gpu_gemm._busy(large, 2) == 1
+
+
+@pytest.mark.usefixtures("h100")
 def test_columns_are_folded_unless_they_take_too_much_memory():
     """A layer of stride 2, forwards (N, 64, 2s, 2s) -> (N, 128, s, s)."""
     w, window = (128, 64, 3, 3), Window.of(3, stride=2, padding=1)

@@ -124,8 +124,10 @@ class Tile(NamedTuple):
     So many ``steps`` in k lie in shared memory for a round. A thread's rows and columns come in
     pieces of ``vector``, which it reads from there at once. ``blocks`` of them have room on a
     multiprocessor of an H100 at a time. ``share`` of the instructions of a round within a tap are
-    multiply-adds: counted in the machine code for an H100, forward. ``tf32`` tiles are multiplied
-    by tensor cores; their share is of the cores' time, as it was measured on an H100 (docs/gpu.md).
+    multiply-adds: counted in the machine code for an H100, forward, and for tiles of 32 rows a
+    tenth less, for they read more numbers for each, and on the card took so much longer. ``tf32``
+    tiles are multiplied by tensor cores; their share is of the cores' time, as it was measured on
+    an H100 (docs/gpu.md).
     """
 
     rows: int
@@ -178,8 +180,8 @@ class Tile(NamedTuple):
 TILES_OF_CARDS = {
     "tile128": Tile(128, 128, 8, 8, vector=4, blocks=2, share=0.84),
     "tile64": Tile(64, 128, 8, 8, vector=4, blocks=4, share=0.82),
-    "tile32": Tile(32, 128, 4, 8, vector=4, blocks=4, share=0.72),
-    "tile32_16": Tile(32, 128, 4, 8, vector=4, blocks=4, share=0.76, steps=16),
+    "tile32": Tile(32, 128, 4, 8, vector=4, blocks=4, share=0.66),
+    "tile32_16": Tile(32, 128, 4, 8, vector=4, blocks=4, share=0.70, steps=16),
     "tf32_128": Tile(
         128, 128, 8, 8, vector=4, blocks=2, share=0.2, steps=gpu_tf32.STEPS, tf32=True
     ),
@@ -212,7 +214,7 @@ AREA_A_CLOCK = {(7, 5): 64, (8, 0): 64, (8, 6): 128, (8, 9): 128, (9, 0): 128, (
 TENSOR_AREA_A_CLOCK = {(8, 0): 512, (9, 0): 1024}
 if SIMULATED:
     TENSOR_AREA_A_CLOCK[0, 0] = 1024  # it chooses as an H100 would
-ALONE = 0.7  # how fast a multiprocessor is that has one block, and nothing to do while it waits
+HALF_BUSY = 384  # so many threads of a multiprocessor get half done of what countless ones would
 BYTES_A_CLOCK = 1400  # that all of the card reads and writes: 2.4 TB/s at 1.75 GHz
 LAUNCH = 10_000  # clocks of one kernel more
 OUTWARD = 1.4  # times as long as TF32's products its sums over pixels take, measured like its share
@@ -231,11 +233,22 @@ def _clocks(cut: Cut, rows: int, columns: int, groups: int, rounds: int) -> floa
     blocks = cut.parts * groups * -(-rows // tile.rows) * -(-columns // tile.columns)
     each = -(-blocks // processors)
     work = float(each * -(-rounds // cut.parts) * tile.steps * tile.rows * tile.columns)
-    work /= tile.speed * (ALONE if each == 1 else 1)
+    work /= tile.speed * _busy(tile, each)
     if cut.parts == 1:
         return work
     moved = 4 * (2 * cut.parts + 1) * groups * rows * columns
     return work + moved / BYTES_A_CLOCK + LAUNCH
+
+
+def _busy(tile: Tile, blocks: int) -> float:
+    """How fast a multiprocessor with so many blocks is, beside one with as many as it holds.
+
+    While some threads wait for memory others multiply, if there are others. (Twice as many of 256
+    got 1.43 times as much done.)
+    """
+    most = tile.blocks * tile.threads
+    threads = min(most, blocks * tile.threads)
+    return threads / most * (most + HALF_BUSY) / (threads + HALF_BUSY)
 
 
 @lru_cache(4096)
