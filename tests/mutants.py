@@ -1532,8 +1532,22 @@ GPU_PAGE_MUTANTS = [
     Mutant(
         "rows blended with the weights of the columns",
         SIZE,
-        "                share,\n            )",
-        "                w,\n            )",
+        "= _blend(above[k], below[k], share)",
+        "= _blend(above[k], below[k], w)",
+        "interpolate-bilinear",
+    ),
+    Mutant(
+        "the row below kept as the row above where rows between were jumped over",
+        SIZE,
+        "if low == kept_high:",
+        "if kept_high != _NONE:",
+        "test_sizes",
+    ),
+    Mutant(
+        "the shares of the last planes added to the first of them alone",
+        SIZE,
+        "totals[k] += share * grad[np.uint32(begins[k] + further)]",
+        "totals[k] += share * grad[np.uint32(begins[0] + further)]",
         "interpolate-bilinear",
     ),
     Mutant(

@@ -217,7 +217,8 @@ def test_parts_bring_work_to_multiprocessors_that_wait():
     assert gpu_gemm.fastest_cut(4096, 256, 1, 4096, 1) == ("tile128", 4)  # fc7 of the crop
     small, large = gpu_gemm.TILES["tile64"], gpu_gemm.TILES["tile128"]
     busy = [gpu_gemm._busy(small, blocks) for blocks in (1, 2, 3, 4, 9)]
-    assert busy == sorted(busy) and busy[1] == gpu_gemm._busy(large, 1) == pytest.approx(0.7)
+    assert busy == sorted(busy)
+    assert busy[1] == gpu_gemm._busy(large, 1) == pytest.approx(0.7)
     assert busy[3] == busy[4] == gpu_gemm._busy(large, 2) == 1
 
 

@@ -303,11 +303,13 @@ def test_maps_are_moved_to_the_gpu_once():
 
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
-@pytest.mark.parametrize("size", [(1, 1), (7, 3), (2, 9), (24, 40)])
+@pytest.mark.parametrize("size", [(1, 1), (7, 3), (4, 9), (24, 40)])
 def test_sizes(mode, size):
-    check(F.interpolate, image(1, 2, 3, 5), size=size, mode=mode)
+    """Of images of 9x5: nine rows become four, so some are jumped over."""
+    x = image(1, 3, 9, 5)
+    check(F.interpolate, x, size=size, mode=mode)
     if mode == "bilinear":
-        check(F.interpolate, image(1, 2, 3, 5), size=size, mode=mode, align_corners=True)
+        check(F.interpolate, x, size=size, mode=mode, align_corners=True)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ import numpy as np
 
 from tinydilate import buffers, device
 from tinydilate.autograd import Op, Tensor, as_tensors, public
-from tinydilate.device import Array, CudaArray, MetaArray, cover_planes
+from tinydilate.device import SIMULATED, Array, CudaArray, MetaArray, cover_planes
 from tinydilate.errors import ShapeError
 from tinydilate.functional.padding import IndexMaps, pad_backward, pad_forward
 from tinydilate.functional.unfolding import check_axes
@@ -190,11 +190,20 @@ def _blend(low: float, high: float, w: float) -> Any:
     return (type(w)(1) - w) * low + w * high
 
 
+# On the GPU a thread goes down some rows of one column of the result, in some planes at once: so an
+# input row is widened once for all rows that blend it, and a weight is read once for all planes.
+
+_STRIP = 2 if SIMULATED else 8  # rows of a thread
+_ABREAST = 2 if SIMULATED else 4  # its planes
+_NONE = np.uint32(0xFFFFFFFF)
+
+
 @bilinear_forward.cuda
 def bilinear_forward_cuda(x: CudaArray, rows: Neighbours, columns: Neighbours) -> CudaArray:
     out = device.empty((len(x), len(rows.lower), len(columns.lower)), x.dtype)
     blends = [device.kept(array) for array in (*rows, *columns)]
-    _bilinear_cuda[cover_planes(*out.shape)](x, *blends, out, *x.shape)
+    groups, strips = -(-len(x) // _ABREAST), -(-out.shape[1] // _STRIP)
+    _bilinear_cuda[cover_planes(groups, strips, out.shape[2])](x, *blends, out, *x.shape)
     return out
 
 
@@ -208,28 +217,45 @@ def _bilinear_cuda(
     z_high: Int64Array,
     z_weight: Array,
     out: Array,
-    planes: int,
-    height: int,
-    width: int,
+    planes: np.uint32,
+    height: np.uint32,
+    width: np.uint32,
 ) -> None:
-    """A thread has one column of the output; of its rows and planes it blends four neighbours."""
-    j, i, first, down, deep = in_planes()
+    """Of the rows above and below, widened, the thread keeps its column; see `_bilinear`."""
+    j, strip, first, down, deep = in_planes()
     if j >= z_low.size:
         return
     left, right, w = np.uint32(z_low[j]), np.uint32(z_high[j]), z_weight[j]
-    while i < y_low.size:
-        low, high, share = np.uint32(y_low[i]), np.uint32(y_high[i]), y_weight[i]
-        plane = first
-        while plane < planes:
-            upper = ravel(plane, low, 0, height, width)  # where the two rows begin
-            lower = ravel(plane, high, 0, height, width)
-            out[ravel(plane, i, j, y_low.size, z_low.size)] = _blend(
-                _blend(x[np.uint32(upper + left)], x[np.uint32(upper + right)], w),
-                _blend(x[np.uint32(lower + left)], x[np.uint32(lower + right)], w),
-                share,
-            )
-            plane = np.uint32(plane + deep)
-        i = np.uint32(i + down)
+    rows, columns = np.uint32(y_low.size), np.uint32(z_low.size)
+    above, below = (
+        cuda.local.array(_ABREAST, x.dtype),
+        cuda.local.array(_ABREAST, x.dtype),
+    )
+    while strip * np.uint32(_STRIP) < rows:
+        group = first
+        while group * np.uint32(_ABREAST) < planes:
+            plane, i = np.uint32(group * np.uint32(_ABREAST)), np.uint32(strip * np.uint32(_STRIP))
+            stop, kept_low, kept_high = min(rows, np.uint32(i + np.uint32(_STRIP))), _NONE, _NONE
+            while i < stop:
+                low, high, share = np.uint32(y_low[i]), np.uint32(y_high[i]), y_weight[i]
+                if low != kept_low or high != kept_high:  # the same in all threads of a warp
+                    for k in range(_ABREAST):
+                        one = min(np.uint32(plane + np.uint32(k)), np.uint32(planes - np.uint32(1)))
+                        if low == kept_high:
+                            above[k] = below[k]
+                        else:
+                            at = ravel(one, low, 0, height, width)
+                            above[k] = _blend(x[np.uint32(at + left)], x[np.uint32(at + right)], w)
+                        at = ravel(one, high, 0, height, width)
+                        below[k] = _blend(x[np.uint32(at + left)], x[np.uint32(at + right)], w)
+                    kept_low, kept_high = low, high
+                for k in range(_ABREAST):
+                    one = np.uint32(plane + np.uint32(k))
+                    if one < planes:
+                        out[ravel(one, i, j, rows, columns)] = _blend(above[k], below[k], share)
+                i = np.uint32(i + np.uint32(1))
+            group = np.uint32(group + deep)
+        strip = np.uint32(strip + down)
 
 
 @bilinear_forward.meta
@@ -363,9 +389,12 @@ def bilinear_backward_cuda(
     along_columns = device.tables(shares, columns, width)
     tall = device.empty((planes, height, grad.shape[2]), grad.dtype)
     result = device.empty((planes, height, width), grad.dtype)
-    _add_shares_cuda[cover_planes(*tall.shape)](grad, *along_rows, tall, *grad.shape)
-    _add_shares_cuda[cover_planes(planes * height, width, 1)](
-        *(tall, *along_columns, result, planes * height, grad.shape[2], 1)
+    groups, lines = -(-planes // _ABREAST), planes * height
+    _add_shares_cuda[cover_planes(groups, height, grad.shape[2])](
+        *(grad, *along_rows, tall, *grad.shape)
+    )
+    _add_shares_cuda[cover_planes(-(-lines // _ABREAST), width, 1)](
+        *(tall, *along_columns, result, lines, grad.shape[2], 1)
     )
     return result
 
@@ -386,17 +415,26 @@ def _add_shares_cuda(
     size = np.uint32(first.size)
     if z >= width:
         return
+    begins = cuda.local.array(_ABREAST, np.uint32)
+    totals = cuda.local.array(_ABREAST, grad.dtype)
     while y < size:
-        plane, i, count = start, first[y], np.uint32(counts[y])
-        while plane < planes:
-            begin = ravel(plane, i, z, height, width)
-            total, k = grad.dtype.type(0), np.uint32(0)
-            while k < count:
-                share = weights[np.uint32(k * size + y)]
-                total += share * grad[np.uint32(begin + k * width)]
-                k = np.uint32(k + np.uint32(1))
-            result[ravel(plane, y, z, size, width)] = total
-            plane = np.uint32(plane + deep)
+        i, count, group = np.uint32(first[y]), np.uint32(counts[y]), start
+        while group * np.uint32(_ABREAST) < planes:
+            plane = np.uint32(group * np.uint32(_ABREAST))
+            for k in range(_ABREAST):
+                one = min(np.uint32(plane + np.uint32(k)), np.uint32(planes - np.uint32(1)))
+                begins[k], totals[k] = ravel(one, i, z, height, width), grad.dtype.type(0)
+            at, n = y, np.uint32(0)
+            while n < count:
+                share, further = weights[at], np.uint32(n * width)
+                for k in range(_ABREAST):
+                    totals[k] += share * grad[np.uint32(begins[k] + further)]
+                at, n = np.uint32(at + size), np.uint32(n + np.uint32(1))
+            for k in range(_ABREAST):
+                one = np.uint32(plane + np.uint32(k))
+                if one < planes:
+                    result[ravel(one, y, z, size, width)] = totals[k]
+            group = np.uint32(group + deep)
         y = np.uint32(y + down)
 
 
