@@ -1102,7 +1102,6 @@ CASES = [
             "mean_loss",
             "sum_to_shape",
             "div_forward",
-            "copy_view",
         ),
         losses(),
         cross_entropy_oracle,

@@ -1462,8 +1462,8 @@ GPU_PAGE_MUTANTS = [
     Mutant(
         "ignored pixels pull on the scores",
         LOSS,
-        "given = grad[pixel] if label != ignore_index else grad.dtype.type(0)",
-        "given = grad[pixel]",
+        "given = grad[np.uint32(pixel * step)] if label != ignore_index else grad.dtype.type(0)",
+        "given = grad[np.uint32(pixel * step)]",
         "test_every_option_of_the_loss",
     ),
     Mutant(

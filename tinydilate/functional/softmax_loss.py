@@ -36,7 +36,7 @@ from tinydilate.device import SIMULATED, Array, CudaArray, MetaArray, cover, mov
 from tinydilate.errors import ConfigError, DataError, DtypeError, GraphError, ShapeError
 from tinydilate.functional.arithmetic import div_forward, sum_to_shape
 from tinydilate.functional.reduction import sum as sum_over
-from tinydilate.functional.shaping import View, check_dim, copy_view
+from tinydilate.functional.shaping import check_dim
 from tinydilate.kernel import (
     Int64Array,
     cuda,
@@ -663,7 +663,10 @@ def cross_entropy_backward(
     ignore_index: int,
     smoothing: float,
 ) -> Array:
-    """(N, M), (N, C, M), ... -> (N, C, M): ``p * sum(q) - q``, times each pixel's gradient."""
+    """(N, M) or (), (N, C, M), ... -> (N, C, M): ``p * sum(q) - q``, times a pixel's gradient.
+
+    A gradient without axes is that of every pixel.
+    """
     classes = np.arange(x.shape[1])[:, None]  # (C, 1)
     true = labels[:, None] == classes  # (N, C, M)
     with np.errstate(all="ignore"):
@@ -685,6 +688,8 @@ def cross_entropy_backward_cpu(
     smoothing: float,
 ) -> Array:
     result = buffers.empty_like(x)
+    if not grad.ndim:
+        grad = np.full(labels.shape, grad)
     arrays = grad, x, peaks, totals, labels, weights, result
     _share(_cross_entropy_backward, x, *arrays, ignore_index, float(smoothing))
     return result
@@ -745,7 +750,7 @@ def cross_entropy_backward_cuda(
     result = device.empty_like(x)
     _cross_entropy_backward_cuda[cover(labels.size)](
         *(grad, x, peaks, totals, labels, weights, result),
-        *x.shape[1:],
+        *(min(1, grad.ndim), *x.shape[1:]),
         ignore_index,
         *_shares(smoothing, x.shape[1]),
     )
@@ -761,17 +766,20 @@ def _cross_entropy_backward_cuda(
     labels: Int64Array,
     weights: Array,
     result: Array,
+    step: np.uint32,
     classes: int,
     pixels: np.uint32,
     ignore_index: np.int64,
     to_label: float,
     to_each: float,
 ) -> None:
+    """From a pixel's gradient it is ``step`` numbers to the next one's: 1, or 0 for one number."""
     pixel = np.uint32(cuda.grid(1))
     if pixel >= labels.size:
         return
     first, label = _first_score(pixel, classes, pixels), labels[pixel]
-    given = grad[pixel] if label != ignore_index else grad.dtype.type(0)
+    peak, total = peaks[pixel], totals[pixel]  # asked for before they are needed
+    given = grad[np.uint32(pixel * step)] if label != ignore_index else grad.dtype.type(0)
     # q is own at the label and evenly * weights[c] everywhere; said is its sum over the total.
     own, evenly = grad.dtype.type(0), given * to_each
     if _is_class(label, classes):
@@ -779,13 +787,16 @@ def _cross_entropy_backward_cuda(
     elif label != ignore_index:
         own = given * grad.dtype.type(np.nan)
     said = own
-    for c in range(classes):
-        said += evenly * weights[np.uint32(c)]
-    said /= totals[pixel]
+    if to_each > 0:
+        for c in range(classes):
+            said += evenly * weights[np.uint32(c)]
+    said /= total
     for c in range(classes):
         at = np.uint32(first + c * pixels)
-        q = evenly * weights[np.uint32(c)] + (own if c == label else grad.dtype.type(0))
-        result[at] = math.exp(x[at] - peaks[pixel]) * said - q
+        q = own if c == label else grad.dtype.type(0)
+        if to_each > 0:
+            q += evenly * weights[np.uint32(c)]
+        result[at] = math.exp(x[at] - peak) * said - q
 
 
 @cross_entropy_backward.meta
@@ -1005,9 +1016,8 @@ class CrossEntropy(Op):
     def backward(self, grad: Any) -> Any:
         if self.reduction == "mean":
             grad = div_forward(grad, self.divisor)
-        if self.reduction != "none":  # every pixel gets the one number
-            grad = copy_view(grad, View(self.labels.shape, (0, 0)))
-        grad = grad.reshape(self.labels.shape)
+        every_pixel = self.reduction != "none"  # they get one number
+        grad = grad.reshape(() if every_pixel else self.labels.shape)
         dx = cross_entropy_backward(grad, self.x, self.peaks, self.totals, *self.options)
         return dx.reshape(self.x_shape)
 
