@@ -36,7 +36,7 @@ from tinydilate.autograd import Tensor, no_grad
 from tinydilate.config import Config
 from tinydilate.data import digits
 from tinydilate.data.sets import Data, Scenes, batch_members, check_data
-from tinydilate.device import Array, check_device
+from tinydilate.device import Array, check_device, write
 from tinydilate.errors import ConfigError, DataError, program
 from tinydilate.functional.dropping import manual_seed
 from tinydilate.io.files import write_text
@@ -45,6 +45,7 @@ from tinydilate.io.logbook import Log, read_log
 from tinydilate.models import FrontEndWithContext
 from tinydilate.predict import DemoRecipe, beside, label_maps, load_network, save_network, score
 from tinydilate.predict.checkpoints import train_again
+from tinydilate.recording import Recording, record
 from tinydilate.running import (
     LATEST,
     Interrupted,
@@ -138,7 +139,10 @@ def make_optimizer(config: Config, stage: Stage, network: FrontEndWithContext) -
 
 
 def batch_loss(
-    network: FrontEndWithContext, images: Array, labels: Array, frozen: bool = False
+    network: FrontEndWithContext,
+    images: Array | Tensor,
+    labels: Array | Tensor,
+    frozen: bool = False,
 ) -> Tensor:
     """Cross entropy at full resolution, mean over the pixels that count.
 
@@ -148,10 +152,45 @@ def batch_loss(
     if frozen:
         with no_grad():
             maps = network.front_end(inputs)  # (N, classes, h, w)
-        scores = network.to_pixels(network.context(maps), images.shape[2:])  # type: ignore[misc]
+        height, width = inputs.shape[2:]
+        scores = network.to_pixels(network.context(maps), (height, width))  # type: ignore[misc]
     else:
         scores = network(inputs)  # (N, classes, H, W)
-    return F.cross_entropy(scores, labels.astype(np.int64), ignore_index=digits.IGNORE)  # type: ignore[no-any-return]
+    return F.cross_entropy(scores, labels, ignore_index=digits.IGNORE)  # type: ignore[no-any-return]
+
+
+class Gradients:
+    """The loss and the gradients of one batch after the other, all of the same size.
+
+    On a GPU the launches of the first are recorded, and repeated for the others without Python, on
+    memory that their numbers are written to; see `tinydilate.recording`.
+    """
+
+    def __init__(
+        self, network: FrontEndWithContext, optimizer: optim.Optimizer, frozen: bool
+    ) -> None:
+        self.network, self.optimizer, self.frozen = network, optimizer, frozen
+        self.batch: tuple[Tensor, Tensor] | None = None  # on the GPU
+        self.recorded: Recording
+
+    def __call__(self, images: Array, labels: Array) -> Tensor:
+        """(N, 1, H, W), (N, H, W) -> (), the loss."""
+        if next(self.network.parameters()).device == "cpu":
+            return self._of(images, labels)
+        labels = labels.astype(np.int64)
+        if self.batch is None:
+            batch = self.batch = beside(self.network, images), beside(self.network, labels)
+            self.recorded = record(lambda: self._of(*batch))
+        for numbers, there in zip((images, labels), self.batch, strict=True):
+            write(numbers, there.data)
+        loss: Tensor = self.recorded()
+        return loss
+
+    def _of(self, images: Array | Tensor, labels: Array | Tensor) -> Tensor:
+        loss = batch_loss(self.network, images, labels, self.frozen)
+        self.optimizer.zero_grad()
+        loss.backward()
+        return loss
 
 
 def tiny_steps(config: Config) -> None:
@@ -288,6 +327,7 @@ class Run:
             start = load_network(self.path(stage.start)).network.state_dict()
             self.network.load_state_dict(start, strict=False)
         self.optimizer = make_optimizer(self.config, stage, self.network)
+        self.gradients = Gradients(self.network, self.optimizer, stage.frozen)
         self.schedule = schedule_of(self.config, stage)
         self.progress.step, self.progress.recent = 0, []
 
@@ -363,9 +403,7 @@ class Run:
             state.skipped += 1
             self.log.write(stage=stage.name, step=state.step, skipped=True)
         else:
-            loss = batch_loss(self.network, images[members], labels[members], stage.frozen)
-            self.optimizer.zero_grad()
-            loss.backward()
+            loss = self.gradients(images[members], labels[members])
             self.optimizer.lr_factor = self.schedule(state.step - 1)
             self.optimizer.step()
             self._record(stage, loss.item())

@@ -15,7 +15,7 @@ from tinydilate.metrics import Score, confusion_matrix
 from tinydilate.nn import Module
 
 
-def beside(network: Module, images: Array) -> Tensor:
+def beside(network: Module, images: Array | Tensor) -> Tensor:
     """Images as a tensor on the device where the network's parameters are."""
     first = next(network.parameters(), None)
     return tensor(images, device=None if first is None else first.device)
