@@ -10,6 +10,7 @@ small enough for that.
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -118,9 +119,13 @@ def planted(mutant: Mutant, really: bool = True) -> Iterator[None]:
 def forget_what_was_worked_out() -> None:
     """Empty the caches of our functions: what they hold was computed with the bug, or without.
 
-    And let the threads go: they run compiled code, or, with a bug planted, are not there.
+    And let the threads go: they run compiled code, or, with a bug planted, are not there. Until they
+    are gone: one that wakes up later would run what its loop is then.
     """
     threads._dismiss()
+    for thread in threading.enumerate():
+        if thread.name.startswith("tinydilate-"):
+            thread.join()
     for function in loaded(type(loaded)):
         module = function.__module__ or ""
         # What device.py keeps is no result: the queue that kernels are in, above all. But tables are.
