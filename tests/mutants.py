@@ -820,6 +820,20 @@ MUTANTS = [
         "test_receptive_field test_closed_form_of_the_front_end",
     ),
     Mutant(
+        "the first filter's gradient stands for all filters",
+        "receptive_field/probes.py",
+        "any_filter = (grads != 0).any(axis=2)",
+        "any_filter = (grads != 0)[:, :, 0]",
+        "test_receptive_field test_one_filter_stands_for_all_where_weights_are_positive",
+    ),
+    Mutant(
+        "one filter stands for all where numbers count",
+        "receptive_field/probes.py",
+        "if rng is not None and type(op) is Convolution",
+        "if type(op) is Convolution",
+        "test_receptive_field test_one_filter_stands_for_all_where_weights_are_positive",
+    ),
+    Mutant(
         "a maximum that shows its winner alone",
         "receptive_field/probes.py",
         "backward: Callable[[Any, Array], Any] = PROBES.get(type(op)) or type(op).backward",

@@ -590,6 +590,46 @@ def test_a_dead_network_is_measured_all_the_same():
     assert all((p.data == (-1 if p.ndim == 1 else 0)).all() for p in net.parameters())
 
 
+def test_one_filter_stands_for_all_where_weights_are_positive():
+    """The first filters see nothing, and the last one's gradient is that of one place."""
+    for groups in (1, 2):
+        layer = nn.Conv2d(4, 6, 3, padding=1, dilation=2, groups=groups, bias=False, rng=0)
+        layer.requires_grad_(False).weight.data[:] = abs(layer.weight.data) + 0.1
+        x = Tensor(np.ones((2, 4, 7, 6), np.float32), requires_grad=True)
+        out = layer(x)
+        seed = np.zeros(out.shape, np.float32)
+        seed[1, -1, 2, 3] = 1
+        found = probes.pull_back(out, seed, x, np.random.default_rng(0))
+        exact = probes.pull_back(out, seed, x)  # numbers count here, and all filters
+        out.backward(seed)
+        np.testing.assert_array_equal(found != 0, x.grad.numpy() != 0)
+        np.testing.assert_allclose(exact, x.grad.numpy(), rtol=1e-6)
+        assert found.any()
+
+
+def test_a_function_of_a_network_that_learns():
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1, rng=0), nn.ReLU(), nn.Conv2d(2, 2, 3, dilation=2, rng=1)
+    )
+    assert net[0].weight.requires_grad
+    found = measure(lambda x: net(x), (1, 1, 15, 15))
+    np.testing.assert_array_equal(found, measure(net, (1, 1, 15, 15)))
+
+
+@pytest.mark.parametrize("zero", [(0, 0), (1, 2)])
+def test_a_function_with_a_weight_of_zero_reads_nothing_there(zero):
+    w = np.ones((3, 1, 3, 3))
+    w[:, :, zero[0], zero[1]] = 0
+
+    def function(x):
+        return F.conv2d(x, tensor(w.astype(x.dtype), device=x.device))
+
+    mask = measure(function, (1, 1, 5, 5), output=(1, 1))
+    expected = np.zeros((5, 5), bool)
+    expected[1:4, 1:4] = w[0, 0] != 0
+    np.testing.assert_array_equal(mask, expected)
+
+
 def test_a_maximum_shows_all_its_pixels():
     seen = measure(nn.MaxPool2d((2, 3)), (1, 1, 6, 6), (1, 1))
     assert np.argwhere(seen).tolist() == [[y, z] for y in (2, 3) for z in (3, 4, 5)]
