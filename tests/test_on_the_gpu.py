@@ -142,8 +142,15 @@ def test_batches_without_images():
         lambda x: F.pad(x, (1, 2, 0, 1), "replicate"),
         lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
         lambda x: F.interpolate(x, scale_factor=2),
+        lambda x: F.conv2d(x, ones(3, 2, 3, 3, device=x.device)),
+        lambda x: F.conv2d(x, ones(3, 2, 1, 1, device=x.device)),
+        lambda x: F.conv_transpose2d(x, ones(2, 3, 4, 4, device=x.device), stride=2),
     ):
         check(function, x)
+
+
+def ones(*shape, device):
+    return tensor(np.ones(shape, np.float32), device=device)
 
 
 # ---- the loss --------------------------------------------------------------------------------

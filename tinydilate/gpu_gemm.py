@@ -247,7 +247,7 @@ def _busy(tile: Tile, blocks: int) -> float:
     got 1.43 times as much done.)
     """
     most = tile.blocks * tile.threads
-    threads = min(most, blocks * tile.threads)
+    threads = min(most, max(1, blocks) * tile.threads)  # of an empty batch there are none
     return threads / most * (most + HALF_BUSY) / (threads + HALF_BUSY)
 
 

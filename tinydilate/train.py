@@ -36,7 +36,7 @@ from tinydilate.autograd import Tensor, no_grad
 from tinydilate.config import Config
 from tinydilate.data import digits
 from tinydilate.data.sets import Data, Scenes, batch_members, check_data
-from tinydilate.device import Array, check_device, write
+from tinydilate.device import Array, check_device, cuda_empty_cache, write
 from tinydilate.errors import ConfigError, DataError, program
 from tinydilate.functional.dropping import manual_seed
 from tinydilate.io.files import write_text
@@ -179,8 +179,9 @@ class Gradients:
             return self._of(images, labels)
         labels = labels.astype(np.int64)
         if self.batch is None:
-            batch = self.batch = beside(self.network, images), beside(self.network, labels)
+            batch = beside(self.network, images), beside(self.network, labels)
             self.recorded = record(lambda: self._of(*batch))
+            self.batch = batch
         for numbers, there in zip((images, labels), self.batch, strict=True):
             write(numbers, there.data)
         loss: Tensor = self.recorded()
@@ -328,6 +329,8 @@ class Run:
             self.network.load_state_dict(start, strict=False)
         self.optimizer = make_optimizer(self.config, stage, self.network)
         self.gradients = Gradients(self.network, self.optimizer, stage.frozen)
+        if self.config.device == "cuda":  # a recording takes none of what the stage before left
+            cuda_empty_cache()
         self.schedule = schedule_of(self.config, stage)
         self.progress.step, self.progress.recent = 0, []
 

@@ -238,7 +238,7 @@ def _bilinear_cuda(
             stop, kept_low, kept_high = min(rows, np.uint32(i + np.uint32(_STRIP))), _NONE, _NONE
             while i < stop:
                 low, high, share = np.uint32(y_low[i]), np.uint32(y_high[i]), y_weight[i]
-                if low != kept_low or high != kept_high:  # the same in all threads of a warp
+                if low != kept_low or high != kept_high:  # alike in a row
                     for k in range(_ABREAST):
                         one = min(np.uint32(plane + np.uint32(k)), np.uint32(planes - np.uint32(1)))
                         if low == kept_high:

@@ -689,7 +689,8 @@ def cross_entropy_backward_cpu(
 ) -> Array:
     result = buffers.empty_like(x)
     if not grad.ndim:
-        grad = np.full(labels.shape, grad)
+        one, grad = grad, buffers.empty(labels.shape, x.dtype)
+        grad[:] = one
     arrays = grad, x, peaks, totals, labels, weights, result
     _share(_cross_entropy_backward, x, *arrays, ignore_index, float(smoothing))
     return result
