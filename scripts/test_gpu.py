@@ -10,8 +10,8 @@ that is marked for a GPU (each twin against its reference between guards, each o
 against the CPU, gradients in float64, the same bits twice, ten thousand training steps in the
 memory of a few). Nothing has to be installed: the folder that this script stands in is put on
 Python's path. The tests come last, for they take what time is left: on one H100 the rest took a
-minute, and the tests 91 seconds in ten processes (eight at most by now), for which pytest-xdist has
-to be there.
+minute, and the tests 58 seconds in fourteen processes, which is how many there are at most, and for
+which pytest-xdist has to be there.
 
 The report is written after each step. One that cannot run for want of a package or of time is
 reported as left out, and the report as incomplete.
