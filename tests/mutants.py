@@ -1565,8 +1565,8 @@ GPU_PAGE_MUTANTS = [
     Mutant(
         "the shares of the last planes added to the first of them alone",
         SIZE,
-        "totals[k] += share * grad[np.uint32(begins[k] + further)]",
-        "totals[k] += share * grad[np.uint32(begins[0] + further)]",
+        "totals[k] += share * grad[np.uint32(begins[k] + n * width)]",
+        "totals[k] += share * grad[np.uint32(begins[0] + n * width)]",
         "interpolate-bilinear",
     ),
     Mutant(

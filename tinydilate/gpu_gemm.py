@@ -190,8 +190,8 @@ TILES_OF_CARDS = {
 TILES_IN_THE_SIMULATOR = {
     "tile128": Tile(8, 4, 2, 2, vector=1, blocks=1, share=0.84),
     "tile64": Tile(4, 8, 2, 2, vector=1, blocks=1, share=0.82),
-    "tile32": Tile(2, 8, 1, 2, vector=1, blocks=1, share=0.72),
-    "tile32_16": Tile(4, 8, 1, 2, vector=1, blocks=1, share=0.76, steps=16),
+    "tile32": Tile(2, 8, 1, 2, vector=1, blocks=1, share=0.66),
+    "tile32_16": Tile(4, 8, 1, 2, vector=1, blocks=1, share=0.70, steps=16),
     # A warp has 32 lanes, so these are larger: one warp of 16x16, or two beside each other.
     "tf32_128": Tile(16, 16, 2, 4, vector=1, blocks=1, share=0.2, steps=gpu_tf32.STEPS, tf32=True),
     "tf32_64": Tile(16, 32, 2, 4, vector=1, blocks=1, share=0.2, steps=gpu_tf32.STEPS, tf32=True),

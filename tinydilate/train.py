@@ -177,9 +177,9 @@ class Gradients:
         """(N, 1, H, W), (N, H, W) -> (), the loss."""
         if next(self.network.parameters()).device == "cpu":
             return self._of(images, labels)
-        labels = labels.astype(np.int64)
         if self.batch is None:
-            batch = beside(self.network, images), beside(self.network, labels)
+            whole = labels.astype(np.int64)  # so the loss converts none while it is recorded
+            batch = beside(self.network, images), beside(self.network, whole)
             self.recorded = record(lambda: self._of(*batch))
             self.batch = batch
         for numbers, there in zip((images, labels), self.batch, strict=True):

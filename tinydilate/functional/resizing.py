@@ -221,41 +221,46 @@ def _bilinear_cuda(
     height: np.uint32,
     width: np.uint32,
 ) -> None:
-    """Of the rows above and below, widened, the thread keeps its column; see `_bilinear`."""
+    """(P, H, W) -> (P, OH, OW): of the rows above and below, widened, a thread keeps its column."""
     j, strip, first, down, deep = in_planes()
     if j >= z_low.size:
         return
     left, right, w = np.uint32(z_low[j]), np.uint32(z_high[j]), z_weight[j]
-    rows, columns = np.uint32(y_low.size), np.uint32(z_low.size)
-    above, below = (
-        cuda.local.array(_ABREAST, x.dtype),
-        cuda.local.array(_ABREAST, x.dtype),
-    )
-    while strip * np.uint32(_STRIP) < rows:
-        group = first
-        while group * np.uint32(_ABREAST) < planes:
-            plane, i = np.uint32(group * np.uint32(_ABREAST)), np.uint32(strip * np.uint32(_STRIP))
-            stop, kept_low, kept_high = min(rows, np.uint32(i + np.uint32(_STRIP))), _NONE, _NONE
+    rows, columns, last = np.uint32(y_low.size), np.uint32(z_low.size), np.uint32(planes - 1)
+    above = cuda.local.array(_ABREAST, x.dtype)
+    below = cuda.local.array(_ABREAST, x.dtype)
+    top = np.uint32(strip * _STRIP)
+    while top < rows:
+        plane = np.uint32(first * _ABREAST)
+        while plane < planes:
+            i, stop = top, min(rows, np.uint32(top + _STRIP))
+            kept_low = kept_high = _NONE  # the input rows in above and below
             while i < stop:
                 low, high, share = np.uint32(y_low[i]), np.uint32(y_high[i]), y_weight[i]
                 if low != kept_low or high != kept_high:  # alike in a row
                     for k in range(_ABREAST):
-                        one = min(np.uint32(plane + np.uint32(k)), np.uint32(planes - np.uint32(1)))
+                        one = min(np.uint32(plane + k), last)  # past the end, the last once more
                         if low == kept_high:
                             above[k] = below[k]
                         else:
-                            at = ravel(one, low, 0, height, width)
-                            above[k] = _blend(x[np.uint32(at + left)], x[np.uint32(at + right)], w)
-                        at = ravel(one, high, 0, height, width)
-                        below[k] = _blend(x[np.uint32(at + left)], x[np.uint32(at + right)], w)
+                            above[k] = _widened(
+                                x, ravel(one, low, 0, height, width), left, right, w
+                            )
+                        below[k] = _widened(x, ravel(one, high, 0, height, width), left, right, w)
                     kept_low, kept_high = low, high
                 for k in range(_ABREAST):
-                    one = np.uint32(plane + np.uint32(k))
+                    one = np.uint32(plane + k)
                     if one < planes:
                         out[ravel(one, i, j, rows, columns)] = _blend(above[k], below[k], share)
-                i = np.uint32(i + np.uint32(1))
-            group = np.uint32(group + deep)
-        strip = np.uint32(strip + down)
+                i = np.uint32(i + 1)
+            plane = np.uint32(plane + deep * _ABREAST)
+        top = np.uint32(top + down * _STRIP)
+
+
+@cuda.jit(device=True)
+def _widened(x: Array, row: Any, left: Any, right: Any, w: Any) -> Any:
+    """A number of the row that begins at ``row``, blended along the columns."""
+    return _blend(x[np.uint32(row + left)], x[np.uint32(row + right)], w)
 
 
 @bilinear_forward.meta
@@ -412,29 +417,28 @@ def _add_shares_cuda(
 ) -> None:
     """(P, H, W) -> (P, size, W): for each position the sum of its shares along the middle axis."""
     z, y, start, down, deep = in_planes()
-    size = np.uint32(first.size)
+    size, last = np.uint32(first.size), np.uint32(planes - 1)
     if z >= width:
         return
     begins = cuda.local.array(_ABREAST, np.uint32)
     totals = cuda.local.array(_ABREAST, grad.dtype)
     while y < size:
-        i, count, group = np.uint32(first[y]), np.uint32(counts[y]), start
-        while group * np.uint32(_ABREAST) < planes:
-            plane = np.uint32(group * np.uint32(_ABREAST))
+        i, count, plane = first[y], np.uint32(counts[y]), np.uint32(start * _ABREAST)
+        while plane < planes:
             for k in range(_ABREAST):
-                one = min(np.uint32(plane + np.uint32(k)), np.uint32(planes - np.uint32(1)))
+                one = min(np.uint32(plane + k), last)  # past the end, the last once more
                 begins[k], totals[k] = ravel(one, i, z, height, width), grad.dtype.type(0)
-            at, n = y, np.uint32(0)
+            n = np.uint32(0)
             while n < count:
-                share, further = weights[at], np.uint32(n * width)
+                share = weights[np.uint32(n * size + y)]
                 for k in range(_ABREAST):
-                    totals[k] += share * grad[np.uint32(begins[k] + further)]
-                at, n = np.uint32(at + size), np.uint32(n + np.uint32(1))
+                    totals[k] += share * grad[np.uint32(begins[k] + n * width)]
+                n = np.uint32(n + 1)
             for k in range(_ABREAST):
-                one = np.uint32(plane + np.uint32(k))
+                one = np.uint32(plane + k)
                 if one < planes:
                     result[ravel(one, y, z, size, width)] = totals[k]
-            group = np.uint32(group + deep)
+            plane = np.uint32(plane + deep * _ABREAST)
         y = np.uint32(y + down)
 
 

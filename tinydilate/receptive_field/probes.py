@@ -218,12 +218,10 @@ def _drawn(rng: np.random.Generator, where: Array, dtype: Any) -> Array:
     """Positive random numbers where that is true, and zeros.
 
     Products of one number for each map and one for each place: to draw them all would take longer
-    than the network does.
+    than the network does, and so would asking the system for memory that the pool has.
     """
     maps = *where.shape[:-2], *(1 for _ in where.shape[-2:])
-    result = buffers.empty(
-        where.shape, dtype
-    )  # without the pool, half of the time were the system's
+    result = buffers.empty(where.shape, dtype)
     np.multiply(where, rng.uniform(0.5, 1.5, maps).astype(dtype), out=result)
     result *= rng.uniform(0.5, 1.5, where.shape[-2:]).astype(dtype)
     return result
