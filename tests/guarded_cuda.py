@@ -47,9 +47,8 @@ def guarded() -> Iterator[None]:
 
 def forget_what_is_kept() -> None:
     """Let go of the tables on the GPU, so that those of the block have guards, and only those."""
-    device.constants.cache_clear()
-    device._kept.cache_clear()
-    device._tables.cache_clear()
+    for cached in device._CACHES:
+        cached.cache_clear()
 
 
 def assert_untouched(guard: np.ndarray, fill: float, place: str) -> None:

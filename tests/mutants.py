@@ -1583,4 +1583,22 @@ GPU_PAGE_MUTANTS = [
         "square = square + new_square * grad * grad",
         "test_optimisers_agree",
     ),
+    Mutant(
+        "every piece of a parameter begins where the first does",
+        "device.py",
+        "begin[:, array] + itemsize * start",
+        "begin[:, array] + 0 * start",
+        "test_optimisers_agree",
+    ),
+    Mutant(
+        "a step goes one number beyond the end of a piece",
+        "optim.py",
+        """        w, velocity = _sgd_rule(w, grad, velocity, lr, momentum, decay)
+        put_at(at_w, n, w)
+""",
+        """        w, velocity = _sgd_rule(w, grad, velocity, lr, momentum, decay)
+        put_at(at_w, n + 1, w)
+""",
+        "test_optimisers_agree",
+    ),
 ]

@@ -150,17 +150,22 @@ def test_ten_thousand_steps_take_the_memory_of_a_few():
         loss = step()  # the last step's loss is still there during the next
     del loss
     gc.collect()
-    before = device.cuda_statistics()
+    before, known = device.cuda_statistics(), tables_of_pieces()
     for number in range(count):
         loss = step()
         if number % 100 == 0:
             assert np.isfinite(loss.item())
     del loss
     gc.collect()
-    after = device.cuda_statistics()
-    assert after.in_use == before.in_use, "what a step took came back with its end"
-    assert after.peak == before.peak
-    assert after.made == before.made, "nothing was asked of the driver any more"
+    after, new = device.cuda_statistics(), tables_of_pieces() - known
+    assert after.in_use == before.in_use + 512 * new, "what a step took came back with its end"
+    assert after.peak <= before.peak + 512 * new
+    assert after.made <= before.made + new, "nothing else was asked of the driver any more"
+
+
+def tables_of_pieces():
+    """How many tables are kept for the optimiser: one for each order that memory is dealt in."""
+    return device._pieces.cache_info().currsize  # at most 64
 
 
 # ---- recorded ---------------------------------------------------------------------------------

@@ -8,10 +8,12 @@ import json
 import numpy as np
 import pytest
 from guarded_cuda import guarded
+from hypothesis import given
+from hypothesis import strategies as st
 from test_optim import MAKERS
 
 import tinydilate.functional as F
-from tinydilate import device, manual_seed, nn, optim, tensor, use
+from tinydilate import device, launching, manual_seed, nn, optim, tensor, use
 from tinydilate.autograd import Tensor
 from tinydilate.config import Config
 from tinydilate.data.sets import Data, Scenes
@@ -339,7 +341,7 @@ def test_a_thread_takes_all_that_a_grid_has_no_blocks_for(function):
 
 # ---- optimisers ------------------------------------------------------------------------------
 
-SHAPES = [(3, 2, 3), (), (0, 4), (9,)]
+SHAPES = [(3, 2, 3), (), (0, 4), (9,), (7, 9), (32,)]  # in the simulator a piece has 32 numbers
 
 
 def parameters(place, dtype=np.float32):
@@ -391,6 +393,44 @@ def test_the_state_goes_to_the_host_and_back(name):
     assert {device.device_of(array) for array in kept.values()} == {"cuda"}
     for a, b in zip(straight, halves, strict=True):
         np.testing.assert_array_equal(a.detach().numpy(), b.detach().numpy())
+
+
+@pytest.mark.parametrize("name", ["decay", "adam"])
+def test_a_step_of_all_parameters_is_one_launch(name, monkeypatch):
+    tensors = parameters("cuda")
+    optimizer = MAKERS[name](optim, tensors)
+    steps(optimizer, tensors, 0, 1)
+    launched = []
+    plain = launching._Launcher.__call__
+
+    def launch(launcher, *arguments):
+        launched.append(launcher.kernel.__name__)
+        plain(launcher, *arguments)
+
+    monkeypatch.setattr(launching._Launcher, "__call__", launch)
+    steps(optimizer, tensors, 1, 2)
+    assert launched == ["_adam_cuda" if name == "adam" else "_sgd_cuda"]
+
+
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=6), st.sampled_from([4, 8]))
+def test_pieces_are_all_of_the_arrays(sizes, itemsize):
+    rng = np.random.default_rng(sum(sizes))
+    addresses = rng.integers(0, 2**40, (3, len(sizes)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "_PIECE", 8)
+        patch.setattr(device, "_PIECES", 4)  # so that pieces of 8, 16, ... come up
+        table, count = device._pieces.__wrapped__(tuple(addresses.flat), tuple(sizes), itemsize)
+    rows = device.move(table, "cpu")
+    assert rows.shape == (count, 4)
+    assert rows[:, 3].min(initial=1) > 0
+    for begins, column in zip(addresses, rows.T, strict=False):
+        assert places(column, rows[:, 3], itemsize) == places(begins, sizes, itemsize)
+
+
+def places(begins, sizes, itemsize):
+    """Addresses of all numbers of some runs."""
+    runs = zip(begins, sizes, strict=True)
+    return [begin + itemsize * n for begin, size in runs for n in range(size)]
 
 
 # ---- training --------------------------------------------------------------------------------

@@ -150,6 +150,25 @@ def test_parameters_without_gradient_are_skipped():
     assert [int(state["step"][0]) for state in adam.state] == [0, 1, 0]
 
 
+def test_parameters_of_one_group_may_differ_in_age_and_in_type():
+    together, alone = parameters(), parameters()
+    for tensors in (together, alone):
+        tensors[1] = Tensor(tensors[1].data.astype(np.float64), requires_grad=True)
+    one = optim.Adam(together, lr=0.1)
+    each = [optim.Adam([w], lr=0.1) for w in alone]
+    for step in range(3):
+        for tensors in (together, alone):
+            give_gradients(tensors[step:], step)  # the first is one step old, the last three
+        one.step()
+        for optimizer in each:
+            optimizer.step()
+        for w in together + alone:
+            w.grad = None
+    for w, other in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(w.data, other.data)
+    assert [int(state["step"][0]) for state in one.state] == [1, 2, 3]
+
+
 def test_frozen_parameters_may_stand_among_the_others():
     tensors = parameters()
     tensors[0].requires_grad = False

@@ -793,7 +793,39 @@ def _tables(rule: Callable[..., Any], given: tuple[Any, ...], numbers: Any) -> l
     return [_upload(np.asarray(made)) for made in rule(*arrays, *numbers)]
 
 
-_CACHES = constants, _kept, _tables
+def pieces(*lists: Sequence[CudaArray]) -> tuple[CudaArray, int]:
+    """Lists of arrays, cut into pieces for the blocks of one launch: a table, and how many pieces.
+
+    Array k of each list has as many numbers, which a launch reads and writes together. A row of the
+    table, of int64, is a piece: for each list the address where its numbers begin, and their count.
+
+    The pool deals the same memory out in the same few orders, step after step of a training, so the
+    tables are found again.
+    """
+    sizes = tuple([array.size for array in lists[0]])
+    addresses = tuple([_address(array.flat) for arrays in lists for array in arrays])
+    return _pieces(addresses, sizes, lists[0][0].dtype.itemsize)
+
+
+_PIECE = 4 * _THREADS  # numbers of a piece, if all are few
+_PIECES = 32  # for each multiprocessor, about, if all are many
+
+
+@lru_cache(maxsize=64)
+def _pieces(
+    addresses: tuple[int, ...], sizes: tuple[int, ...], itemsize: int
+) -> tuple[CudaArray, int]:
+    most = _PIECE * max(1, -(-sum(sizes) // (_PIECES * card().multiprocessors * _PIECE)))
+    size = np.asarray(sizes, np.int64)
+    count = -(-size // most)  # pieces of each array
+    array = np.repeat(np.arange(len(size)), count)  # of each piece
+    start = most * (np.arange(len(array)) - np.repeat(np.cumsum(count) - count, count))
+    begin = np.asarray(addresses, np.int64).reshape(-1, len(size))  # (lists, arrays)
+    rows = [*(begin[:, array] + itemsize * start), np.minimum(most, size[array] - start)]
+    return _upload(np.stack(rows, axis=1)), len(array)
+
+
+_CACHES = constants, _kept, _tables, _pieces
 
 
 def cuda_statistics() -> buffers.Statistics:
@@ -1090,7 +1122,7 @@ def _check_card(place: int) -> None:
 
 
 def _address(line: Any) -> int:
-    return int(line.ctypes.data if SIMULATED else line.address)
+    return int(line.ctypes.data) if SIMULATED else line.address
 
 
 def _interface_of_dlpack(data: Any) -> tuple[dict[str, Any], Any]:

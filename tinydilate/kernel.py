@@ -44,8 +44,10 @@ from tinydilate.launching import (
     LaunchError,
     cuda,
     in_planes,
+    number_at,
     pair_at,
     place_of,
+    put_at,
     ravel,
     unravel,
 )
@@ -70,8 +72,10 @@ __all__ = [
     "jit_relaxed",
     "jit_uncounted",
     "kernel",
+    "number_at",
     "pair_at",
     "place_of",
+    "put_at",
     "ravel",
     "tap",
     "tapped_by",
@@ -289,6 +293,8 @@ def _ready(arguments: tuple[Any, ...]) -> str:
                 if found is not None:
                     return ""
                 found = dtype
+        elif kind is list:
+            return _ready(_taken_apart(arguments))
         elif kind is CudaArray or (kind not in _NO_HOLDERS and isinstance(argument, _HOLDERS)):
             return _ready_on_gpu(arguments)
     return "cpu"
@@ -305,9 +311,20 @@ def _ready_on_gpu(arguments: tuple[Any, ...]) -> str:
                 if found is not None:
                     return ""
                 found = dtype
+        elif kind is list:
+            return _ready_on_gpu(_taken_apart(arguments))
         elif kind not in _NO_HOLDERS and isinstance(argument, _HOLDERS):
             return ""
     return "cuda"
+
+
+def _taken_apart(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arguments with the arrays of each list in its place."""
+    return tuple(each for argument in arguments for each in _each(argument))
+
+
+def _each(argument: Any) -> Any:
+    return argument if type(argument) is list else (argument,)
 
 
 def _arrays(arguments: tuple[Any, ...]) -> Iterator[Any]:

@@ -22,7 +22,7 @@ from typing import Any, cast, overload
 import numpy as np
 
 from tinydilate import compiling, cubins, device
-from tinydilate.compiling import Jitted, Native, bound, jit
+from tinydilate.compiling import Jitted, Native, bound, jit, native
 from tinydilate.device import SIMULATED, Array, CudaArray, DriverError, cover
 from tinydilate.errors import DeviceError, DtypeError, KernelError
 
@@ -496,6 +496,65 @@ def in_planes() -> Any:
 def pair_at(table: Array, k: int) -> Any:
     """Pair number k of a table: its numbers 2*k and 2*k + 1."""
     return table[2 * k], table[2 * k + 1]
+
+
+def _emit_number_at() -> Any:
+    """Numba intrinsic for `number_at`."""
+    from numba import types
+    from numba.cuda.extending import intrinsic
+
+    @intrinsic
+    def number_at(typing: Any, address: Any, n: Any, like: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            place = _emit_place(builder, context.get_data_type(like.dtype), *arguments[:2])
+            return builder.load(place)
+
+        return like.dtype(types.int64, types.int64, like), emit
+
+    return number_at
+
+
+def _emit_put_at() -> Any:
+    """Numba intrinsic for `put_at`."""
+    from numba import types
+    from numba.cuda.extending import intrinsic
+
+    @intrinsic
+    def put_at(typing: Any, address: Any, n: Any, number: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            place = _emit_place(builder, context.get_data_type(number), *arguments[:2])
+            builder.store(arguments[2], place)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, number), emit
+
+    return put_at
+
+
+def _emit_place(builder: Any, kind: Any, address: Any, n: Any) -> Any:
+    """A pointer to number n of a type from an address on, in the card's main memory."""
+    from llvmlite import ir
+
+    first = builder.inttoptr(address, ir.PointerType(kind, addrspace=1))
+    return builder.gep(first, [n])
+
+
+@native(cache(_emit_number_at))
+def number_at(address: Any, n: Any, like: Array) -> Any:
+    """Number n of those that begin at an address, of the type that another array holds."""
+    return _place_at(address, n, like.dtype)[0]
+
+
+@native(cache(_emit_put_at))
+def put_at(address: Any, n: Any, number: Any) -> None:
+    """Write number n of those that begin at an address."""
+    _place_at(address, n, number.dtype)[0] = number
+
+
+def _place_at(address: Any, n: Any, dtype: np.dtype[Any]) -> Any:
+    """An array of one number, which is there; in the simulator all memory is the processor's."""
+    place: Any = (ctypes.c_byte * dtype.itemsize).from_address(int(address + n * dtype.itemsize))
+    return np.frombuffer(place, dtype)
 
 
 class CudaElementwise:

@@ -11,50 +11,67 @@ those of ``torch.optim``.
 
 With momentum mu, a steady gradient g ends in a velocity of g / (1 - mu): what counts is
 lr / (1 - mu). That one number makes the paper's scattered settings agree.
+
+A kernel takes the arrays of many parameters at once, in lists. A network has dozens, most of them
+short, and on a GPU a launch for each would take longer than the numbers do: there one launch goes
+through all of them, cut into pieces of which each block has one.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from tinydilate import buffers, device
 from tinydilate.autograd import Tensor
-from tinydilate.device import Array, CudaArray, MetaArray, cover, move, write
+from tinydilate.device import SIMULATED, Array, CudaArray, MetaArray, move, pieces, write
 from tinydilate.errors import ConfigError, DataError
-from tinydilate.kernel import cuda, jit, kernel
+from tinydilate.kernel import Int64Array, cuda, jit, kernel, number_at, put_at
 from tinydilate.threads import share, worth_a_thread
+
+_THREADS = 8 if SIMULATED else 256  # of a block on the GPU
 
 # ---- one step of each rule, in place ---------------------------------------------------------
 
 
 @kernel
 def sgd_step(
-    w: Array, grad: Array, velocity: Array, lr: float, momentum: float, decay: float
-) -> Array:
-    """Change ``w`` and ``velocity`` in place; returns ``w``."""
-    velocity *= momentum
-    velocity += grad + decay * w
-    w -= lr * velocity
-    return w
+    ws: list[Array],
+    grads: list[Array],
+    velocities: list[Array],
+    lr: float,
+    momentum: float,
+    decay: float,
+) -> list[Array]:
+    """Change each of ``ws`` and ``velocities`` in place; returns ``ws``."""
+    for w, grad, velocity in zip(ws, grads, velocities, strict=True):
+        velocity *= momentum
+        velocity += grad + decay * w
+        w -= lr * velocity
+    return ws
 
 
 @sgd_step.cpu
 def sgd_step_cpu(
-    w: Array, grad: Array, velocity: Array, lr: float, momentum: float, decay: float
-) -> Array:
+    ws: list[Array],
+    grads: list[Array],
+    velocities: list[Array],
+    lr: float,
+    momentum: float,
+    decay: float,
+) -> list[Array]:
     """See `sgd_step`."""
-    number = w.dtype.type  # so that float32 is not computed in float64
-    arrays = w.reshape(-1), grad.reshape(-1), velocity.reshape(-1)
-    share(
-        _sgd, w.size, *arrays, number(lr), number(momentum), number(decay), least=worth_a_thread()
-    )
-    return w
+    numbers = [ws[0].dtype.type(x) for x in (lr, momentum, decay)]  # float32 is not widened
+    for arrays in zip(ws, grads, velocities, strict=True):
+        lines = [array.reshape(-1) for array in arrays]
+        share(_sgd, arrays[0].size, *lines, *numbers, least=worth_a_thread())
+    return ws
 
 
 @jit
@@ -84,45 +101,58 @@ def _sgd_rule(
 
 @sgd_step.cuda
 def sgd_step_cuda(
-    w: CudaArray, grad: CudaArray, velocity: CudaArray, lr: float, momentum: float, decay: float
-) -> CudaArray:
+    ws: list[CudaArray],
+    grads: list[CudaArray],
+    velocities: list[CudaArray],
+    lr: float,
+    momentum: float,
+    decay: float,
+) -> list[CudaArray]:
     """See `sgd_step`."""
-    _sgd_cuda[cover(w.size)](w, grad, velocity, lr, momentum, decay)
-    return w
+    table, blocks = pieces(ws, grads, velocities)
+    _sgd_cuda[blocks, _THREADS](table, ws[0], lr, momentum, decay)
+    return ws
 
 
 @cuda.jit
-def _sgd_cuda(
-    w: Array, grad: Array, velocity: Array, lr: float, momentum: float, decay: float
-) -> None:
-    n = np.uint32(cuda.grid(1))
-    if n < w.size:
-        w[n], velocity[n] = _sgd_rule(w[n], grad[n], velocity[n], lr, momentum, decay)
+def _sgd_cuda(table: Int64Array, like: Array, lr: float, momentum: float, decay: float) -> None:
+    """A block has a piece: the addresses of its w, grad and velocity, and how many numbers each."""
+    piece = np.uint32(4 * cuda.blockIdx.x)
+    at_w, at_grad, at_velocity = table[piece], table[piece + 1], table[piece + 2]
+    n, count = np.int64(cuda.threadIdx.x), table[piece + 3]
+    while n < count:
+        w, grad = number_at(at_w, n, like), number_at(at_grad, n, like)
+        velocity = number_at(at_velocity, n, like)
+        w, velocity = _sgd_rule(w, grad, velocity, lr, momentum, decay)
+        put_at(at_w, n, w)
+        put_at(at_velocity, n, velocity)
+        n += _THREADS
 
 
-sgd_step.meta(lambda w, *rest: w)
+sgd_step.meta(lambda ws, *rest: ws)
 
 
 @kernel
 def adam_step(
-    w: Array,
-    grad: Array,
-    mean: Array,
-    square: Array,
+    ws: list[Array],
+    grads: list[Array],
+    means: list[Array],
+    squares: list[Array],
     step: int,
     lr: float,
     betas: tuple[float, float],
     eps: float,
     decay: float,
-) -> Array:
-    """Change ``w`` and the running ``mean`` and ``square`` in place; ``step`` counts from 1."""
-    grad = grad + decay * w
-    mean += (1 - betas[0]) * (grad - mean)
-    square *= betas[1]
-    square += (1 - betas[1]) * grad * grad
+) -> list[Array]:
+    """Change ``ws`` and the running ``means`` and ``squares`` in place; ``step`` counts from 1."""
     lr, root = _unbiased(step, lr, betas)
-    w -= lr * mean / (np.sqrt(square) / root + eps)
-    return w
+    for w, grad, mean, square in zip(ws, grads, means, squares, strict=True):
+        grad = grad + decay * w
+        mean += (1 - betas[0]) * (grad - mean)
+        square *= betas[1]
+        square += (1 - betas[1]) * grad * grad
+        w -= lr * mean / (np.sqrt(square) / root + eps)
+    return ws
 
 
 def _unbiased(step: int, lr: float, betas: tuple[float, float]) -> tuple[float, float]:
@@ -132,21 +162,22 @@ def _unbiased(step: int, lr: float, betas: tuple[float, float]) -> tuple[float, 
 
 @adam_step.cpu
 def adam_step_cpu(
-    w: Array,
-    grad: Array,
-    mean: Array,
-    square: Array,
+    ws: list[Array],
+    grads: list[Array],
+    means: list[Array],
+    squares: list[Array],
     step: int,
     lr: float,
     betas: tuple[float, float],
     eps: float,
     decay: float,
-) -> Array:
+) -> list[Array]:
     """See `adam_step`."""
-    arrays = w.reshape(-1), grad.reshape(-1), mean.reshape(-1), square.reshape(-1)
-    numbers = _adam_numbers(step, lr, tuple(betas), eps, decay)
-    share(_adam, w.size, *arrays, *map(w.dtype.type, numbers), least=worth_a_thread())
-    return w
+    numbers = [ws[0].dtype.type(x) for x in _adam_numbers(step, lr, tuple(betas), eps, decay)]
+    for arrays in zip(ws, grads, means, squares, strict=True):
+        lines = [array.reshape(-1) for array in arrays]
+        share(_adam, arrays[0].size, *lines, *numbers, least=worth_a_thread())
+    return ws
 
 
 @lru_cache(64)
@@ -194,28 +225,27 @@ def _adam_rule(
 
 @adam_step.cuda
 def adam_step_cuda(
-    w: CudaArray,
-    grad: CudaArray,
-    mean: CudaArray,
-    square: CudaArray,
+    ws: list[CudaArray],
+    grads: list[CudaArray],
+    means: list[CudaArray],
+    squares: list[CudaArray],
     step: int,
     lr: float,
     betas: tuple[float, float],
     eps: float,
     decay: float,
-) -> CudaArray:
+) -> list[CudaArray]:
     """See `adam_step`."""
+    table, blocks = pieces(ws, grads, means, squares)
     numbers = _adam_numbers(step, lr, tuple(betas), eps, decay)
-    _adam_cuda[cover(w.size)](w, grad, mean, square, *numbers)
-    return w
+    _adam_cuda[blocks, _THREADS](table, ws[0], *numbers)
+    return ws
 
 
 @cuda.jit
 def _adam_cuda(
-    w: Array,
-    grad: Array,
-    mean: Array,
-    square: Array,
+    table: Int64Array,
+    like: Array,
     lr: float,
     per_root: float,
     new_mean: float,
@@ -224,15 +254,28 @@ def _adam_cuda(
     eps: float,
     decay: float,
 ) -> None:
-    n = np.uint32(cuda.grid(1))
-    if n < w.size:
-        numbers = lr, per_root, new_mean, old_square, new_square, eps, decay
-        w[n], mean[n], square[n] = _adam_rule(w[n], grad[n], mean[n], square[n], numbers)
+    """As `_sgd_cuda`: a piece has a w, a grad, a mean and a square."""
+    numbers = lr, per_root, new_mean, old_square, new_square, eps, decay
+    piece = np.uint32(5 * cuda.blockIdx.x)
+    at_w, at_grad = table[piece], table[piece + 1]
+    at_mean, at_square = table[piece + 2], table[piece + 3]
+    n, count = np.int64(cuda.threadIdx.x), table[piece + 4]
+    while n < count:
+        w, grad = number_at(at_w, n, like), number_at(at_grad, n, like)
+        mean, square = number_at(at_mean, n, like), number_at(at_square, n, like)
+        w, mean, square = _adam_rule(w, grad, mean, square, numbers)
+        put_at(at_w, n, w)
+        put_at(at_mean, n, mean)
+        put_at(at_square, n, square)
+        n += _THREADS
 
 
-adam_step.meta(lambda w, *rest: w)
+adam_step.meta(lambda ws, *rest: ws)
 
 # ---- the optimisers --------------------------------------------------------------------------
+
+
+State = dict[str, Array]  # what is remembered of one parameter
 
 
 class Optimizer(ABC):
@@ -269,7 +312,7 @@ class Optimizer(ABC):
         _check_parameters(self._parameters)
 
     @cached_property
-    def state(self) -> list[dict[str, Array]]:
+    def state(self) -> list[State]:
         """What is remembered of each parameter.
 
         It is made when first asked for: at the end of the first step, in the memory that the
@@ -279,12 +322,21 @@ class Optimizer(ABC):
         return [self.initial_state(parameter) for parameter in self._parameters]
 
     @abstractmethod
-    def initial_state(self, parameter: Tensor) -> dict[str, Array]:
+    def initial_state(self, parameter: Tensor) -> State:
         """The arrays that the rule remembers for one parameter, as they begin."""
 
     @abstractmethod
-    def update(self, w: Array, grad: Array, state: dict[str, Array], lr: float, group: Any) -> Any:
-        """Change one parameter's numbers and state in place; returns the numbers."""
+    def update(
+        self, ws: list[Array], grads: list[Array], states: list[State], lr: float, group: Any
+    ) -> list[Array]:
+        """Change the numbers and states of some parameters in place; returns the numbers.
+
+        They are alike: of one device, one number type and one `age`.
+        """
+
+    def age(self, state: State) -> int:
+        """Steps that a parameter has taken, if they matter to the rule."""
+        return 0
 
     def step(self) -> None:
         """Change every parameter that has a gradient; the others are skipped."""
@@ -293,11 +345,20 @@ class Optimizer(ABC):
         )
         states = iter(self.state)
         for group in self.param_groups:
-            lr = group["lr"] * self.lr_factor
+            alike = defaultdict[Any, list[tuple[Tensor, State]]](list)
             for parameter, state in zip(group["params"], states, strict=False):
                 if parameter.grad is not None:
-                    w, grad = parameter.data, parameter.grad.data
-                    parameter.data = self.update(w, grad, state, lr, group)
+                    kind = type(parameter.data), parameter.data.dtype, self.age(state)
+                    alike[kind].append((parameter, state))
+            for some in alike.values():
+                self._step(some, group["lr"] * self.lr_factor, group)
+
+    def _step(self, some: list[tuple[Tensor, State]], lr: float, group: Any) -> None:
+        ws = [parameter.data for parameter, _ in some]
+        grads = [cast(Tensor, parameter.grad).data for parameter, _ in some]
+        changed = self.update(ws, grads, [state for _, state in some], lr, group)
+        for (parameter, _), w in zip(some, changed, strict=True):
+            parameter.data = w
 
     def zero_grad(self) -> None:
         """Forget the gradients; the next ``backward`` starts new sums."""
@@ -381,11 +442,15 @@ class SGD(Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
-    def initial_state(self, parameter: Tensor) -> dict[str, Array]:
+    def initial_state(self, parameter: Tensor) -> State:
         return {"velocity": _zeros_for(parameter)}
 
-    def update(self, w: Array, grad: Array, state: dict[str, Array], lr: float, group: Any) -> Any:
-        return sgd_step(w, grad, state["velocity"], lr, group["momentum"], group["weight_decay"])
+    def update(
+        self, ws: list[Array], grads: list[Array], states: list[State], lr: float, group: Any
+    ) -> list[Array]:
+        velocities = [state["velocity"] for state in states]
+        changed = sgd_step(ws, grads, velocities, lr, group["momentum"], group["weight_decay"])
+        return cast(list[Array], changed)
 
 
 class Adam(Optimizer):
@@ -423,16 +488,22 @@ class Adam(Optimizer):
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, options)
 
-    def initial_state(self, parameter: Tensor) -> dict[str, Array]:
+    def initial_state(self, parameter: Tensor) -> State:
         mean, square = _zeros_for(parameter), _zeros_for(parameter)
         return {"step": np.zeros(1, np.int64), "mean": mean, "square": square}
 
-    def update(self, w: Array, grad: Array, state: dict[str, Array], lr: float, group: Any) -> Any:
-        count = state["step"]
-        step = count[0] = count.item() + 1
-        arrays = w, grad, state["mean"], state["square"]
+    def age(self, state: State) -> int:
+        return int(state["step"][0])
+
+    def update(
+        self, ws: list[Array], grads: list[Array], states: list[State], lr: float, group: Any
+    ) -> list[Array]:
+        for state in states:
+            state["step"] += 1
+        means, squares = ([state[name] for state in states] for name in ("mean", "square"))
         options = group["betas"], group["eps"], group["weight_decay"]
-        return adam_step(*arrays, step, lr, *options)
+        changed = adam_step(ws, grads, means, squares, self.age(states[0]), lr, *options)
+        return cast(list[Array], changed)
 
 
 def weights_and_biases(
