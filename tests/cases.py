@@ -1101,7 +1101,6 @@ CASES = [
             "cross_entropy_backward",
             "mean_loss",
             "sum_to_shape",
-            "div_forward",
         ),
         losses(),
         cross_entropy_oracle,

@@ -1502,7 +1502,7 @@ GPU_PAGE_MUTANTS = [
     Mutant(
         "the sums of later blocks left out of the mean",
         LOSS,
-        "part = np.uint32(part + _THREADS)",
+        "part = np.uint32(part + np.uint32(_THREADS))",
         "part = np.uint32(part + parts)",
         "test_the_mean_of_so_many_losses",
     ),
@@ -1600,5 +1600,38 @@ GPU_PAGE_MUTANTS = [
         put_at(at_w, n + 1, w)
 """,
         "test_optimisers_agree",
+    ),
+    Mutant(
+        "the first block of a sum taken for the last",
+        "launching.py",
+        "    return before[0] == np.int32(blocks - 1)",
+        "    return before[0] == np.int32(0)",
+        "test_sums_of_so_many_numbers",
+    ),
+    Mutant(
+        "blocks counted from where the launch before had ended",
+        "launching.py",
+        "            counters[number] = 0",
+        "            counters[number] = 1",
+        "test_sums_of_so_many_numbers",
+    ),
+    Mutant(
+        "numbers added in pairs before they are all there",
+        "launching.py",
+        """        cuda.syncthreads()
+        if thread < half:
+            numbers[thread] += numbers[thread + half]
+""",
+        """        if thread < half:
+            numbers[thread] += numbers[thread + half]
+""",
+        "test_sums_of_so_many_numbers",
+    ),
+    Mutant(
+        "a part of a sum goes on into the next",
+        "functional/arithmetic.py",
+        "    end = min(run, np.uint32((part + np.uint32(1)) * part_size))",
+        "    end = run",
+        "test_sums_of_so_many_numbers",
     ),
 ]

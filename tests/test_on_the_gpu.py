@@ -17,7 +17,7 @@ from tinydilate import device, launching, manual_seed, nn, optim, tensor, use
 from tinydilate.autograd import Tensor
 from tinydilate.config import Config
 from tinydilate.data.sets import Data, Scenes
-from tinydilate.functional import pooling, softmax_loss
+from tinydilate.functional import arithmetic, pooling, softmax_loss
 from tinydilate.functional.padding import IndexMaps, showing
 from tinydilate.functional.resizing import Axis, neighbours, shares
 from tinydilate.models import FrontEndWithContext
@@ -26,6 +26,20 @@ from tinydilate.train import train
 from tinydilate.window import Window
 
 pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Names of the kernels that the test launches."""
+    names = []
+    plain = launching._Launcher.__call__
+
+    def launch(launcher, *arguments):
+        names.append(launcher.kernel.__name__)
+        plain(launcher, *arguments)
+
+    monkeypatch.setattr(launching._Launcher, "__call__", launch)
+    return names
 
 
 def on_both(function, *arrays, **options):
@@ -339,6 +353,59 @@ def test_a_thread_takes_all_that_a_grid_has_no_blocks_for(function):
     device.cover_planes.cache_clear()
 
 
+# ---- sums ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ((1,), ()),
+        ((31,), ()),
+        ((32,), ()),
+        ((33,), ()),
+        ((7, 149), ()),  # in the simulator parts of more than 32 numbers
+        ((3, 149), (3, 1)),
+        ((2, 3, 1, 5), (1, 3, 1, 1)),  # rows shorter than a block has threads
+        ((3, 2, 2, 4), (1, 2, 1, 1)),
+        ((5, 2, 3, 3), (1, 2, 1, 1)),
+        ((9, 2, 5, 13), (1, 2, 1, 1)),
+        ((300, 2, 2), (1, 2, 1)),
+        ((2, 3, 2, 3), (2, 1, 2, 1)),
+        ((2, 3, 2, 3), (1, 3, 1, 3)),
+        ((2, 70, 3), (3,)),
+        ((2, 3, 4), (2, 1, 1)),
+        ((2, 3, 4), (2, 3, 4)),
+        ((2, 0, 4), (2, 1, 4)),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sums_of_so_many_numbers(shapes, dtype):
+    """Twice, for the first launch has to leave its counters as it found them."""
+    shape, summed = shapes
+    x = image(*shape, dtype=dtype)
+    with guarded():
+        there = device.move(x, "cuda")
+        found = [device.move(arithmetic.sum_to_shape(there, summed), "cpu") for _ in range(2)]
+    exact = arithmetic.sum_to_shape.implementations["numpy"](x.astype(np.float64), summed)
+    tolerance = 2e-6 if dtype == np.float32 else 1e-14
+    np.testing.assert_allclose(found[0], exact, rtol=tolerance, atol=tolerance * max(1, x.size))
+    np.testing.assert_array_equal(*found)
+    assert found[0].shape == summed
+    assert found[0].dtype == dtype
+
+
+def test_a_biass_gradient_is_one_launch(launched):
+    grad = device.move(image(9, 2, 5, 13), "cuda")
+    arithmetic.sum_to_shape(grad, (1, 2, 1, 1))
+    assert launched == ["_sum_around"]
+
+
+def test_a_mean_of_losses_is_one_launch(launched):
+    scores = tensor(image(2, 3, 5, 13), device="cuda")
+    F.cross_entropy(scores, tensor(np.zeros((2, 5, 13), np.int64)).to("cuda"))
+    assert launched == ["_cross_entropy_cuda", "_mean_loss_cuda"]
+
+
 # ---- optimisers ------------------------------------------------------------------------------
 
 SHAPES = [(3, 2, 3), (), (0, 4), (9,), (7, 9), (32,)]  # in the simulator a piece has 32 numbers
@@ -396,19 +463,9 @@ def test_the_state_goes_to_the_host_and_back(name):
 
 
 @pytest.mark.parametrize("name", ["decay", "adam"])
-def test_a_step_of_all_parameters_is_one_launch(name, monkeypatch):
+def test_a_step_of_all_parameters_is_one_launch(name, launched):
     tensors = parameters("cuda")
-    optimizer = MAKERS[name](optim, tensors)
-    steps(optimizer, tensors, 0, 1)
-    launched = []
-    plain = launching._Launcher.__call__
-
-    def launch(launcher, *arguments):
-        launched.append(launcher.kernel.__name__)
-        plain(launcher, *arguments)
-
-    monkeypatch.setattr(launching._Launcher, "__call__", launch)
-    steps(optimizer, tensors, 1, 2)
+    steps(MAKERS[name](optim, tensors), tensors, 0, 1)
     assert launched == ["_adam_cuda" if name == "adam" else "_sgd_cuda"]
 
 

@@ -793,6 +793,19 @@ def _tables(rule: Callable[..., Any], given: tuple[Any, ...], numbers: Any) -> l
     return [_upload(np.asarray(made)) for made in rule(*arrays, *numbers)]
 
 
+def counters(count: int) -> CudaArray:
+    """Some int32 zeros, kept, for the blocks of a launch to count in; it leaves them zero.
+
+    There are ``count`` or more. Launches come one after the other, so all may share them.
+    """
+    return _counters(1 << max(8, (count - 1).bit_length()))
+
+
+@lru_cache(maxsize=32)
+def _counters(count: int) -> CudaArray:
+    return _upload(np.zeros(count, np.int32))
+
+
 def pieces(*lists: Sequence[CudaArray]) -> tuple[CudaArray, int]:
     """Lists of arrays, cut into pieces for the blocks of one launch: a table, and how many pieces.
 
@@ -825,7 +838,7 @@ def _pieces(
     return _upload(np.stack(rows, axis=1)), len(array)
 
 
-_CACHES = constants, _kept, _tables, _pieces
+_CACHES = constants, _kept, _tables, _counters, _pieces
 
 
 def cuda_statistics() -> buffers.Statistics:

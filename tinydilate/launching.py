@@ -498,6 +498,38 @@ def pair_at(table: Array, k: int) -> Any:
     return table[2 * k], table[2 * k + 1]
 
 
+@cuda.jit(device=True)
+def add_in_pairs(numbers: Any, thread: Any, threads: int) -> None:
+    """Leave the sum of a block's shared array, a number a thread, in its first place.
+
+    Half of the threads add the others' numbers to theirs, then half of those, and so on.
+    """
+    half = np.uint32(threads // 2)
+    while half > 0:
+        cuda.syncthreads()
+        if thread < half:
+            numbers[thread] += numbers[thread + half]
+        half >>= np.uint32(1)
+
+
+@cuda.jit(device=True)
+def is_last_block(counters: Any, number: Any, blocks: Any) -> Any:
+    """Whether all the other blocks that count here have finished, and what they wrote can be read.
+
+    Each asks once, all its threads together, when its thread 0 has written what the block found.
+    `device.counters` are zero before and after a launch.
+    """
+    before = cuda.shared.array(1, np.int32)
+    if cuda.threadIdx.x == 0:
+        cuda.threadfence()  # whoever sees the count sees what was written as well
+        before[0] = cuda.atomic.add(counters, number, np.int32(1))
+        cuda.threadfence()
+        if before[0] == np.int32(blocks - 1):
+            counters[number] = 0
+    cuda.syncthreads()
+    return before[0] == np.int32(blocks - 1)
+
+
 def _emit_number_at() -> Any:
     """Numba intrinsic for `number_at`."""
     from numba import types

@@ -22,7 +22,16 @@ from tinydilate import buffers, device
 from tinydilate.autograd import Op, Tensor, public
 from tinydilate.device import SIMULATED, Array, CudaArray, MetaArray, cover
 from tinydilate.errors import ShapeError
-from tinydilate.kernel import CudaElementwise, Elementwise, cuda, jit_relaxed, kernel
+from tinydilate.kernel import (
+    CudaElementwise,
+    Elementwise,
+    Int32Array,
+    add_in_pairs,
+    cuda,
+    is_last_block,
+    jit_relaxed,
+    kernel,
+)
 from tinydilate.threads import share
 
 
@@ -136,12 +145,14 @@ def _sum_middle(start: int, stop: int, x: Array, total: Array) -> None:
                 sums[b] += short[b]
 
 
-# On the GPU a long sum is cut into parts of one length, so that there is work for all processors,
-# and then the sums of the parts are summed, and so on. Who adds what is settled by the sizes alone,
-# so the same numbers give the same bits.
+# On the GPU a long sum is cut into parts, so that there is work for all processors: a block adds
+# each part, and the last block to finish adds what they found. Who adds what is settled by the
+# sizes alone, so the same numbers give the same bits.
 
-_THREADS = 8 if SIMULATED else 256  # of a block that adds a part of a row; a power of two
-_PART = 4 * _THREADS  # numbers of a part
+_THREADS = 8 if SIMULATED else 256  # of a block that adds a part; a power of two
+_EACH = 4  # numbers that a thread asks for at a time
+_PART = _EACH * _THREADS  # numbers of a part
+_MOST = 16 if SIMULATED else 1024  # parts of a sum; of longer ones a part has more numbers
 
 
 @sum_to_shape.cuda
@@ -149,62 +160,101 @@ def sum_to_shape_cuda(x: CudaArray, shape: tuple[int, ...]) -> CudaArray:
     given = x
     if 0 in x.shape:
         return device.zeros(shape, x.dtype)
-    for by_rows, launch, count, numbers in _sums(x.shape, shape):
-        sums = device.empty((count,), x.dtype)
-        (_sum_parts_of_rows if by_rows else _sum_parts_of_middles)[launch](x, sums, *numbers)
-        x = sums
+    for middle, launch, count, parts, numbers in _sums(x.shape, shape):
+        total = device.empty((count,), x.dtype)
+        if middle:
+            _sum_parts_of_middles[launch](x, total, *numbers)
+        else:
+            sums = total if parts == 1 else device.empty((count, parts), x.dtype)
+            _sum_around[launch](x, sums, total, device.counters(count), *numbers)
+        x = total
     return x.reshape(shape) if x is given else x.as_own(shape)
 
 
 @lru_cache(4096)
 def _sums(given: tuple[int, ...], shape: tuple[int, ...]) -> list[tuple[Any, ...]]:
-    """The launches that it takes: by rows or not, blocks and threads, sums, the sizes given.
+    """The launches that it takes: along a middle or not, blocks and threads, sums, parts, sizes.
 
-    Each sums the parts of a run, (A, R, B) -> (A, parts, B), until there is one part left. A
-    network sums the same shapes in every step.
+    A network sums the same shapes in every step.
     """
     launches: list[tuple[Any, ...]] = []
     full = (1,) * (len(given) - len(shape)) + shape
-    end = len(given)
-    while end > 0:  # as above: the last run of neighbouring axes first
-        if full[end - 1] == given[end - 1]:
-            end -= 1
-            continue
-        start = end
-        while start > 0 and full[start - 1] != given[start - 1]:
-            start -= 1
-        before, after = math.prod(given[:start]), math.prod(full[end:])
-        run = math.prod(given[start:end])
-        while run > 1:
+    runs: list[tuple[int, int]] = []  # of neighbouring axes that are all summed, the last run first
+    for axis in reversed(range(len(given))):
+        if full[axis] != given[axis]:
+            joined = runs and runs[-1][0] == axis + 1
+            runs.append((axis, runs.pop()[1] if joined else axis + 1))
+    if len(runs) == 2 and runs[0][1] == len(given) and runs[1][0] == 0:  # a bias's gradient
+        (start, _), (_, end) = runs
+        return [_around(*map(math.prod, (given[:end], given[end:start], given[start:])))]
+    for start, end in runs:
+        before, run = math.prod(given[:start]), math.prod(given[start:end])
+        after = math.prod(full[end:])
+        if after == 1:
+            launches.append(_around(1, before, run))
+        while after > 1 and run > 1:  # (A, R, B) -> (A, parts, B), until there is one part left
             parts = -(-run // _PART)
             count = before * parts * after
-            if after == 1:
-                launches.append((True, (before * parts, _THREADS), count, (run, parts)))
-            else:
-                launches.append((False, cover(count), count, (run, parts, after)))
+            launches.append((True, cover(count), count, parts, (run, parts, after)))
             run = parts
-        end = start
     return launches
 
 
+def _around(before: int, count: int, after: int) -> tuple[Any, ...]:
+    """The launch that sums (A, B, C) -> (B,)."""
+    run = before * after
+    size = _PART * -(-run // (_PART * _MOST))
+    parts = -(-run // size)
+    ahead = divmod(_THREADS, after)  # from a thread's number to its next one, in rows and columns
+    return False, (count * parts, _THREADS), count, parts, (run, after, *ahead, size, parts)
+
+
 @cuda.jit(launch_bounds=_THREADS)
-def _sum_parts_of_rows(x: Array, sums: Array, run: np.uint32, parts: np.uint32) -> None:
-    """(A, R) -> (A, parts), a block each: every thread adds some, then they add in pairs."""
+def _sum_around(
+    x: Array,
+    sums: Array,
+    total: Array,
+    counters: Int32Array,
+    run: np.uint32,
+    after: np.uint32,
+    rows_ahead: np.uint32,
+    columns_ahead: np.uint32,
+    part_size: np.uint32,
+    parts: np.uint32,
+) -> None:
+    """(A, B, C) -> (B,): a block has a part of the A*C numbers of one b.
+
+    Every thread adds some, then they add in pairs. The last block of a b adds its parts' sums.
+    """
     block, thread = np.uint32(cuda.blockIdx.x), np.uint32(cuda.threadIdx.x)
-    row, part = block // parts, block % parts
+    count, b, part = np.uint32(total.size), block // parts, block % parts
     sum_of = cuda.shared.array(_THREADS, x.dtype)
-    mine = x.dtype.type(0)
-    for r in range(part * _PART + thread, min(run, (part + 1) * _PART), _THREADS):
-        mine += x[row * run + np.uint32(r)]
+    mine = nothing = x.dtype.type(0)
+    n = np.uint32(part * part_size + thread)
+    end = min(run, np.uint32((part + np.uint32(1)) * part_size))
+    row, column = n // after, n % after
+    while n < end:
+        for _ in range(_EACH):
+            at = np.uint32((row * count + b) * after + column) if n < end else np.uint32(0)
+            number = x[at]  # read in any case: so all are asked for at once
+            mine += number if n < end else nothing
+            n = np.uint32(n + np.uint32(_THREADS))
+            row, column = np.uint32(row + rows_ahead), np.uint32(column + columns_ahead)
+            if column >= after:
+                row, column = np.uint32(row + np.uint32(1)), np.uint32(column - after)
     sum_of[thread] = mine
-    half = np.uint32(_THREADS // 2)
-    while half > 0:
-        cuda.syncthreads()
-        if thread < half:
-            sum_of[thread] += sum_of[thread + half]
-        half >>= np.uint32(1)
+    add_in_pairs(sum_of, thread, _THREADS)
     if thread == 0:
         sums[block] = sum_of[0]
+    if parts > 1 and is_last_block(counters, b, parts):
+        mine, n = nothing, thread
+        while n < parts:
+            mine += sums[np.uint32(b * parts + n)]
+            n = np.uint32(n + np.uint32(_THREADS))
+        sum_of[thread] = mine
+        add_in_pairs(sum_of, thread, _THREADS)
+        if thread == 0:
+            total[b] = sum_of[0]
 
 
 @cuda.jit

@@ -34,12 +34,15 @@ from tinydilate import buffers, device
 from tinydilate.autograd import Op, Tensor, as_tensors, public
 from tinydilate.device import SIMULATED, Array, CudaArray, MetaArray, cover, move
 from tinydilate.errors import ConfigError, DataError, DtypeError, GraphError, ShapeError
-from tinydilate.functional.arithmetic import div_forward, sum_to_shape
+from tinydilate.functional.arithmetic import sum_to_shape
 from tinydilate.functional.reduction import sum as sum_over
 from tinydilate.functional.shaping import check_dim
 from tinydilate.kernel import (
+    Int32Array,
     Int64Array,
+    add_in_pairs,
     cuda,
+    is_last_block,
     jit,
     jit_fused,
     jit_relaxed,
@@ -655,6 +658,7 @@ def cross_entropy_forward_meta(
 @kernel
 def cross_entropy_backward(
     grad: Array,
+    divisor: Array | None,
     x: Array,
     peaks: Array,
     totals: Array,
@@ -665,11 +669,13 @@ def cross_entropy_backward(
 ) -> Array:
     """(N, M) or (), (N, C, M), ... -> (N, C, M): ``p * sum(q) - q``, times a pixel's gradient.
 
-    A gradient without axes is that of every pixel.
+    A gradient without axes is that of every pixel. Where the losses were summed and divided by a
+    number, the gradients are divided by it, too.
     """
     classes = np.arange(x.shape[1])[:, None]  # (C, 1)
     true = labels[:, None] == classes  # (N, C, M)
     with np.errstate(all="ignore"):
+        grad = grad if divisor is None else grad / divisor
         p = np.exp(x - peaks[:, None]) / totals[:, None]
         q = weights[:, None] * ((1 - smoothing) * true + smoothing / x.shape[1])
         scale = np.where(labels != ignore_index, grad, 0)[:, None]  # (N, 1, M)
@@ -679,6 +685,7 @@ def cross_entropy_backward(
 @cross_entropy_backward.cpu
 def cross_entropy_backward_cpu(
     grad: Array,
+    divisor: Array | None,
     x: Array,
     peaks: Array,
     totals: Array,
@@ -688,6 +695,9 @@ def cross_entropy_backward_cpu(
     smoothing: float,
 ) -> Array:
     result = buffers.empty_like(x)
+    if divisor is not None:
+        with np.errstate(all="ignore"):  # a mean of nothing is nan, and so is its gradient
+            grad = np.asarray(grad / divisor)
     if not grad.ndim:
         one, grad = grad, buffers.empty(labels.shape, x.dtype)
         grad[:] = one
@@ -740,6 +750,7 @@ def _cross_entropy_backward(
 @cross_entropy_backward.cuda
 def cross_entropy_backward_cuda(
     grad: CudaArray,
+    divisor: CudaArray | None,
     x: CudaArray,
     peaks: CudaArray,
     totals: CudaArray,
@@ -749,9 +760,10 @@ def cross_entropy_backward_cuda(
     smoothing: float,
 ) -> CudaArray:
     result = device.empty_like(x)
+    divided = divisor is not None
     _cross_entropy_backward_cuda[cover(labels.size)](
-        *(grad, x, peaks, totals, labels, weights, result),
-        *(min(1, grad.ndim), *x.shape[1:]),
+        *(grad, divisor if divided else grad, x, peaks, totals, labels, weights, result),
+        *(min(1, grad.ndim), divided, *x.shape[1:]),
         ignore_index,
         *_shares(smoothing, x.shape[1]),
     )
@@ -761,6 +773,7 @@ def cross_entropy_backward_cuda(
 @cuda.jit
 def _cross_entropy_backward_cuda(
     grad: Array,
+    divisor: Array,
     x: Array,
     peaks: Array,
     totals: Array,
@@ -768,6 +781,7 @@ def _cross_entropy_backward_cuda(
     weights: Array,
     result: Array,
     step: np.uint32,
+    divided: bool,
     classes: int,
     pixels: np.uint32,
     ignore_index: np.int64,
@@ -781,6 +795,8 @@ def _cross_entropy_backward_cuda(
     first, label = _first_score(pixel, classes, pixels), labels[pixel]
     peak, total = peaks[pixel], totals[pixel]  # asked for before they are needed
     given = grad[np.uint32(pixel * step)] if label != ignore_index else grad.dtype.type(0)
+    if divided and label != ignore_index:
+        given /= divisor[0]
     # q is own at the label and evenly * weights[c] everywhere; said is its sum over the total.
     own, evenly = grad.dtype.type(0), given * to_each
     if _is_class(label, classes):
@@ -803,6 +819,7 @@ def _cross_entropy_backward_cuda(
 @cross_entropy_backward.meta
 def cross_entropy_backward_meta(
     grad: MetaArray,
+    divisor: MetaArray | None,
     x: MetaArray,
     peaks: MetaArray,
     totals: MetaArray,
@@ -868,8 +885,8 @@ def _sum_losses(
         sums[job, 0], sums[job, 1] = total, weight
 
 
-# On the GPU a block takes a short run of pixels, as `_sum_losses` does, and one more block adds up
-# what all of them found, in float64. Who adds what is settled by the number of pixels alone.
+# On the GPU a block takes a short run of pixels, as `_sum_losses` does, and the last one to finish
+# adds up what all of them found, in float64. Who adds what is settled by the number of pixels.
 
 _THREADS = 8 if SIMULATED else 256  # of a block; a power of two
 _EACH = 4  # pixels of a thread
@@ -880,71 +897,62 @@ _PART = _EACH * _THREADS
 def mean_loss_cuda(
     losses: CudaArray, labels: CudaArray, weights: CudaArray, ignore_index: int
 ) -> tuple[CudaArray, CudaArray]:
-    parts = -(-losses.size // _PART)
+    parts = max(1, -(-losses.size // _PART))
     sums = device.empty((2, parts), losses.dtype)
     mean, divisor = device.empty((), losses.dtype), device.empty((), losses.dtype)
-    _sum_losses_cuda[parts, _THREADS](losses, labels, weights, sums, losses.size, ignore_index)
-    _mean_of_sums_cuda[1, _THREADS](sums, mean, divisor, parts)
+    arrays = losses, labels, weights, sums, mean, divisor, device.counters(1)
+    _mean_loss_cuda[parts, _THREADS](*arrays, losses.size, ignore_index)
     return mean, divisor
 
 
 @cuda.jit(launch_bounds=_THREADS)
-def _sum_losses_cuda(
+def _mean_loss_cuda(
     losses: Array,
     labels: Int64Array,
     weights: Array,
     sums: Array,
+    mean: Array,
+    divisor: Array,
+    counters: Int32Array,
     count: np.uint32,
     ignore_index: np.int64,
 ) -> None:
-    """A block has the sum of its pixels' losses in the first row of ``sums``, of weights below."""
+    """A block has the sum of its pixels' losses in the first row of ``sums``, of weights below.
+
+    The last block makes two numbers of (2, parts).
+    """
     block, thread = np.uint32(cuda.blockIdx.x), np.uint32(cuda.threadIdx.x)
-    loss_of = cuda.shared.array(_THREADS, losses.dtype)
-    weight_of = cuda.shared.array(_THREADS, losses.dtype)
+    parts = np.uint32(cuda.gridDim.x)
+    loss_of = cuda.shared.array(_THREADS, np.float64)
+    weight_of = cuda.shared.array(_THREADS, np.float64)
     loss = weight = nothing = losses.dtype.type(0)
     for k in range(_EACH):
         n = np.uint32(block * _PART + k * _THREADS + thread)
-        at = np.uint32(min(n, count - 1))  # read in any case: so all are asked for at once
+        at = n if n < count else np.uint32(0)  # read in any case: so all are asked for at once
         label = labels[at]
         known = (n < count) & (label != ignore_index) & _is_class(label, weights.size)
         of_class = weights[np.uint32(label if known else 0)]
         loss += losses[at] if n < count else nothing
         weight += of_class if known else nothing
     loss_of[thread], weight_of[thread] = loss, weight
-    _add_in_pairs(loss_of, weight_of, thread)
+    add_in_pairs(loss_of, thread, _THREADS)
+    add_in_pairs(weight_of, thread, _THREADS)
     if thread == 0:
-        sums[block], sums[np.uint32(cuda.gridDim.x + block)] = loss_of[0], weight_of[0]
-
-
-@cuda.jit(launch_bounds=_THREADS)
-def _mean_of_sums_cuda(sums: Array, mean: Array, divisor: Array, parts: np.uint32) -> None:
-    """(2, parts) -> two numbers; one block."""
-    thread = np.uint32(cuda.threadIdx.x)
-    loss_of = cuda.shared.array(_THREADS, np.float64)
-    weight_of = cuda.shared.array(_THREADS, np.float64)
-    loss = weight = np.float64(0)
+        sums[block], sums[np.uint32(parts + block)] = loss_of[0], weight_of[0]
+    if not is_last_block(counters, 0, parts):
+        return
+    all_losses = all_weights = np.float64(0)
     part = thread
     while part < parts:
-        loss += sums[part]
-        weight += sums[np.uint32(parts + part)]
-        part = np.uint32(part + _THREADS)
-    loss_of[thread], weight_of[thread] = loss, weight
-    _add_in_pairs(loss_of, weight_of, thread)
+        all_losses += sums[part]
+        all_weights += sums[np.uint32(parts + part)]
+        part = np.uint32(part + np.uint32(_THREADS))
+    loss_of[thread], weight_of[thread] = all_losses, all_weights
+    add_in_pairs(loss_of, thread, _THREADS)
+    add_in_pairs(weight_of, thread, _THREADS)
     if thread == 0:
         mean[0] = loss_of[0] / weight_of[0]  # 0/0 is nan where no pixel counts
         divisor[0] = weight_of[0]
-
-
-@cuda.jit(device=True)
-def _add_in_pairs(losses: Any, weights: Any, thread: Any) -> None:
-    """Leave the sum of each shared array in its first place: half of the threads add, and so on."""
-    half = np.uint32(_THREADS // 2)
-    while half > 0:
-        cuda.syncthreads()
-        if thread < half:
-            losses[thread] += losses[thread + half]
-            weights[thread] += weights[thread + half]
-        half >>= np.uint32(1)
 
 
 @mean_loss.meta
@@ -999,6 +1007,7 @@ class CrossEntropy(Op):
     ) -> None:
         self.labels, self.weights, self.ignore_index = labels, weights, ignore_index
         self.reduction, self.smoothing = reduction, smoothing
+        self.divisor = None
 
     def forward(self, x: Any) -> Any:
         before, classes, after = around(x.shape, min(1, len(x.shape) - 1))
@@ -1015,12 +1024,10 @@ class CrossEntropy(Op):
         return loss
 
     def backward(self, grad: Any) -> Any:
-        if self.reduction == "mean":
-            grad = div_forward(grad, self.divisor)
         every_pixel = self.reduction != "none"  # they get one number
         grad = grad.reshape(() if every_pixel else self.labels.shape)
-        dx = cross_entropy_backward(grad, self.x, self.peaks, self.totals, *self.options)
-        return dx.reshape(self.x_shape)
+        kept = self.divisor, self.x, self.peaks, self.totals, *self.options
+        return cross_entropy_backward(grad, *kept).reshape(self.x_shape)
 
 
 @public
