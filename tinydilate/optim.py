@@ -493,16 +493,17 @@ class Adam(Optimizer):
         return {"step": np.zeros(1, np.int64), "mean": mean, "square": square}
 
     def age(self, state: State) -> int:
-        return int(state["step"][0])
+        return state["step"].item()  # type: ignore[no-any-return]
 
     def update(
         self, ws: list[Array], grads: list[Array], states: list[State], lr: float, group: Any
     ) -> list[Array]:
+        step = self.age(states[0]) + 1
         for state in states:
-            state["step"] += 1
+            state["step"][0] = step
         means, squares = ([state[name] for state in states] for name in ("mean", "square"))
         options = group["betas"], group["eps"], group["weight_decay"]
-        changed = adam_step(ws, grads, means, squares, self.age(states[0]), lr, *options)
+        changed = adam_step(ws, grads, means, squares, step, lr, *options)
         return cast(list[Array], changed)
 
 
