@@ -343,11 +343,20 @@ def ops_of(setting: Setting) -> Makers:
 
         return Op(name, run, other, int(moved * x.nbytes))
 
-    labels = np.random.default_rng(1).integers(0, logits[1], (logits[0], *logits[2:]))
-    targets = td.tensor(labels).to("cuda")
-    t_labels = torch and torch.from_numpy(labels).cuda()
     enlarged = [2 * side for side in logits[2:]]
-    a_label = labels.itemsize / (4 * logits[1])  # bytes of a label, in those of its pixel's scores
+
+    def cross_entropy(shape: Any) -> tuple[Any, ...]:
+        labels = np.random.default_rng(1).integers(0, shape[1], (shape[0], *shape[2:]))
+        targets = td.tensor(labels).to("cuda")
+        t_labels = torch and torch.from_numpy(labels).cuda()
+        label = labels.itemsize / (4 * shape[1])  # its bytes, in those of its pixel's scores
+        return (
+            shape,
+            lambda x: F.cross_entropy(x, targets),
+            lambda t: functional.cross_entropy(t, t_labels),
+            *(1 + label, 2 + label),
+        )
+
     pairs: dict[str, tuple[Any, Any, Any, float, float]] = {
         "relu": (big, F.relu, torch and torch.relu, 2, 3),
         "max_pool 2x2/2": (
@@ -380,12 +389,7 @@ def ops_of(setting: Setting) -> Makers:
             lambda t: torch.softmax(t, 1),
             *(2, 3),
         ),
-        "cross_entropy": (
-            logits,
-            lambda x: F.cross_entropy(x, targets),
-            lambda t: functional.cross_entropy(t, t_labels),
-            *(1 + a_label, 2 + a_label),
-        ),
+        "cross_entropy": cross_entropy(logits),
         "bilinear x2": (
             logits,
             lambda x: F.interpolate(x, size=enlarged, mode="bilinear"),
@@ -398,6 +402,7 @@ def ops_of(setting: Setting) -> Makers:
             lambda t: torch.softmax(t, 1),
             *(2, 3),
         ),
+        "cross_entropy of an image": cross_entropy(scores),
         "bilinear x8": (
             cells,
             lambda x: F.interpolate(x, scale_factor=times, mode="bilinear"),
@@ -411,6 +416,7 @@ def ops_of(setting: Setting) -> Makers:
         name = f"{op} backward"
         yield name, lambda n=name, a=(shape, ours, theirs, moved_back): backward(n, *a)  # type: ignore[misc]
     yield "add", lambda: addition(setting, big)
+    yield "bias gradient", lambda: bias_gradient(setting, big)
     yield "SGD, momentum 0.9", lambda: optimiser(setting, "SGD, momentum 0.9", 5)
     yield "Adam", lambda: optimiser(setting, "Adam", 7)
 
@@ -419,6 +425,18 @@ def addition(setting: Setting, shape: tuple[int, ...]) -> Op:
     (x, t), (y, u) = numbers(setting, shape), numbers(setting, shape, 1)
     a, b = td.tensor(x), td.tensor(y)
     return Op("add", lambda: F.add(a, b), None if t is None else lambda: t + u, 3 * x.nbytes)
+
+
+def bias_gradient(setting: Setting, shape: tuple[int, ...]) -> Op:
+    """The sum over all images and pixels, which reads every number and writes next to nothing."""
+    x, t = numbers(setting, shape)
+    total = KERNELS["sum_to_shape"]
+
+    def theirs() -> Any:
+        return t.sum((0, 2, 3), keepdim=True)
+
+    run = None if t is None else theirs
+    return Op("bias gradient", lambda: total(x, (1, shape[1], 1, 1)), run, x.nbytes)
 
 
 def optimiser(setting: Setting, name: str, arrays: int) -> Op:
@@ -484,6 +502,7 @@ def launches(setting: Setting) -> dict[str, Any]:
         "relu kernel": (lambda: KERNELS["relu_forward"](x), torch and (lambda: torch.relu(t))),
         "F.relu": (lambda: F.relu(a), torch and (lambda: torch.nn.functional.relu(t))),
         "F.add": (lambda: F.add(a, b), torch and (lambda: torch.add(t, u))),
+        "Adam, 28 parameters": many_parameters(setting, 28),
     }
     rows = []
     for name, (ours, theirs) in sides.items():
@@ -495,6 +514,21 @@ def launches(setting: Setting) -> dict[str, Any]:
             rows.append(attempt(name, measure))
             setting.done("launches", rows)
     return {"rows": rows}
+
+
+def many_parameters(setting: Setting, count: int) -> tuple[Run, Run | None]:
+    """A step of Adam for parameters of one number each; the demo's networks have 28."""
+    pairs = [numbers(setting, (1,), seed) for seed in range(count)]
+    ours = [td.tensor(x.copy(), requires_grad=True) for x, _ in pairs]
+    for w, (x, _) in zip(ours, pairs, strict=True):
+        w.grad = td.tensor(x)
+    step = optim.Adam(ours).step
+    if setting.torch is None:
+        return step, None
+    theirs = [setting.torch.nn.Parameter(t.clone()) for _, t in pairs]
+    for p, (_, t) in zip(theirs, pairs, strict=True):
+        p.grad = t
+    return step, setting.torch.optim.Adam(theirs).step
 
 
 # ---- networks --------------------------------------------------------------------------------
