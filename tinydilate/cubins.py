@@ -37,7 +37,7 @@ _LIBRARIES = ("nvvm", "nvjitlink", "cuda-nvrtc")
 _SETTINGS = ("NUMBA_OPT", "NUMBA_FORCE_CUDA_CC", "CUDA_HOME", "CUDA_PATH")
 # Modules and classes of these are known: ours are in the folder's digest, and so are the versions
 # of NumPy and Numba; what a kernel may take of the rest is Python's own.
-_KNOWN = ("tinydilate", "numpy", "numba", "math", "operator", "_operator", "builtins")
+_KNOWN = ("tinydilate", "numpy", "numba", "math", "operator", "_operator", "builtins", "ctypes")
 
 
 class Cubin(NamedTuple):
