@@ -1460,9 +1460,30 @@ GPU_PAGE_MUTANTS = [
     Mutant(
         "the largest score not taken away",
         LOSS,
-        "total += math.exp(x[np.uint32(first + c * pixels)] - peak)",
-        "total += math.exp(x[np.uint32(first + c * pixels)])",
+        "total += math.exp(scores[k] - lowered)",
+        "total += math.exp(scores[k])",
         "softmax",
+    ),
+    Mutant(
+        "what was summed so far not lowered to a larger score",
+        LOSS,
+        "total *= math.exp(before - lowered)",
+        "total *= math.exp(before - before)",
+        "test_as_many_classes_as_are_asked_for_at_once_and_others",
+    ),
+    Mutant(
+        "scores of -inf lowered by themselves",
+        LOSS,
+        "lowered = peak if peak > -np.inf else x.dtype.type(0)",
+        "lowered = peak if peak == peak else x.dtype.type(0)",
+        "test_scores_that_are_no_numbers",
+    ),
+    Mutant(
+        "scores beyond the last class asked for",
+        LOSS,
+        "        scores[k] = -np.inf\n        if each < classes:",
+        "        scores[k] = -np.inf\n        if each <= classes:",
+        "test_as_many_classes_as_are_asked_for_at_once_and_others",
     ),
     Mutant(
         "the scores of every item read from the first",

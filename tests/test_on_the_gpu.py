@@ -238,6 +238,35 @@ def test_large_scores_keep_the_small_differences():
     assert loss > 0
 
 
+SOFTMAXES = [lambda x: F.softmax(x, 1), lambda x: F.log_softmax(x, 1)]
+
+
+@pytest.mark.parametrize("classes", [1, 7, 8, 9, 16, 21])
+def test_as_many_classes_as_are_asked_for_at_once_and_others(classes):
+    x, labels = image(2, classes, 5), np.arange(10).reshape(2, 5) % classes
+    for function in SOFTMAXES:
+        check(function, 9 * x)
+    for smoothing in (0.0, 0.1):
+        check(F.cross_entropy, 9 * x, target=labels, label_smoothing=smoothing)
+
+
+@pytest.mark.parametrize("odd", [-np.inf, np.inf, np.nan])
+@pytest.mark.parametrize(
+    "places", [[0], [7], [8], [12], range(8), range(8, 13), range(13)], ids=str
+)
+def test_scores_that_are_no_numbers(odd, places):
+    """The first few of a pixel's scores, the next few, all of them."""
+    x = np.tile(image(1, 13, 1), 3)
+    x[:, list(places), 1] = odd
+    found = []
+    for place in ("cpu", "cuda"):
+        with use("numpy"), guarded():
+            given = tensor(x, device=place)
+            found.append([function(given).numpy() for function in SOFTMAXES])
+    for here, there in zip(*found, strict=True):
+        np.testing.assert_allclose(there, here, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8])
 def test_labels_that_are_on_the_gpu_already(dtype):
     x = tensor(image(1, 3, 2, 3), device="cuda")

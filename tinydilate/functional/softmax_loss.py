@@ -278,35 +278,58 @@ def _first_score(pixel: Any, classes: Any, pixels: Any) -> Any:
     return np.uint32(pixel + np.uint32(item * np.uint32(classes - 1)) * pixels)
 
 
-@cuda.jit(device=True)
-def _peak(x: Array, first: Any, classes: Any, pixels: Any) -> Any:
-    """Largest score of the pixel whose scores begin at ``first``."""
-    peak = x[first]
-    for c in range(classes):  # from 1 on, a literal, it would count in 64 bits
-        score = x[np.uint32(first + c * pixels)]
-        peak = score if score > peak else peak
-    return peak
+_AT_ONCE = 8  # scores that a thread asks for before it uses the first: memory is slow to answer
 
 
 @cuda.jit(device=True)
-def _total(x: Array, first: Any, classes: Any, pixels: Any, peak: Any) -> Any:
-    """Sum of exp(score - peak) over the same scores."""
-    total = x.dtype.type(0)
-    for c in range(classes):
-        total += math.exp(x[np.uint32(first + c * pixels)] - peak)
-    return total
+def _ask(x: Array, first: Any, c: Any, classes: Any, pixels: Any, scores: Array) -> None:
+    """The next scores of a pixel, from class c on, into a thread's registers; -inf at the end."""
+    for k in range(_AT_ONCE):
+        each = np.uint32(c + np.uint32(k))
+        scores[k] = -np.inf
+        if each < classes:
+            scores[k] = x[np.uint32(first + each * pixels)]
+
+
+@cuda.jit(device=True)
+def _peak_and_total(x: Array, first: Any, classes: Any, pixels: Any) -> Any:
+    """Largest score of the pixel whose scores begin at ``first``, and sum of exp(score - peak).
+
+    Both in one walk (Milakov and Gimelshein, 2018): where a larger score comes up, what was summed
+    so far is scaled down to it.
+    """
+    scores = cuda.local.array(_AT_ONCE, x.dtype)
+    peak, total, c = x.dtype.type(-np.inf), x.dtype.type(0), np.uint32(0)
+    while c < classes:
+        _ask(x, first, c, classes, pixels, scores)
+        before = peak
+        for k in range(_AT_ONCE):
+            peak = scores[k] if scores[k] > peak else peak
+        lowered = peak if peak > -np.inf else x.dtype.type(0)  # -inf less -inf would be nan
+        total *= math.exp(before - lowered)
+        for k in range(_AT_ONCE):
+            total += math.exp(scores[k] - lowered)
+        c = np.uint32(c + np.uint32(_AT_ONCE))
+    return peak, total if total > 0 else x.dtype.type(np.nan)  # scores all -inf have no softmax
 
 
 @cuda.jit
-def _softmax_cuda(x: Array, out: Array, count: np.uint32, classes: int, pixels: np.uint32) -> None:
+def _softmax_cuda(
+    x: Array, out: Array, count: np.uint32, classes: np.uint32, pixels: np.uint32
+) -> None:
     pixel = np.uint32(cuda.grid(1))
     if pixel < count:
         first = _first_score(pixel, classes, pixels)
-        peak = _peak(x, first, classes, pixels)
-        share = x.dtype.type(1) / _total(x, first, classes, pixels, peak)  # one division for all
-        for c in range(classes):
-            at = np.uint32(first + c * pixels)
-            out[at] = math.exp(x[at] - peak) * share
+        peak, total = _peak_and_total(x, first, classes, pixels)
+        share = x.dtype.type(1) / total  # one division for all
+        scores, c = cuda.local.array(_AT_ONCE, x.dtype), np.uint32(0)
+        while c < classes:
+            _ask(x, first, c, classes, pixels, scores)
+            for k in range(_AT_ONCE):
+                each = np.uint32(c + np.uint32(k))
+                if each < classes:
+                    out[np.uint32(first + each * pixels)] = math.exp(scores[k] - peak) * share
+            c = np.uint32(c + np.uint32(_AT_ONCE))
 
 
 @softmax_forward.meta
@@ -368,15 +391,22 @@ def _softmax_backward_cuda(
     pixel = np.uint32(cuda.grid(1))
     if pixel < count:
         first = _first_score(pixel, classes, pixels)
+        given, p = cuda.local.array(_AT_ONCE, grad.dtype), cuda.local.array(_AT_ONCE, grad.dtype)
         total, c = grad.dtype.type(0), np.uint32(0)
         while c < classes:
-            at = np.uint32(first + c * pixels)
-            total += grad[at] * out[at]
-            c = np.uint32(c + np.uint32(1))
+            _ask(grad, first, c, classes, pixels, given)
+            _ask(out, first, c, classes, pixels, p)
+            for k in range(_AT_ONCE):
+                total += given[k] * p[k] if c + np.uint32(k) < classes else grad.dtype.type(0)
+            c = np.uint32(c + np.uint32(_AT_ONCE))
         while c > 0:  # backwards: what was read last is still in the cache
-            c = np.uint32(c - np.uint32(1))
-            at = np.uint32(first + c * pixels)
-            result[at] = out[at] * (grad[at] - total)
+            c = np.uint32(c - np.uint32(_AT_ONCE))
+            _ask(grad, first, c, classes, pixels, given)
+            _ask(out, first, c, classes, pixels, p)
+            for k in range(_AT_ONCE):
+                each = np.uint32(c + np.uint32(k))
+                if each < classes:
+                    result[np.uint32(first + each * pixels)] = p[k] * (given[k] - total)
 
 
 @softmax_backward.meta
@@ -426,16 +456,21 @@ def log_softmax_forward_cuda(x: CudaArray) -> CudaArray:
 
 @cuda.jit
 def _log_softmax_cuda(
-    x: Array, out: Array, count: np.uint32, classes: int, pixels: np.uint32
+    x: Array, out: Array, count: np.uint32, classes: np.uint32, pixels: np.uint32
 ) -> None:
     pixel = np.uint32(cuda.grid(1))
     if pixel < count:
         first = _first_score(pixel, classes, pixels)
-        peak = _peak(x, first, classes, pixels)
-        log = math.log(_total(x, first, classes, pixels, peak))
-        for c in range(classes):
-            at = np.uint32(first + c * pixels)
-            out[at] = x[at] - peak - log
+        peak, total = _peak_and_total(x, first, classes, pixels)
+        log, c = math.log(total), np.uint32(0)
+        scores = cuda.local.array(_AT_ONCE, x.dtype)
+        while c < classes:
+            _ask(x, first, c, classes, pixels, scores)
+            for k in range(_AT_ONCE):
+                each = np.uint32(c + np.uint32(k))
+                if each < classes:
+                    out[np.uint32(first + each * pixels)] = scores[k] - peak - log
+            c = np.uint32(c + np.uint32(_AT_ONCE))
 
 
 @log_softmax_forward.meta
@@ -497,14 +532,25 @@ def _log_softmax_backward_cuda(
     pixel = np.uint32(cuda.grid(1))
     if pixel < count:
         first = _first_score(pixel, classes, pixels)
+        given, log_p = (
+            cuda.local.array(_AT_ONCE, grad.dtype),
+            cuda.local.array(_AT_ONCE, grad.dtype),
+        )
         total, c = grad.dtype.type(0), np.uint32(0)
         while c < classes:
-            total += grad[np.uint32(first + c * pixels)]
-            c = np.uint32(c + np.uint32(1))
+            _ask(grad, first, c, classes, pixels, given)
+            for k in range(_AT_ONCE):
+                total += given[k] if c + np.uint32(k) < classes else grad.dtype.type(0)
+            c = np.uint32(c + np.uint32(_AT_ONCE))
         while c > 0:  # backwards, as in `_softmax_backward_cuda`
-            c = np.uint32(c - np.uint32(1))
-            at = np.uint32(first + c * pixels)
-            result[at] = grad[at] - math.exp(out[at]) * total
+            c = np.uint32(c - np.uint32(_AT_ONCE))
+            _ask(grad, first, c, classes, pixels, given)
+            _ask(out, first, c, classes, pixels, log_p)
+            for k in range(_AT_ONCE):
+                each = np.uint32(c + np.uint32(k))
+                if each < classes:
+                    at = np.uint32(first + each * pixels)
+                    result[at] = given[k] - math.exp(log_p[k]) * total
 
 
 @log_softmax_backward.meta
@@ -620,7 +666,7 @@ def _cross_entropy_cuda(
     losses: Array,
     peaks: Array,
     totals: Array,
-    classes: int,
+    classes: np.uint32,
     pixels: np.uint32,
     ignore_index: np.int64,
     to_label: float,
@@ -629,11 +675,10 @@ def _cross_entropy_cuda(
     pixel = np.uint32(cuda.grid(1))
     if pixel >= losses.size:
         return
-    first = _first_score(pixel, classes, pixels)
-    peak = _peak(x, first, classes, pixels)
-    total = _total(x, first, classes, pixels, peak)
+    first, label = _first_score(pixel, classes, pixels), labels[pixel]
+    peak, total = _peak_and_total(x, first, classes, pixels)
     peaks[pixel], totals[pixel] = peak, total
-    label, log = labels[pixel], math.log(total)
+    log = math.log(total)
     if label == ignore_index:
         losses[pixel] = 0
     elif _is_class(label, classes):
@@ -641,7 +686,7 @@ def _cross_entropy_cuda(
         loss = to_label * weights[c] * (peak - x[np.uint32(first + c * pixels)] + log)
         if to_each > 0:
             for each in range(classes):
-                surprise = peak - x[np.uint32(first + each * pixels)] + log
+                surprise = peak - x[np.uint32(first + np.uint32(each) * pixels)] + log
                 loss += to_each * weights[np.uint32(each)] * surprise
         losses[pixel] = loss
     else:
@@ -782,7 +827,7 @@ def _cross_entropy_backward_cuda(
     result: Array,
     step: np.uint32,
     divided: bool,
-    classes: int,
+    classes: np.uint32,
     pixels: np.uint32,
     ignore_index: np.int64,
     to_label: float,
@@ -793,7 +838,9 @@ def _cross_entropy_backward_cuda(
     if pixel >= labels.size:
         return
     first, label = _first_score(pixel, classes, pixels), labels[pixel]
-    peak, total = peaks[pixel], totals[pixel]  # asked for before they are needed
+    peak, total = peaks[pixel], totals[pixel]
+    scores, c = cuda.local.array(_AT_ONCE, x.dtype), np.uint32(0)
+    _ask(x, first, c, classes, pixels, scores)  # before they are needed
     given = grad[np.uint32(pixel * step)] if label != ignore_index else grad.dtype.type(0)
     if divided and label != ignore_index:
         given /= divisor[0]
@@ -805,15 +852,19 @@ def _cross_entropy_backward_cuda(
         own = given * grad.dtype.type(np.nan)
     said = own
     if to_each > 0:
-        for c in range(classes):
-            said += evenly * weights[np.uint32(c)]
+        for n in range(classes):
+            said += evenly * weights[np.uint32(n)]
     said /= total
-    for c in range(classes):
-        at = np.uint32(first + c * pixels)
-        q = own if c == label else grad.dtype.type(0)
-        if to_each > 0:
-            q += evenly * weights[np.uint32(c)]
-        result[at] = math.exp(x[at] - peak) * said - q
+    while c < classes:
+        for k in range(_AT_ONCE):
+            each = np.uint32(c + np.uint32(k))
+            if each < classes:
+                q = own if each == label else grad.dtype.type(0)
+                if to_each > 0:
+                    q += evenly * weights[each]
+                result[np.uint32(first + each * pixels)] = math.exp(scores[k] - peak) * said - q
+        c = np.uint32(c + np.uint32(_AT_ONCE))
+        _ask(x, first, c, classes, pixels, scores)
 
 
 @cross_entropy_backward.meta
