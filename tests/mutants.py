@@ -1615,10 +1615,10 @@ GPU_PAGE_MUTANTS = [
         "a step goes one number beyond the end of a piece",
         "optim.py",
         """        w, velocity = _sgd_rule(w, grad, velocity, lr, momentum, decay)
-        put_at(at_w, n, w)
+        put_at(at_w, n, w, like)
 """,
         """        w, velocity = _sgd_rule(w, grad, velocity, lr, momentum, decay)
-        put_at(at_w, n + 1, w)
+        put_at(at_w, n + 1, w, like)
 """,
         "test_optimisers_agree",
     ),

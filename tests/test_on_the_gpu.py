@@ -17,6 +17,7 @@ from tinydilate import device, launching, manual_seed, nn, optim, tensor, use
 from tinydilate.autograd import Tensor
 from tinydilate.config import Config
 from tinydilate.data.sets import Data, Scenes
+from tinydilate.errors import ShapeError
 from tinydilate.functional import arithmetic, pooling, softmax_loss
 from tinydilate.functional.padding import IndexMaps, showing
 from tinydilate.functional.resizing import Axis, neighbours, shares
@@ -425,6 +426,16 @@ def test_sums_of_so_many_numbers(shapes, dtype):
     assert found[0].dtype == dtype
 
 
+def test_sums_without_parts_keep_no_counters():
+    x = device.move(image(40, 2), "cuda")
+    arithmetic.sum_to_shape(x, (40, 1))
+    before = device.cuda_statistics().in_use
+    x = device.move(image(600, 2), "cuda")
+    arithmetic.sum_to_shape(x, (600, 1))
+    del x
+    assert device.cuda_statistics().in_use <= before
+
+
 def test_a_biass_gradient_is_one_launch(launched):
     grad = device.move(image(9, 2, 5, 13), "cuda")
     arithmetic.sum_to_shape(grad, (1, 2, 1, 1))
@@ -498,6 +509,21 @@ def test_a_step_of_all_parameters_is_one_launch(name, launched):
     tensors = parameters("cuda")
     steps(MAKERS[name](optim, tensors), tensors, 0, 1)
     assert launched == ["_adam_cuda" if name == "adam" else "_sgd_cuda"]
+
+
+def test_lists_of_unlike_arrays_are_refused():
+    w, g = (device.move(image(size), "cuda") for size in (5, 4))
+    with pytest.raises(ShapeError, match=r"as many numbers; got \(5,\) and \(4,\)"):
+        optim.sgd_step([w], [g], [w], 0.1, 0.0, 0.0)
+    with pytest.raises(ShapeError, match=r"got \(5, 5\) and \(5,\)"):
+        optim.sgd_step([w, w], [w], [w], 0.1, 0.0, 0.0)
+
+
+def test_what_a_recorded_step_changes_is_kept():
+    w, g, v = (device.move(image(5), "cuda") for _ in range(3))
+    optim.sgd_step([w], [g], [v], 0.1, 0.0, 0.0)  # makes the table
+    recorded = device.capture(lambda: optim.sgd_step([w], [g], [v], 0.1, 0.0, 0.0))
+    assert {id(array.memory) for array in (w, g, v)} <= set(recorded.kept)
 
 
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=6), st.sampled_from([4, 8]))

@@ -813,9 +813,23 @@ def pieces(*lists: Sequence[CudaArray]) -> tuple[CudaArray, int]:
     table, of int64, is a piece: for each list the address where its numbers begin, and their count.
 
     The pool deals the same memory out in the same few orders, step after step of a training, so the
-    tables are found again.
+    tables are found again. (Where the orders do not come back, one is made and sent in each step.)
+
+    Raises
+    ------
+    ShapeError
+        If the lists do not have as many arrays, of as many numbers.
     """
-    sizes = tuple([array.size for array in lists[0]])
+    sizes, *others = [tuple([array.size for array in arrays]) for arrays in lists]
+    for other in others:
+        if other != sizes:
+            raise ShapeError(
+                f"expected lists of arrays with as many numbers; got {sizes} and {other}. A "
+                "parameter's gradient and state have its shape."
+            )
+    if being_recorded:
+        for arrays in lists:
+            being_recorded.keep(tuple(arrays))
     addresses = tuple([_address(array.flat) for arrays in lists for array in arrays])
     return _pieces(addresses, sizes, lists[0][0].dtype.itemsize)
 

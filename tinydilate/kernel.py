@@ -298,7 +298,7 @@ def _ready(arguments: tuple[Any, ...]) -> str:
                     return ""
                 found = dtype
         elif kind is list:
-            return _ready(_taken_apart(arguments))
+            return _ready(_taken_apart(arguments)) if _hold_arrays(arguments) else ""
         elif kind is CudaArray or (kind not in _NO_HOLDERS and isinstance(argument, _HOLDERS)):
             return _ready_on_gpu(arguments)
     return "cpu"
@@ -316,19 +316,27 @@ def _ready_on_gpu(arguments: tuple[Any, ...]) -> str:
                     return ""
                 found = dtype
         elif kind is list:
-            return _ready_on_gpu(_taken_apart(arguments))
+            return _ready_on_gpu(_taken_apart(arguments)) if _hold_arrays(arguments) else ""
         elif kind not in _NO_HOLDERS and isinstance(argument, _HOLDERS):
             return ""
     return "cuda"
 
 
+def _hold_arrays(arguments: tuple[Any, ...]) -> bool:
+    """Whether all lists hold arrays, of NumPy's or on the GPU, and nothing else."""
+    kinds = {type(each) for argument in arguments if type(argument) is list for each in argument}
+    return kinds in ({np.ndarray}, {CudaArray})
+
+
 def _taken_apart(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Arguments with the arrays of each list in its place."""
-    return tuple(each for argument in arguments for each in _each(argument))
-
-
-def _each(argument: Any) -> Any:
-    return argument if type(argument) is list else (argument,)
+    apart: list[Any] = []
+    for argument in arguments:
+        if type(argument) is list:
+            apart += argument
+        else:
+            apart.append(argument)
+    return tuple(apart)
 
 
 def _arrays(arguments: tuple[Any, ...]) -> Iterator[Any]:

@@ -552,13 +552,13 @@ def _emit_put_at() -> Any:
     from numba.cuda.extending import intrinsic
 
     @intrinsic
-    def put_at(typing: Any, address: Any, n: Any, number: Any) -> Any:
+    def put_at(typing: Any, address: Any, n: Any, number: Any, like: Any) -> Any:
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            place = _emit_place(builder, context.get_data_type(number), *arguments[:2])
-            builder.store(arguments[2], place)
+            place = _emit_place(builder, context.get_data_type(like.dtype), *arguments[:2])
+            builder.store(context.cast(builder, arguments[2], number, like.dtype), place)
             return context.get_dummy_value()
 
-        return types.void(types.int64, types.int64, number), emit
+        return types.void(types.int64, types.int64, number, like), emit
 
     return put_at
 
@@ -578,9 +578,9 @@ def number_at(address: Any, n: Any, like: Array) -> Any:
 
 
 @native(cache(_emit_put_at))
-def put_at(address: Any, n: Any, number: Any) -> None:
-    """Write number n of those that begin at an address."""
-    _place_at(address, n, number.dtype)[0] = number
+def put_at(address: Any, n: Any, number: Any, like: Array) -> None:
+    """Write number n of those that begin at an address, as `number_at` reads it."""
+    _place_at(address, n, like.dtype)[0] = number
 
 
 def _place_at(address: Any, n: Any, dtype: np.dtype[Any]) -> Any:

@@ -124,8 +124,8 @@ def _sgd_cuda(table: Int64Array, like: Array, lr: float, momentum: float, decay:
         w, grad = number_at(at_w, n, like), number_at(at_grad, n, like)
         velocity = number_at(at_velocity, n, like)
         w, velocity = _sgd_rule(w, grad, velocity, lr, momentum, decay)
-        put_at(at_w, n, w)
-        put_at(at_velocity, n, velocity)
+        put_at(at_w, n, w, like)
+        put_at(at_velocity, n, velocity, like)
         n += _THREADS
 
 
@@ -264,9 +264,9 @@ def _adam_cuda(
         w, grad = number_at(at_w, n, like), number_at(at_grad, n, like)
         mean, square = number_at(at_mean, n, like), number_at(at_square, n, like)
         w, mean, square = _adam_rule(w, grad, mean, square, numbers)
-        put_at(at_w, n, w)
-        put_at(at_mean, n, mean)
-        put_at(at_square, n, square)
+        put_at(at_w, n, w, like)
+        put_at(at_mean, n, mean, like)
+        put_at(at_square, n, square, like)
         n += _THREADS
 
 
@@ -499,11 +499,11 @@ class Adam(Optimizer):
         self, ws: list[Array], grads: list[Array], states: list[State], lr: float, group: Any
     ) -> list[Array]:
         step = self.age(states[0]) + 1
-        for state in states:
-            state["step"][0] = step
         means, squares = ([state[name] for state in states] for name in ("mean", "square"))
         options = group["betas"], group["eps"], group["weight_decay"]
         changed = adam_step(ws, grads, means, squares, step, lr, *options)
+        for state in states:
+            state["step"][0] = step
         return cast(list[Array], changed)
 
 

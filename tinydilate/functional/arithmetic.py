@@ -20,7 +20,7 @@ import numpy as np
 
 from tinydilate import buffers, device
 from tinydilate.autograd import Op, Tensor, public
-from tinydilate.device import SIMULATED, Array, CudaArray, MetaArray, cover
+from tinydilate.device import SIMULATED, Array, CudaArray, MetaArray, card, cover
 from tinydilate.errors import ShapeError
 from tinydilate.kernel import (
     CudaElementwise,
@@ -147,12 +147,13 @@ def _sum_middle(start: int, stop: int, x: Array, total: Array) -> None:
 
 # On the GPU a long sum is cut into parts, so that there is work for all processors: a block adds
 # each part, and the last block to finish adds what they found. Who adds what is settled by the
-# sizes alone, so the same numbers give the same bits.
+# sizes and the card, so there the same numbers give the same bits.
 
 _THREADS = 8 if SIMULATED else 256  # of a block that adds a part; a power of two
 _EACH = 4  # numbers that a thread asks for at a time
 _PART = _EACH * _THREADS  # numbers of a part
-_MOST = 16 if SIMULATED else 1024  # parts of a sum; of longer ones a part has more numbers
+_MOST = 16 if SIMULATED else 1024  # parts of a sum
+_BUSY = 16  # blocks for each multiprocessor that keep a card busy; of longer sums a part has more
 
 
 @sum_to_shape.cuda
@@ -166,7 +167,8 @@ def sum_to_shape_cuda(x: CudaArray, shape: tuple[int, ...]) -> CudaArray:
             _sum_parts_of_middles[launch](x, total, *numbers)
         else:
             sums = total if parts == 1 else device.empty((count, parts), x.dtype)
-            _sum_around[launch](x, sums, total, device.counters(count), *numbers)
+            counters = device.counters(count if parts > 1 else 1)
+            _sum_around[launch](x, sums, total, counters, *numbers)
         x = total
     return x.reshape(shape) if x is given else x.as_own(shape)
 
@@ -203,7 +205,8 @@ def _sums(given: tuple[int, ...], shape: tuple[int, ...]) -> list[tuple[Any, ...
 def _around(before: int, count: int, after: int) -> tuple[Any, ...]:
     """The launch that sums (A, B, C) -> (B,)."""
     run = before * after
-    size = _PART * -(-run // (_PART * _MOST))
+    enough = _BUSY * card().multiprocessors
+    size = _PART * max(1, -(-run // (_PART * _MOST)), run * count // (_PART * enough))
     parts = -(-run // size)
     ahead = divmod(_THREADS, after)  # from a thread's number to its next one, in rows and columns
     return False, (count * parts, _THREADS), count, parts, (run, after, *ahead, size, parts)
@@ -227,21 +230,24 @@ def _sum_around(
     Every thread adds some, then they add in pairs. The last block of a b adds its parts' sums.
     """
     block, thread = np.uint32(cuda.blockIdx.x), np.uint32(cuda.threadIdx.x)
-    count, b, part = np.uint32(total.size), block // parts, block % parts
+    b, part = np.uint32(block // parts), np.uint32(block % parts)
     sum_of = cuda.shared.array(_THREADS, x.dtype)
     mine = nothing = x.dtype.type(0)
-    n = np.uint32(part * part_size + thread)
+    n = np.uint32(part * part_size + thread)  # of the A*C numbers
     end = min(run, np.uint32((part + np.uint32(1)) * part_size))
-    row, column = n // after, n % after
+    # Number n stands in row n // after of its A rows; from one to the next it is B*C numbers.
+    to_next = np.uint32(np.uint32(total.size) * after)
+    column = np.uint32(n % after)
+    at = np.uint32(np.uint32(np.uint32(n // after) * to_next) + np.uint32(b * after + column))
+    ahead = np.uint32(np.uint32(rows_ahead * to_next) + columns_ahead)
     while n < end:
         for _ in range(_EACH):
-            at = np.uint32((row * count + b) * after + column) if n < end else np.uint32(0)
-            number = x[at]  # read in any case: so all are asked for at once
-            mine += number if n < end else nothing
+            number = x[at if n < end else np.uint32(0)]  # read in any case: so all are asked for
+            mine += number if n < end else nothing  # at once
             n = np.uint32(n + np.uint32(_THREADS))
-            row, column = np.uint32(row + rows_ahead), np.uint32(column + columns_ahead)
-            if column >= after:
-                row, column = np.uint32(row + np.uint32(1)), np.uint32(column - after)
+            at, column = np.uint32(at + ahead), np.uint32(column + columns_ahead)
+            if column >= after:  # in the next row
+                at, column = np.uint32(at + np.uint32(to_next - after)), np.uint32(column - after)
     sum_of[thread] = mine
     add_in_pairs(sum_of, thread, _THREADS)
     if thread == 0:
