@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 REST := lint types slow bounds plain simulator doctest docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check steps $(REST) compile-cuda test-gpu bench-gpu oracle browser format clean
+.PHONY: help demo test check steps $(REST) compile-cuda emulate-cuda test-gpu bench-gpu oracle browser format clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ simulator: $(VENV)/ready-dev  ## the CUDA kernels in Numba's simulator
 
 compile-cuda: $(VENV)-cuda/ready  ## the CUDA kernels compiled for sm_75, 80 and 90, without a GPU (a large download)
 	$(VENV)-cuda/bin/python scripts/compile_kernels.py
+
+emulate-cuda: $(VENV)-cuda/ready  ## the GPU tests on what the compiler made of the kernels, run in NumPy
+	TINYDILATE_EMULATED_GPU=1 $(VENV)-cuda/bin/python -m pytest -m "gpu and not slow" -n 2
 
 # GPU_PYTHON names a Python that has numba-cuda, pytest and hypothesis; nothing is installed then.
 test-gpu: $(if $(GPU_PYTHON),,$(VENV)-cuda/ready)  ## on a GPU: everything that only a GPU can show, under eight minutes

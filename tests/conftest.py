@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, settings
 # No test is helped behind its back, and none helps itself to a second core.
 os.environ.setdefault("TINYDILATE_SECOND_PROCESS", "off")
 
+import emulated_gpu
+
 from tinydilate import (
     buffers,
     compiling,
@@ -37,6 +39,9 @@ if device.SIMULATED:
 
     simulator.install()
 
+if emulated_gpu.WANTED:
+    emulated_gpu.install()
+
 # `HYPOTHESIS_PROFILE=thorough make check` draws new examples each time, and more of them.
 # The database of failures stays off: a draw that fails prints the line that repeats it.
 settings.register_profile(
@@ -55,6 +60,14 @@ settings.register_profile(
     print_blob=True,
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_collection_modifyitems(items):
+    """Leave out what the emulated GPU is none for."""
+    for item in items if emulated_gpu.WANTED else ():
+        reason = emulated_gpu.LEFT_OUT.get(getattr(item, "originalname", item.name))
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def pytest_collection_finish():

@@ -9,6 +9,7 @@ import gc
 import numpy as np
 import pytest
 from cases import CASES, Call, Case, twins_of
+from emulated_gpu import WANTED as EMULATED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ops import TOLERANCE, close, run
@@ -124,7 +125,7 @@ def training(place):
 
 @needs_training
 def test_losses_are_those_of_the_cpu_step_by_step():
-    count = 1 if device.SIMULATED else 50
+    count = 1 if device.SIMULATED else 5 if EMULATED else 50
     here, there = training("cpu"), training("cuda")
     losses = np.array([[here().item(), there().item()] for _ in range(count)])
     tolerance = 1e-4 if device.SIMULATED else 1e-2  # rounding grows from step to step
@@ -134,7 +135,7 @@ def test_losses_are_those_of_the_cpu_step_by_step():
 
 @needs_training
 def test_training_twice_gives_the_same_bits():
-    count = 1 if device.SIMULATED else 100
+    count = 1 if device.SIMULATED else 5 if EMULATED else 100
     losses = []
     for _ in range(2):
         step = training("cuda")
@@ -144,7 +145,7 @@ def test_training_twice_gives_the_same_bits():
 
 @needs_training
 def test_ten_thousand_steps_take_the_memory_of_a_few():
-    warm, count = (2, 1) if device.SIMULATED else (50, 10_000)
+    warm, count = (2, 1) if device.SIMULATED else (8, 20) if EMULATED else (50, 10_000)
     step = training("cuda")
     for _ in range(warm):
         loss = step()  # the last step's loss is still there during the next
