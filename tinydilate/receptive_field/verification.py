@@ -177,7 +177,8 @@ def _advice(model: Model, analysis: Analysis, size: tuple[int, ...]) -> str:
                 for each in and_output(larger.layers, larger)
                 if each.has_fields
             ):
-                return f"{wider[0]} x {wider[1]} would do."
+                size_option = f"--size {wider[0]}x{wider[1]}"
+                return f"{wider[0]} x {wider[1]} would do ({size_option} on the command line)."
     return "Give it a larger one."
 
 
