@@ -15,8 +15,6 @@ from hypothesis import HealthCheck, settings
 # No test is helped behind its back, and none helps itself to a second core.
 os.environ.setdefault("TINYDILATE_SECOND_PROCESS", "off")
 
-import emulated_gpu
-
 from tinydilate import (
     buffers,
     compiling,
@@ -39,7 +37,10 @@ if device.SIMULATED:
 
     simulator.install()
 
-if emulated_gpu.WANTED:
+EMULATED = os.environ.get("TINYDILATE_EMULATED_GPU") == "1"
+if EMULATED:
+    import emulated_gpu
+
     emulated_gpu.install()
 
 # `HYPOTHESIS_PROFILE=thorough make check` draws new examples each time, and more of them.
@@ -64,7 +65,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 def pytest_collection_modifyitems(items):
     """Leave out what the emulated GPU is none for."""
-    for item in items if emulated_gpu.WANTED else ():
+    for item in items if EMULATED else ():
         reason = emulated_gpu.LEFT_OUT.get(getattr(item, "originalname", item.name))
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
