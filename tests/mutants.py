@@ -1481,8 +1481,8 @@ GPU_PAGE_MUTANTS = [
     Mutant(
         "scores beyond the last class asked for",
         LOSS,
-        "        scores[k] = -np.inf\n        if each < classes:",
-        "        scores[k] = -np.inf\n        if each <= classes:",
+        "        scores[k] = beyond\n        if each < classes:",
+        "        scores[k] = beyond\n        if each <= classes:",
         "test_as_many_classes_as_are_asked_for_at_once_and_others",
     ),
     Mutant(

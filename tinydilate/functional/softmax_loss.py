@@ -20,6 +20,7 @@ say: the target ``q[c] = w[c] * ((1 - s) * [c = t] + s / C)`` gives ``loss = -su
 The kernels see an array as (N, C, M): M pixels whose C scores lie M numbers apart. The inner loop
 runs along a block of neighbouring pixels, which vector instructions take sixteen at a time. On the
 GPU each pixel has a thread, which goes through its classes: neighbours read neighbouring numbers.
+A thread asks for eight of them before it uses the first, since memory answers late.
 """
 
 from __future__ import annotations
@@ -278,15 +279,17 @@ def _first_score(pixel: Any, classes: Any, pixels: Any) -> Any:
     return np.uint32(pixel + np.uint32(item * np.uint32(classes - 1)) * pixels)
 
 
-_AT_ONCE = 8  # scores that a thread asks for before it uses the first: memory is slow to answer
+_AT_ONCE = 8  # scores that a thread asks for before it uses the first
 
 
 @cuda.jit(device=True)
-def _ask(x: Array, first: Any, c: Any, classes: Any, pixels: Any, scores: Array) -> None:
-    """The next scores of a pixel, from class c on, into a thread's registers; -inf at the end."""
+def _ask(
+    x: Array, first: Any, c: Any, classes: Any, pixels: Any, scores: Array, beyond: Any
+) -> None:
+    """The next scores of a pixel, from class c on, into registers; ``beyond`` the last class."""
     for k in range(_AT_ONCE):
         each = np.uint32(c + np.uint32(k))
-        scores[k] = -np.inf
+        scores[k] = beyond
         if each < classes:
             scores[k] = x[np.uint32(first + each * pixels)]
 
@@ -301,7 +304,7 @@ def _peak_and_total(x: Array, first: Any, classes: Any, pixels: Any) -> Any:
     scores = cuda.local.array(_AT_ONCE, x.dtype)
     peak, total, c = x.dtype.type(-np.inf), x.dtype.type(0), np.uint32(0)
     while c < classes:
-        _ask(x, first, c, classes, pixels, scores)
+        _ask(x, first, c, classes, pixels, scores, -np.inf)
         before = peak
         for k in range(_AT_ONCE):
             peak = scores[k] if scores[k] > peak else peak
@@ -324,7 +327,7 @@ def _softmax_cuda(
         share = x.dtype.type(1) / total  # one division for all
         scores, c = cuda.local.array(_AT_ONCE, x.dtype), np.uint32(0)
         while c < classes:
-            _ask(x, first, c, classes, pixels, scores)
+            _ask(x, first, c, classes, pixels, scores, -np.inf)
             for k in range(_AT_ONCE):
                 each = np.uint32(c + np.uint32(k))
                 if each < classes:
@@ -391,18 +394,19 @@ def _softmax_backward_cuda(
     pixel = np.uint32(cuda.grid(1))
     if pixel < count:
         first = _first_score(pixel, classes, pixels)
-        given, p = cuda.local.array(_AT_ONCE, grad.dtype), cuda.local.array(_AT_ONCE, grad.dtype)
+        given = cuda.local.array(_AT_ONCE, grad.dtype)
+        p = cuda.local.array(_AT_ONCE, grad.dtype)
         total, c = grad.dtype.type(0), np.uint32(0)
         while c < classes:
-            _ask(grad, first, c, classes, pixels, given)
-            _ask(out, first, c, classes, pixels, p)
+            _ask(grad, first, c, classes, pixels, given, 0)
+            _ask(out, first, c, classes, pixels, p, 0)
             for k in range(_AT_ONCE):
-                total += given[k] * p[k] if c + np.uint32(k) < classes else grad.dtype.type(0)
+                total += given[k] * p[k]
             c = np.uint32(c + np.uint32(_AT_ONCE))
         while c > 0:  # backwards: what was read last is still in the cache
             c = np.uint32(c - np.uint32(_AT_ONCE))
-            _ask(grad, first, c, classes, pixels, given)
-            _ask(out, first, c, classes, pixels, p)
+            _ask(grad, first, c, classes, pixels, given, 0)
+            _ask(out, first, c, classes, pixels, p, 0)
             for k in range(_AT_ONCE):
                 each = np.uint32(c + np.uint32(k))
                 if each < classes:
@@ -465,7 +469,7 @@ def _log_softmax_cuda(
         log, c = math.log(total), np.uint32(0)
         scores = cuda.local.array(_AT_ONCE, x.dtype)
         while c < classes:
-            _ask(x, first, c, classes, pixels, scores)
+            _ask(x, first, c, classes, pixels, scores, -np.inf)
             for k in range(_AT_ONCE):
                 each = np.uint32(c + np.uint32(k))
                 if each < classes:
@@ -532,20 +536,18 @@ def _log_softmax_backward_cuda(
     pixel = np.uint32(cuda.grid(1))
     if pixel < count:
         first = _first_score(pixel, classes, pixels)
-        given, log_p = (
-            cuda.local.array(_AT_ONCE, grad.dtype),
-            cuda.local.array(_AT_ONCE, grad.dtype),
-        )
+        given = cuda.local.array(_AT_ONCE, grad.dtype)
+        log_p = cuda.local.array(_AT_ONCE, grad.dtype)
         total, c = grad.dtype.type(0), np.uint32(0)
         while c < classes:
-            _ask(grad, first, c, classes, pixels, given)
+            _ask(grad, first, c, classes, pixels, given, 0)
             for k in range(_AT_ONCE):
-                total += given[k] if c + np.uint32(k) < classes else grad.dtype.type(0)
+                total += given[k]
             c = np.uint32(c + np.uint32(_AT_ONCE))
         while c > 0:  # backwards, as in `_softmax_backward_cuda`
             c = np.uint32(c - np.uint32(_AT_ONCE))
-            _ask(grad, first, c, classes, pixels, given)
-            _ask(out, first, c, classes, pixels, log_p)
+            _ask(grad, first, c, classes, pixels, given, 0)
+            _ask(out, first, c, classes, pixels, log_p, 0)
             for k in range(_AT_ONCE):
                 each = np.uint32(c + np.uint32(k))
                 if each < classes:
@@ -840,7 +842,7 @@ def _cross_entropy_backward_cuda(
     first, label = _first_score(pixel, classes, pixels), labels[pixel]
     peak, total = peaks[pixel], totals[pixel]
     scores, c = cuda.local.array(_AT_ONCE, x.dtype), np.uint32(0)
-    _ask(x, first, c, classes, pixels, scores)  # before they are needed
+    _ask(x, first, c, classes, pixels, scores, -np.inf)  # before they are needed
     given = grad[np.uint32(pixel * step)] if label != ignore_index else grad.dtype.type(0)
     if divided and label != ignore_index:
         given /= divisor[0]
@@ -864,7 +866,7 @@ def _cross_entropy_backward_cuda(
                     q += evenly * weights[each]
                 result[np.uint32(first + each * pixels)] = math.exp(scores[k] - peak) * said - q
         c = np.uint32(c + np.uint32(_AT_ONCE))
-        _ask(x, first, c, classes, pixels, scores)
+        _ask(x, first, c, classes, pixels, scores, -np.inf)
 
 
 @cross_entropy_backward.meta
