@@ -650,6 +650,7 @@ def test_arrays_of_other_libraries_share_their_memory():
     theirs = Foreign(**mine.__cuda_array_interface__)
     x = tensor(theirs)
     assert (x.device, x.shape, x.dtype) == ("cuda", (2, 3), np.float64)
+    assert x.dtype is mine.dtype, "so that nobody has to look twice at what goes with our own"
     device.write(np.full((2, 3), 7.0), mine)
     assert x.numpy().tolist() == [[7.0] * 3] * 2
     assert tinydilate.buffers.is_view(x.data)
@@ -661,6 +662,8 @@ def test_arrays_of_other_libraries_share_their_memory():
         tensor(Foreign(**strided))
     with pytest.raises(DtypeError, match=r"^expected real numbers; got an array of dtype complex"):
         tensor(Foreign(**{**theirs.__cuda_array_interface__, "typestr": "<c8"}))
+    with pytest.raises(DtypeError, match=r"^expected real numbers; got an array of dtype >f8"):
+        tensor(Foreign(**{**theirs.__cuda_array_interface__, "typestr": ">f8"}))
     assert tensor(Foreign(**{**strided, "shape": (0, 3), "data": (0, False)})).shape == (0, 3)
     long = {**theirs.__cuda_array_interface__, "shape": (2**16, 2**15)}
     with pytest.raises(ShapeError, match=r"^expected at most 2147483647 elements"):

@@ -159,6 +159,9 @@ def test_the_door_sees_what_hides_among_ready_arrays():
 
     ready, odd = np.ones((2, 2)), np.ones((2, 4))[:, ::2]
     assert kernel._ready((ready, 3, [ready, ready], ready.astype(np.int64), None))
+    alike = ready.view(ready.dtype.newbyteorder("="))  # the same dtype in another object
+    assert alike.dtype is not ready.dtype
+    assert kernel._ready((ready, alike))
     others = odd, odd.view(Named), [odd], [1.0], [ready, MetaArray((2, 2))], MetaArray((2, 2))
     for other in (*others, np.ones(2, np.float32), [ready, np.ones(2, np.float32)]):
         assert not kernel._ready((ready, other))

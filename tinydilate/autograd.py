@@ -536,7 +536,7 @@ def _alike(values: tuple[Any, ...]) -> bool:
             kind, dtype = type(data), data.dtype
             if dtype not in FLOATS:
                 return False
-        elif data.dtype is not dtype or type(data) is not kind:
+        elif (data.dtype is not dtype and data.dtype != dtype) or type(data) is not kind:
             return False
     return True
 

@@ -1099,13 +1099,12 @@ def adopt(data: Any) -> CudaArray:
                 f"expected an array in C order; got strides {tuple(strides)} for shape {shape}. "
                 "Make it contiguous first: x.contiguous(), cupy.ascontiguousarray(x)."
             )
-    if dtype.kind not in "biuf":
+    if dtype.kind not in "biuf" or not dtype.isnative:
         raise DtypeError(f"expected real numbers; got an array of dtype {dtype}. Convert it first.")
     if not math.prod(shape):
         return empty(shape, dtype)
     _needed(shape, dtype)  # refuses more than a kernel can count
-    line = _line_of(interface, math.prod(shape), dtype.newbyteorder("="))
-    return CudaArray(line, shape, dtype.newbyteorder("="), owner, owner)
+    return CudaArray(_line_of(interface, math.prod(shape), dtype), shape, dtype, owner, owner)
 
 
 def _c_strides(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:

@@ -294,7 +294,7 @@ def _ready(arguments: tuple[Any, ...]) -> str:
                 return ""
             dtype = argument.dtype
             if dtype is not found and dtype.kind == "f":
-                if found is not None:
+                if found is not None and dtype != found:
                     return ""
                 found = dtype
         elif kind is list:
@@ -312,7 +312,7 @@ def _ready_on_gpu(arguments: tuple[Any, ...]) -> str:
         if kind is CudaArray:
             dtype = argument.dtype
             if dtype is not found and dtype.kind == "f":
-                if found is not None:
+                if found is not None and dtype != found:
                     return ""
                 found = dtype
         elif kind is list:
