@@ -66,7 +66,8 @@ class Setting(NamedTuple):
 
 def environment() -> dict[str, str]:
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    given = {name: value for name, value in os.environ.items() if name != "TINYDILATE_EMULATED_GPU"}
+    return {**given, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def call(

@@ -38,6 +38,11 @@ if device.SIMULATED:
     simulator.install()
 
 EMULATED = os.environ.get("TINYDILATE_EMULATED_GPU") == "1"
+if EMULATED and device.SIMULATED:
+    raise pytest.UsageError(
+        "expected the emulated GPU or the simulator; got both. Unset TINYDILATE_EMULATED_GPU or "
+        "NUMBA_ENABLE_CUDASIM."
+    )
 if EMULATED:
     import emulated_gpu
 

@@ -198,9 +198,11 @@ def install() -> None:
     start = device._Driver.__init__
     host = Host(real)
 
+    emulated = Driver()
+
     def begin(driver: Any) -> None:
         start(driver)
-        driver.bindings = Driver()
+        driver.bindings = emulated
 
     def compile_(kernel: launching.CudaKernel, dtype: np.dtype[Any]) -> Any:
         if dtype not in kernel.dtypes:
@@ -211,6 +213,24 @@ def install() -> None:
         ]
         return launching._Compiled(Program(text_of(kernel, dtype)), "<" + "".join(forms))
 
+    # The pool asks the driver for more than an array has, and keeps what is given back. What is
+    # recorded goes on being read and written, whoever else has forgotten it.
+    empty, give_back = device.empty, device._CudaPool.give_back
+
+    def empty_(shape: tuple[int, ...], dtype: Any) -> device.CudaArray:
+        array = empty(shape, dtype)
+        if device.being_recorded:
+            return array
+        block = array.memory.memory
+        emulated.memory.ask_for(block.address, block.size, wanted=False)
+        emulated.memory.ask_for(block.address, array.nbytes)
+        return array
+
+    def give_back_(pool: Any, block: Any) -> None:
+        emulated.memory.ask_for(block.address, block.size, wanted=pool.outside is not None)
+        give_back(pool, block)
+
+    device.empty, device._CudaPool.give_back = empty_, give_back_
     device.numba_cuda, device.cuda_in_kernels = lambda: host, lambda: real
     device.cuda_problem = lambda: None
     device._Driver.__init__ = begin

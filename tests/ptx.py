@@ -34,7 +34,9 @@ DTYPES = {  # of registers, by the letters that their names begin with
     "f": "float32",
     "fd": "float64",
 }
+RUNS = -1  # the barrier at which a lane stands that waits at none
 EXIT = 2**31 - 1  # where a lane stands that has ended
+MOST_BLOCKS, MOST_THREADS = (2**31 - 1, 65_535, 65_535), (1024, 1024, 64)  # along each axis
 Three = tuple[int, int, int]
 
 
@@ -70,22 +72,26 @@ class Memory:
             if self.next > self.size:
                 raise MemoryError
         self.sizes[start] = size
-        self.asked_for[start // 4 : (start + size + 3) // 4] = True
+        self.ask_for(self.base + start, size)
         self.numbers[NUMBERS[0]][start : start + min(size, 2**22)] = 255
         return self.base + start
 
-    def give_back(self, address: int) -> None:
+    def ask_for(self, address: int, size: int, wanted: bool = True) -> None:
+        """Take note that so many bytes may be read and written, or may not."""
         start = address - self.base
-        size = self.sizes.pop(start)
-        self.asked_for[start // 4 : (start + size + 3) // 4] = False
-        self.free.setdefault(size, []).append(start)
+        self.asked_for[start // 4 : (start + size + 3) // 4] = wanted
+
+    def give_back(self, address: int) -> None:
+        size = self.sizes.pop(address - self.base)
+        self.ask_for(address, size, wanted=False)
+        self.free.setdefault(size, []).append(address - self.base)
 
     def places(self, address: Any, width: int) -> Any:
         """Which numbers of so many bytes stand at some addresses; checked."""
         start = address - np.uint64(self.base)  # one before the first is a very large one
-        if np.any(start >= np.uint64(self.size)) or not np.all(
-            self.asked_for[start // np.uint64(4)]
-        ):
+        inside = not np.any(start > np.uint64(self.size - width))
+        ends = (start, start + np.uint64(width - 1)) if inside else ()
+        if not inside or not all(np.all(self.asked_for[end // np.uint64(4)]) for end in ends):
             raise EmulationError(f"{width} bytes of the card's memory that nobody asked for")
         return start // np.uint64(width)
 
@@ -148,6 +154,9 @@ class Program:
         size = int(np.prod(threads))
         if size > self.most:
             raise EmulationError(f"{size} threads a block; its launch bounds allow {self.most}")
+        for given, most in ((blocks, MOST_BLOCKS), (threads, MOST_THREADS)):
+            if any(not 1 <= n <= limit for n, limit in zip(given, most, strict=True)):
+                raise EmulationError(f"a grid or block of {given}; a card takes {most} at most")
         count, each = int(np.prod(blocks)), max(1, LANES // size)
         with np.errstate(all="ignore"):
             for first in range(0, count, each):
@@ -242,18 +251,19 @@ class Writer:
         operands = [part.strip() for part in re.findall(r"\{[^}]*\}|\[[^]]*\]|[^,\s][^,]*", rest)]
         if kinds[0] in ("ld", "st"):
             return self.access(kinds, operands)
-        if kinds[0] == "membar":
+        if name == "membar.gl":  # a lane sees at once what another wrote
             return []
         if kinds[0] == "call":
             return self.call(rest)
-        if kinds[0] == "mma":
+        if name == "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32":
             return self.product(operands)
-        if kinds[0] == "mov" and "{" in rest:
+        if name == "mov.b64" and "{" in rest:
             return self.halves(operands)
         if name == "atom.global.add.u32":
-            value = self.read(operands[2], "u32")
-            return [self.write(operands[0], f"R.add_up(m, {self.address(operands[1])}, {value})")]
-        rule = RULES.get(name) or RULES.get(f"{kinds[0]}.{kinds[-1]}") or RULES.get(kinds[0])
+            address, value = self.address(operands[1]), self.read(operands[2], "u32")
+            added = self.write(operands[0], f"R.add_up(m, {address}, {value})")
+            return [f"check_alignment(m, {address}, 4)", added]
+        rule = rule_of(name)
         if rule is None:
             raise EmulationError(f"an instruction that the emulation does not know: {statement}")
         types = [kinds[-1]] * 3 + ["u32"] * 2
@@ -272,11 +282,12 @@ class Writer:
             raise EmulationError(f"a memory that the emulation does not know: {'.'.join(kinds)}")
         address, width = self.address(place), int(re.sub(r"\D", "", kind)) // 8
         names = re.findall(r"[%\w]+", value) if value.startswith("{") else [value]
-        lines = [f"check_alignment(m, {address}, {width * len(names)})"]
+        lines = [f"place = {address}", f"check_alignment(m, place, {width * len(names)})"]
         for n, name in enumerate(names):
-            at = f"{address} + {self.constant(np.uint64(n * width))}"
+            at = f"place + {self.constant(np.uint64(n * width))}"
             if loads:
-                lines.append(self.write(name, f"R.load(m, {space!r}, {at}, {kind!r})"))
+                found = f"R.load(m, {space!r}, {at}, {kind!r})"
+                lines.append(self.write(name, f"extended({found}, {kind!r})"))
             else:
                 lines.append(f"R.store(m, {space!r}, {at}, {self.read(name, kind)}, {kind!r})")
         return lines
@@ -285,7 +296,7 @@ class Writer:
         """The kernel's arguments, and those of a function that it calls."""
         own = re.search(r"_param_(\d+)\]", place)
         if own:
-            return [self.write(value, f"R.argument({own.group(1)}, {kind!r})")]
+            return [self.write(value, f"extended(R.argument({own.group(1)}, {kind!r}), {kind!r})")]
         name = re.sub(r"\W.*", "", place.strip("["))
         if loads:
             return [self.write(value, f"R.{name}")]
@@ -361,14 +372,14 @@ class Grid:
     def run(self) -> None:
         """Run blocks until all lanes have ended."""
         at = np.zeros(self.lanes, np.int64)  # where each lane stands
-        waiting = np.zeros(self.lanes, np.bool_)
+        waits = np.full(self.lanes, RUNS)  # at which barrier
         while True:
-            running = ~waiting & (at != EXIT)
+            running = (waits == RUNS) & (at != EXIT)
             if not running.any():
-                if not waiting.any():
+                if (waits == RUNS).all():
                     return
-                self._check_who_waits(waiting)
-                waiting[:] = False
+                self._check_who_waits(waits)
+                waits[:] = RUNS
                 continue
             number = int(at[running].min())
             mask = running & (at == number)
@@ -379,10 +390,17 @@ class Grid:
                 goes_on = np.where(*goes_on)
             at = np.where(True if mask is None else mask, goes_on, at)
             if block.barrier:
-                waiting |= True if mask is None else mask
+                waits = np.where(True if mask is None else mask, number, waits)
 
-    def _check_who_waits(self, waiting: Any) -> None:
-        count = waiting.reshape(-1, self.size).sum(axis=1)
+    def _check_who_waits(self, waits: Any) -> None:
+        of_blocks = waits.reshape(-1, self.size)
+        if np.any(
+            np.ptp(
+                np.where(of_blocks == RUNS, of_blocks.max(axis=1, keepdims=True), of_blocks), axis=1
+            )
+        ):
+            raise EmulationError("threads of one block that wait at different barriers")
+        count = (of_blocks != RUNS).sum(axis=1)
         if np.any((count > 0) & (count < self.size)):
             raise EmulationError(
                 "threads that wait at a barrier for others of their block, which ended"
@@ -418,7 +436,8 @@ class Grid:
         if space == "global":
             return self.memory.places(address, dtype.itemsize), self.memory.numbers[dtype]
         width = np.uint64(dtype.itemsize)
-        if np.any(address + width > np.uint64(self.program.shared_size)):
+        last = self.program.shared_size - dtype.itemsize
+        if last < 0 or np.any(address > np.uint64(last)):
             raise EmulationError("shared memory that the block does not have")
         base = self.base if mask is None else self.base[mask]
         return (address + base) // width, self.shared[dtype]
@@ -435,6 +454,11 @@ class Grid:
         return before
 
 
+def extended(value: Any, kind: str) -> Any:
+    """What was read as a number with a sign, in as many bits as a register may have."""
+    return value.view(f"int{kind[1:]}").astype("int64").view("uint64") if kind[0] == "s" else value
+
+
 @cache
 def dtype_of(kind: str) -> np.dtype[Any]:
     """Of a type in PTX, without its sign."""
@@ -446,6 +470,8 @@ def put(mask: Any, before: Any, value: Any, dtype: str) -> Any:
     """A register's next value: in bits what was computed, in as many as it has."""
     if value.dtype != dtype:
         bits = value.dtype.kind == "f" or dtype[0] == "f"
+        if bits and value.dtype.itemsize != np.dtype(dtype).itemsize:
+            raise EmulationError(f"{value.dtype} for a register of {dtype}")
         value = value.view(dtype) if bits else value.astype(dtype)
     return value if mask is None else np.where(mask, value, before)
 
@@ -507,15 +533,14 @@ def cvt(kinds: list[str], a: str) -> str:
 
 
 def quotient(a: Any, b: Any) -> Any:
-    """Towards zero, as C does."""
-    if a.dtype.kind == "u":
-        return a // np.where(b == 0, 1, b).astype(b.dtype)
+    """Towards zero, as C does; of a division by zero PTX says nothing."""
     b = np.where(b == 0, 1, b).astype(b.dtype)
-    size = np.abs(a) // np.abs(b)
-    return np.where((a < 0) != (b < 0), -size, size).astype(a.dtype)
+    down = a // b
+    return (down + ((a - down * b != 0) & ((a < 0) != (b < 0)))).astype(a.dtype)
 
 
 def remainder(a: Any, b: Any) -> Any:
+    """What the quotient leaves, with the sign of a."""
     return (a - quotient(a, b) * b).astype(a.dtype)
 
 
@@ -530,13 +555,22 @@ def shifted(a: Any, by: Any, left: bool) -> Any:
 
 
 def high_product(a: Any, b: Any) -> Any:
-    """The upper 64 bits of a product of two of them, with signs."""
-    product = np.asarray(a).astype(object) * np.asarray(b).astype(object)
-    return np.asarray(product >> 64).astype(np.int64).view(np.uint64)
+    """The upper half of a product of twice the width."""
+    width = 8 * a.dtype.itemsize
+    upper = (np.asarray(a).astype(object) * np.asarray(b).astype(object)) >> width
+    return np.asarray(upper % 2**width).astype(f"uint{width}")
+
+
+def wide_product(a: Any, b: Any) -> Any:
+    """A product of 32-bit numbers in 64 bits."""
+    wide = "int64" if a.dtype.kind == "i" else "uint64"
+    return (a.astype(wide) * b.astype(wide)).view("uint64")
 
 
 def fused(a: Any, b: Any, c: Any) -> Any:
-    """a * b + c, rounded once (of float64, with eleven more bits in between)."""
+    """a * b + c, rounded once, or nearly so: in float32 by way of float64, which holds the product
+    and rounds the sum; in float64 by way of the processor's longest floats.
+    """
     if a.dtype == np.float32:
         return (a.astype(np.float64) * b.astype(np.float64) + c.astype(np.float64)).astype(
             np.float32
@@ -546,7 +580,7 @@ def fused(a: Any, b: Any, c: Any) -> Any:
 
 
 def fused_down(a: Any, b: Any, c: Any) -> Any:
-    """The same in float32, rounded towards minus infinity."""
+    """The same in float32, rounded towards minus infinity (what float64 has of the sum)."""
     exact = a.astype(np.float64) * b.astype(np.float64) + c.astype(np.float64)
     near = exact.astype(np.float32)
     return np.where(near > exact, np.nextafter(near, np.float32(-np.inf)), near).astype(np.float32)
@@ -570,10 +604,15 @@ def tf32(a: Any) -> Any:
 
 
 def whole(a: Any, kind: str) -> Any:
-    """A float cut to a whole number, within the type's range."""
+    """A float cut to a whole number, or to the nearest that there is; of nan the card makes
+    the number with the first bit alone.
+    """
     info = np.iinfo(f"{'int' if kind[0] == 's' else 'uint'}{kind[1:]}")
-    cut = np.clip(np.trunc(np.nan_to_num(a.astype(np.float64))), float(info.min), float(info.max))
-    return cut.astype(info.dtype).astype(f"uint{kind[1:]}")
+    cut = np.trunc(a.astype(np.float64))
+    inside = np.where((cut > info.min) & (cut < info.max), cut, 0).astype(info.dtype)
+    found = np.where(cut >= info.max, info.max, np.where(cut <= info.min, info.min, inside))
+    bits = found.astype(info.dtype).view(f"uint{kind[1:]}")
+    return np.where(np.isnan(a), 2 ** (int(kind[1:]) - 1), bits).astype(bits.dtype)
 
 
 def tensor_cores(mask: Any, a: Any, b: Any, c: Any) -> Any:
@@ -581,7 +620,11 @@ def tensor_cores(mask: Any, a: Any, b: Any, c: Any) -> Any:
     if mask is not None and np.any(mask.reshape(-1, 32) != mask.reshape(-1, 32)[:, :1]):
         raise EmulationError("a product of matrices by some of a warp's lanes")
     lanes = len(next(each for each in (*a, *b, *c) if np.ndim(each)))
-    a, b = ([np.broadcast_to(x.view(np.float32), lanes).reshape(-1, 32) for x in y] for y in (a, b))
+    # Of 23 bits of a mantissa the tensor cores look at ten.
+    a, b = (
+        [(x.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32) for x in y] for y in (a, b)
+    )
+    a, b = ([np.broadcast_to(x, lanes).reshape(-1, 32) for x in y] for y in (a, b))
     c = [np.broadcast_to(x, lanes).reshape(-1, 32) for x in c]
     warps, lane = lanes // 32, np.arange(32)
     g, t = lane // 4, lane % 4
@@ -607,10 +650,12 @@ HELPERS = {
     "FUNCTIONS": FUNCTIONS,
 }
 for helper in (
+    extended,
     quotient,
     remainder,
     shifted,
     high_product,
+    wide_product,
     fused,
     fused_down,
     inserted,
@@ -620,37 +665,52 @@ for helper in (
     tensor_cores,
 ):
     HELPERS[helper.__name__] = helper
-RULES: dict[str, Callable[..., str]] = {
-    "add": lambda kinds, a, b: f"{a} + {b}",
-    "sub": lambda kinds, a, b: f"{a} - {b}",
-    "mul": lambda kinds, a, b: f"{a} * {b}",
-    "mul.hi.s64": both_signed("high_product({}, {})"),
-    "mul.wide.u32": lambda kinds, a, b: f"{a}.astype('uint64') * {b}.astype('uint64')",
-    "mul.wide.s32": both_signed("({}.astype('int64') * {}.astype('int64')).view('uint64')"),
-    "mad": lambda kinds, a, b, c: f"{a} * {b} + {c}",
-    "fma": lambda kinds, a, b, c: f"fused({a}, {b}, {c})",
-    "fma.rm.f32": lambda kinds, a, b, c: f"fused_down({a}, {b}, {c})",
-    "div": both_signed("quotient({}, {})"),
-    "div.f32": lambda kinds, a, b: f"{a} / {b}",
-    "div.f64": lambda kinds, a, b: f"{a} / {b}",
-    "rem": both_signed("remainder({}, {})"),
-    "min": both_signed("np.minimum({}, {})"),
-    "max": both_signed("np.maximum({}, {})"),
-    "abs": lambda kinds, a: f"np.abs({a})",
-    "neg": lambda kinds, a: f"-{a}",
-    "sqrt": lambda kinds, a: f"np.sqrt({a})",
-    "rcp": lambda kinds, a: f"{a}.dtype.type(1) / {a}",
-    "ex2": lambda kinds, a: f"np.exp2({a})",
-    "and": lambda kinds, a, b: f"{a} & {b}",
-    "or": lambda kinds, a, b: f"{a} | {b}",
-    "xor": lambda kinds, a, b: f"{a} ^ {b}",
-    "not": lambda kinds, a: f"~{a}",
-    "shl": lambda kinds, a, by: f"shifted({a}, {by}, True)",
-    "shr": lambda kinds, a, by: f"shifted({signed(a, kinds)}, {by}, False)",
-    "bfi": lambda kinds, a, b, start, length: f"inserted({a}, {b}, {start}, {length})",
-    "selp": lambda kinds, a, b, p: f"np.where({p}, {a}, {b})",
-    "setp": setp,
-    "mov": lambda kinds, a: a,
-    "cvta": lambda kinds, a: a,
-    "cvt": cvt,
-}
+WIDE = both_signed("wide_product({}, {})")
+WHOLE, FLOAT = r"[su](16|32|64)", r"f(32|64)"
+BITS = r"(b16|b32|b64|pred)"
+# Instructions by their whole names: one with a part that is not here (".sat", another rounding) is
+# another instruction. To each belongs what writes it as Python, of its name's parts and operands.
+RULES: list[tuple[str, Callable[..., str]]] = [
+    (rf"add\.{WHOLE}|add(\.rn)?\.{FLOAT}", lambda kinds, a, b: f"{a} + {b}"),
+    (rf"sub\.{WHOLE}|sub(\.rn)?\.{FLOAT}", lambda kinds, a, b: f"{a} - {b}"),
+    (rf"mul\.lo\.{WHOLE}|mul(\.rn)?\.{FLOAT}", lambda kinds, a, b: f"{a} * {b}"),
+    (rf"mad\.lo\.{WHOLE}", lambda kinds, a, b, c: f"{a} * {b} + {c}"),
+    (r"mul\.hi\.[su](32|64)", both_signed("high_product({}, {})")),
+    (r"mul\.wide\.[su]32", WIDE),
+    (r"mad\.wide\.[su]32", lambda kinds, a, b, c: f"{WIDE(kinds, a, b)} + {c}"),
+    (rf"fma\.rn\.{FLOAT}", lambda kinds, a, b, c: f"fused({a}, {b}, {c})"),
+    (r"fma\.rm\.f32", lambda kinds, a, b, c: f"fused_down({a}, {b}, {c})"),
+    (rf"div\.{WHOLE}", both_signed("quotient({}, {})")),
+    (rf"div\.rn\.{FLOAT}", lambda kinds, a, b: f"{a} / {b}"),
+    (rf"rem\.{WHOLE}", both_signed("remainder({}, {})")),
+    (rf"min\.{WHOLE}", both_signed("np.minimum({}, {})")),
+    (rf"max\.{WHOLE}", both_signed("np.maximum({}, {})")),
+    (rf"min\.{FLOAT}", lambda kinds, a, b: f"np.fmin({a}, {b})"),  # of a nan and a number
+    (rf"max\.{FLOAT}", lambda kinds, a, b: f"np.fmax({a}, {b})"),  # they give the number
+    (rf"abs\.({FLOAT}|s(32|64))", lambda kinds, a: f"np.abs({signed(a, kinds)})"),
+    (rf"neg\.({FLOAT}|s(32|64))", lambda kinds, a: f"-{a}"),
+    (rf"sqrt\.rn\.{FLOAT}", lambda kinds, a: f"np.sqrt({a})"),
+    (rf"rcp\.(rn|approx\.ftz)\.{FLOAT}", lambda kinds, a: f"{a}.dtype.type(1) / {a}"),
+    (r"ex2\.approx\.ftz\.f32", lambda kinds, a: f"np.exp2({a})"),
+    (rf"and\.{BITS}", lambda kinds, a, b: f"{a} & {b}"),
+    (rf"or\.{BITS}", lambda kinds, a, b: f"{a} | {b}"),
+    (rf"xor\.{BITS}", lambda kinds, a, b: f"{a} ^ {b}"),
+    (rf"not\.{BITS}", lambda kinds, a: f"~{a}"),
+    (r"shl\.b(32|64)", lambda kinds, a, by: f"shifted({a}, {by}, True)"),
+    (r"shr\.[su](32|64)", lambda kinds, a, by: f"shifted({signed(a, kinds)}, {by}, False)"),
+    (r"bfi\.b32", lambda kinds, a, b, start, length: f"inserted({a}, {b}, {start}, {length})"),
+    (r"selp\.[busf](16|32|64)", lambda kinds, a, b, p: f"np.where({p}, {a}, {b})"),
+    (rf"setp\.(eq|ne|l[te]|g[te])\.({WHOLE}|b(16|32|64))", setp),
+    (rf"setp\.(eq|ne|l[te]|g[te]|equ|neu|l[te]u|g[te]u|num|nan)\.{FLOAT}", setp),
+    (r"mov\.([busf](16|32|64)|pred)", lambda kinds, a: a),
+    (r"cvta\.to\.global\.u64", lambda kinds, a: a),
+    (r"cvt\.[su](8|16|32|64)\.[su](8|16|32|64)", cvt),
+    (r"cvt\.rn\.f(32|64)\.[su](32|64)|cvt\.f64\.f32|cvt\.rn\.f32\.f64", cvt),
+    (r"cvt\.r[nmpz]i\.(f32\.f32|f64\.f64)|cvt\.rzi\.[su](32|64)\.f(32|64)", cvt),
+    (r"cvt\.sat\.f32\.f32|cvt\.rna\.tf32\.f32", cvt),
+]
+
+
+@cache
+def rule_of(name: str) -> Callable[..., str] | None:
+    return next((rule for names, rule in RULES if re.fullmatch(names, name)), None)

@@ -4,6 +4,7 @@ import ctypes
 import struct
 
 import numpy as np
+import ptx
 import pytest
 from ptx import EmulationError, Memory, Program, tensor_cores
 
@@ -63,53 +64,155 @@ def floats(found):
     return found.view(np.float32)[::2]
 
 
+def test_more_blocks_than_are_run_at_a_time(memory, monkeypatch):
+    monkeypatch.setattr(ptx, "LANES", 16)
+    body = "cvt.u64.u32 %rd4, %r5; st.global.u64 [%rd1], %rd4;"
+    assert run(memory, body, count=5).tolist() == list(range(40))
+
+
+def test_three_axes_of_a_grid_and_of_a_block(memory):
+    """Each lane writes where it is, as digits, and how many there are."""
+    places = [f"{name}.{axis}" for name in ("tid", "ctaid") for axis in "xyz"]
+    places += ["ntid.y", "ntid.z", "nctaid.x", "nctaid.z"]
+    digits = "".join(f"mov.u32 %r10, %{name}; mad.lo.s32 %r11, %r11, 10, %r10;" for name in places)
+    body = f"""
+        mov.u32 %r11, 0;
+        {digits}
+        mov.u32 %r12, %tid.y; mov.u32 %r13, %tid.z; mad.lo.s32 %r12, %r13, 2, %r12;
+        mad.lo.s32 %r12, %r12, 2, %r2;
+        mov.u32 %r13, %ctaid.z; mov.u32 %r14, %ctaid.y; mad.lo.s32 %r13, %r13, 3, %r14;
+        mad.lo.s32 %r13, %r13, 2, %r3;
+        mad.lo.s32 %r12, %r13, 8, %r12;
+        ld.param.u64 %rd1, [kernel_param_0];
+        mul.wide.u32 %rd3, %r12, 4;
+        add.s64 %rd1, %rd1, %rd3;
+        st.global.u32 [%rd1], %r11;
+    """
+    out = memory.take(4 * 12 * 8)
+    there = memory.take(8 * 12 * 8)
+    words = struct.pack("<QQI4x", out, there, 0)
+    Program(TEXT.replace("BODY", body)).run(memory, (2, 3, 2), (2, 2, 2), words)
+    found = np.frombuffer(ctypes.string_at(out, 4 * 12 * 8), np.uint32)
+    wanted = [int(f"{x}{y}{z}{i}{j}{k}2222") for k, j, i, z, y, x in np.ndindex(2, 3, 2, 2, 2, 2)]
+    assert found.tolist() == wanted
+
+
 def test_each_lane_of_each_block_writes_its_number(memory):
     body = "cvt.u64.u32 %rd4, %r5; st.global.u64 [%rd1], %rd4;"
     assert run(memory, body, count=3).tolist() == list(range(24))
 
 
-INTEGERS = [  # instruction on a and b, numbers with their types, what comes out
-    ("add.s32", "u32", 2**32 - 1, 2, 1),
-    ("add.s64", "u64", 2**32 - 1, 2, 2**32 + 1),
-    ("mul.lo.s32", "u32", 2**31, 3, 2**31),
-    ("mul.hi.s64", "u64", 2**63, 2, 2**64 - 1),  # -2**63 * 2
-    ("min.s32", "u32", 2**32 - 1, 5, 2**32 - 1),
-    ("min.u32", "u32", 2**32 - 1, 5, 5),
-    ("max.s64", "u64", 2**64 - 1, 5, 5),
-    ("div.s64", "u64", 2**64 - 7, 2, 2**64 - 3),  # towards zero
-    ("rem.s64", "u64", 2**64 - 7, 2, 2**64 - 1),
-    ("div.u32", "u32", 2**32 - 7, 2, 2**31 - 4),
-    ("rem.u32", "u32", 7, 4, 3),
-    ("shr.s32", "u32", 2**31, 31, 2**32 - 1),
-    ("shr.s32", "u32", 2**31, 99, 2**32 - 1),
-    ("shr.u32", "u32", 2**31, 31, 1),
-    ("shr.u32", "u32", 2**31, 32, 0),
-    ("shl.b32", "u32", 3, 31, 2**31),
-    ("shl.b32", "u32", 3, 32, 0),
-    ("and.b32", "u32", 6, 3, 2),
-    ("or.b32", "u32", 6, 3, 7),
-    ("xor.b32", "u32", 6, 3, 5),
+INTEGERS = [  # instruction, the width of a register, a, b, what comes out
+    ("add.s32", 32, 2**32 - 1, 2, 1),
+    ("add.s64", 64, 2**32 - 1, 2, 2**32 + 1),
+    ("sub.s32", 32, 1, 2, 2**32 - 1),
+    ("mul.lo.s32", 32, 2**31, 3, 2**31),
+    ("mul.hi.u32", 32, 2**31, 4, 2),
+    ("mul.hi.s32", 32, 2**31, 4, 2**32 - 2),
+    ("mul.hi.s64", 64, 2**63, 2, 2**64 - 1),
+    ("mul.hi.u64", 64, 2**63, 2, 1),
+    ("min.s32", 32, 2**32 - 1, 5, 2**32 - 1),
+    ("min.u32", 32, 2**32 - 1, 5, 5),
+    ("max.s64", 64, 2**64 - 1, 5, 5),
+    ("max.u64", 64, 2**64 - 1, 5, 2**64 - 1),
+    ("div.s64", 64, 2**64 - 7, 2, 2**64 - 3),  # towards zero
+    ("rem.s64", 64, 2**64 - 7, 2, 2**64 - 1),
+    ("div.s32", 32, 2**31, 2, 3 * 2**30),  # the most negative number
+    ("rem.s32", 32, 2**31, 3, 2**32 - 2),
+    ("div.s32", 32, 7, 2**32 - 2, 2**32 - 3),
+    ("rem.s32", 32, 7, 2**32 - 2, 1),
+    ("div.u32", 32, 2**32 - 7, 2, 2**31 - 4),
+    ("rem.u32", 32, 7, 4, 3),
+    ("shr.s32", 32, 2**31, 31, 2**32 - 1),
+    ("shr.s32", 32, 2**31, 99, 2**32 - 1),
+    ("shr.u32", 32, 2**31, 31, 1),
+    ("shr.u32", 32, 2**31, 32, 0),
+    ("shr.s64", 64, 2**63, 63, 2**64 - 1),
+    ("shr.u64", 64, 2**63, 62, 2),
+    ("shl.b32", 32, 3, 31, 2**31),
+    ("shl.b32", 32, 3, 32, 0),
+    ("shl.b64", 64, 3, 32, 3 * 2**32),
+    ("and.b32", 32, 6, 3, 2),
+    ("or.b32", 32, 6, 3, 7),
+    ("xor.b32", 32, 6, 3, 5),
+    ("xor.b64", 64, 6 * 2**32, 3 * 2**32, 5 * 2**32),
 ]
 
 
-@pytest.mark.parametrize(("name", "kind", "a", "b", "wanted"), INTEGERS)
-def test_whole_numbers(memory, name, kind, a, b, wanted):
-    """As constants, and of a lane: an immediate is one number, a register an array of them."""
-    r = "%r" if kind == "u32" else "%rd"
-    second = "%r11" if name[:2] == "sh" else f"{r}11"
+@pytest.mark.parametrize("written", [False, True])
+@pytest.mark.parametrize(("name", "width", "a", "b", "wanted"), INTEGERS)
+def test_whole_numbers(memory, name, width, a, b, wanted, written):
+    """Of two registers, or of one and a number that is written there; each lane has others."""
+    r = "%r" if width == 32 else "%rd"
+    narrow = name[:2] == "sh"  # a shift is by a number of 32 bits
+    second = "%r11" if narrow else f"{r}11"
     body = f"""
-        ld.global.{kind} {r}10, [%rd2];
-        mov.{"u32" if second[:3] == "%r1" else kind} {second}, {b};
-        {name} {r}12, {r}10, {second};
-        {name} {r}13, {r}10, {b};
-        sub.s{kind[1:]} {r}14, {r}12, {r}13;
-        add.s{kind[1:]} {r}12, {r}12, {r}14;
+        ld.global.u{width} {r}10, [%rd2];
+        ld.global.u{32 if narrow else width} {second}, [%rd2+64];
+        {name} {r}12, {r}10, {b if written else second};
         mov.u64 %rd20, 0;
         st.global.u64 [%rd1], %rd20;
-        st.global.{kind} [%rd1], {r}12;
+        st.global.u{width} [%rd1], {r}12;
     """
-    numbers = np.full(8, a, f"uint{kind[1:]}")
-    assert run(memory, body, numbers).tolist() == [wanted] * 8
+    numbers = np.array([1, a, 1, 1, a, 1, 1, 1] + [b] * 8, np.uint64)
+    found = run(memory, body, numbers)
+    assert (found[1], found[4]) == (wanted, wanted)
+    assert len(set(found)) == (1 if found[0] == wanted else 2)
+
+
+UNARY = [
+    ("neg.s32", 32, 5, 2**32 - 5),
+    ("neg.s64", 64, 5, 2**64 - 5),
+    ("abs.s32", 32, 2**32 - 5, 5),
+    ("not.b32", 32, 5, 2**32 - 6),
+    ("not.b64", 64, 5, 2**64 - 6),
+    ("mov.b32", 32, 5, 5),
+]
+
+
+@pytest.mark.parametrize(("name", "width", "a", "wanted"), UNARY)
+def test_of_one_whole_number(memory, name, width, a, wanted):
+    r = "%r" if width == 32 else "%rd"
+    body = f"""
+        ld.global.u{width} {r}10, [%rd2];
+        {name} {r}11, {r}10;
+        mov.u64 %rd20, 0;
+        st.global.u64 [%rd1], %rd20;
+        st.global.u{width} [%rd1], {r}11;
+    """
+    assert run(memory, body, np.full(8, a, np.uint64)).tolist() == [wanted] * 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"), [("s32", 2**64 - 3), ("u32", 2**32 - 3), ("s8", 2**64 - 3)]
+)
+def test_a_load_into_a_wide_register_keeps_the_sign(memory, kind, wanted):
+    body = f"ld.global.{kind} %rd10, [%rd2]; st.global.u64 [%rd1], %rd10;"
+    assert run(memory, body, np.full(8, -3, np.int64)).tolist() == [wanted] * 8
+
+
+def test_an_argument_keeps_its_sign(memory):
+    body = "ld.param.s32 %rd10, [kernel_param_2]; st.global.u64 [%rd1], %rd10;"
+    assert run(memory, body, argument=2**32 - 3)[0] == 2**64 - 3
+
+
+def test_bits_put_among_others(memory):
+    body = """
+        mov.u32 %r10, 5;
+        mov.u32 %r11, 255;
+        bfi.b32 %r12, %r10, %r11, 2, 3;
+        cvt.u64.u32 %rd10, %r12;
+        st.global.u64 [%rd1], %rd10;
+    """
+    assert run(memory, body)[0] == 0b11110111
+
+
+@pytest.mark.parametrize(
+    "name", ["add.sat.s32", "mul.rz.f32", "mad.hi.u32", "membar.cta", "fma.rz.f32"]
+)
+def test_another_form_of_an_instruction_is_another_one(memory, name):
+    with pytest.raises(EmulationError, match=f"does not know: {name}"):
+        run(memory, f"{name} %r10, %r2, %r2, %r2;")
 
 
 def test_the_lower_half_of_a_wide_register_with_its_sign(memory):
@@ -129,7 +232,10 @@ def test_a_product_of_twice_the_width(memory):
 
 
 COMPARISONS = {
+    "eq": [False, True, False, False],
     "lt": [True, False, False, False],
+    "le": [True, True, False, False],
+    "gt": [False, False, True, False],
     "ge": [False, True, True, False],
     "ne": [True, False, True, False],
     "neu": [True, False, True, True],
@@ -181,22 +287,87 @@ def test_floats_are_rounded_once(memory):
     assert floats(run(memory, body, [x] * 8)).tolist() == [2.0**-46] * 8
 
 
-def test_rounding_down_and_conversions(memory):
-    body = """
+FLOATS = [  # instruction, a, b, c, what comes out
+    ("fma.rm.f32", 1, 1, -(2.0**-25), 1 - 2.0**-24),  # 1 is nearer
+    ("fma.rn.f32", 1, 1, -(2.0**-25), 1),
+    ("add.f32", 1, 2.0**-24, None, 1),
+    ("sub.f32", 1, 3, None, -2),
+    ("mul.f32", 3, -2, None, -6),
+    ("div.rn.f32", 1, 4, None, 0.25),
+    ("min.f32", np.nan, 2, None, 2),
+    ("max.f32", 1, np.nan, None, 1),
+    ("max.f32", 1, 2, None, 2),
+    ("abs.f32", -3, None, None, 3),
+    ("neg.f32", 3, None, None, -3),
+    ("sqrt.rn.f32", 9, None, None, 3),
+    ("rcp.rn.f32", 4, None, None, 0.25),
+    ("ex2.approx.ftz.f32", -3, None, None, 0.125),
+    ("ex2.approx.ftz.f32", -np.inf, None, None, 0),
+    ("cvt.sat.f32.f32", 1.5, None, None, 1),
+    ("cvt.sat.f32.f32", -1.5, None, None, 0),
+    ("cvt.sat.f32.f32", np.nan, None, None, 0),
+    ("cvt.rmi.f32.f32", -1.5, None, None, -2),
+    ("cvt.rni.f32.f32", 2.5, None, None, 2),
+    ("cvt.rzi.f32.f32", -1.5, None, None, -1),
+]
+
+
+@pytest.mark.parametrize(("name", "a", "b", "c", "wanted"), FLOATS)
+def test_floats(memory, name, a, b, c, wanted):
+    given = [x for x in (a, b, c) if x is not None]
+    loads = [f"ld.global.f32 %f{n + 1}, [%rd2+{64 * n}];" for n in range(len(given))]
+    operands = ", ".join(f"%f{n + 1}" for n in range(len(given)))
+    body = f"{' '.join(loads)} {name} %f9, {operands}; st.global.f32 [%rd1], %f9;"
+    numbers = np.zeros((24, 2), np.float32)
+    numbers[:, 0] = np.repeat(np.array([*given, 0, 0][:3], np.float32), 8)
+    found = floats(run(memory, body, numbers.view(np.uint64).reshape(-1)))
+    assert found.tolist() == [np.float32(wanted)] * 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "wanted"),
+    [
+        ("s32", -2.7, 2**32 - 2),
+        ("s32", 1e10, 2**31 - 1),
+        ("s32", -1e10, 2**31),
+        ("s32", np.nan, 2**31),
+        ("u32", -2.7, 0),
+        ("s64", 1e30, 2**63 - 1),
+    ],
+)
+def test_floats_cut_to_whole_numbers(memory, kind, given, wanted):
+    r = "%r10" if kind[1:] == "32" else "%rd10"
+    body = f"""
         ld.global.f32 %f1, [%rd2];
-        fma.rm.f32 %f2, %f1, 0f3F800000, 0fB3800000;
-        cvt.rzi.s32.f32 %r10, %f1;
-        cvt.sat.f32.f32 %f3, %f1;
-        cvt.rn.f32.s32 %f4, %r10;
-        add.f32 %f4, %f4, %f3;
-        sub.f32 %f5, %f1, %f2;
-        add.f32 %f4, %f4, %f5;
-        st.global.f32 [%rd1], %f4;
+        cvt.rzi.{kind}.f32 {r}, %f1;
+        mov.u64 %rd20, 0;
+        st.global.u64 [%rd1], %rd20;
+        st.global.u{kind[1:]} [%rd1], {r};
     """
-    below = 1 - np.nextafter(np.float32(1), np.float32(0))  # less 2**-24, rounded down
-    found = floats(run(memory, body, np.full(8, 1, np.float32)))
-    assert found[0] == np.float32(2 + below)
-    assert floats(run(memory, body, np.full(8, -2.5, np.float32)))[0] == pytest.approx(-2)
+    assert run(memory, body, np.full(8, given, np.float32))[0] == wanted
+
+
+def test_a_power_by_the_librarys_function(memory):
+    body = """
+        ld.global.f64 %fd1, [%rd2];
+        { // callseq 0, 0
+        .reg .b32 temp_param_reg;
+        .param .b64 param0;
+        st.param.f64 [param0+0], %fd1;
+        .param .b64 param1;
+        st.param.f64 [param1+0], 0d4008000000000000;
+        .param .b64 retval0;
+        call.uni (retval0),
+        __internal_accurate_pow,
+        (
+        param0,
+        param1
+        );
+        ld.param.f64 %fd2, [retval0+0];
+        } // callseq 0
+        st.global.f64 [%rd1], %fd2;
+    """
+    assert run(memory, body, np.arange(8.0), dtype="float64").tolist() == [n**3 for n in range(8)]
 
 
 def test_tf32_is_rounded_as_our_own_rule_does(memory):
@@ -262,17 +433,23 @@ PASSED_ON = """
 
 
 def test_lanes_wait_for_each_other(memory):
-    """The odd ones come later, and each reads what another wrote."""
+    """The odd ones take a way that stands behind all else, so the others are there before."""
     late = """
         and.b32 %r11, %r2, 1;
-        setp.eq.s32 %p1, %r11, 0;
-        @%p1 bra $NOW;
-        bra.uni $NOW;
+        setp.ne.s32 %p1, %r11, 0;
+        @%p1 bra $LATE;
     $NOW:
         st.shared.u32 [%rd12], %r5;
     """
-    found = run(memory, PASSED_ON.replace("STORE", late), count=2)
+    body = PASSED_ON.replace("STORE", late) + "bra.uni $END; $LATE: bra.uni $NOW;"
+    found = run(memory, body, count=2)
     assert found.tolist() == [*range(7, -1, -1), *range(15, 7, -1)]
+
+
+def test_lanes_at_different_barriers_are_an_error(memory):
+    body = "setp.eq.s32 %p1, %r2, 3; @%p1 bra $THERE; bar.sync 0; bra.uni $END; $THERE: bar.sync 0;"
+    with pytest.raises(EmulationError, match="one block that wait at different barriers"):
+        run(memory, body)
 
 
 def test_a_lane_that_ends_while_others_wait_is_an_error(memory):
@@ -345,6 +522,8 @@ def test_a_product_of_matrices():
         ("st.global.f32 [%rd1+256], 0f00000000;", "nobody asked for"),
         ("ld.global.u32 %r10, [%rd2+2];", "4 bytes at an address that is no multiple of 4"),
         ("st.shared.v2.u32 [line+4], {%r2, %r2};", "8 bytes at an address that is no multiple"),
+        ("atom.global.add.u32 %r10, [%rd2+2], 1;", "4 bytes at an address that is no multiple"),
+        ("ld.shared.u32 %r10, [line+-4];", "shared memory that the block does not have"),
         ("ld.shared.u32 %r10, [line+32];", "shared memory that the block does not have"),
         ("ld.local.u32 %r10, [%rd2];", "memory that the emulation does not know: ld.local.u32"),
         ("brev.b32 %r10, %r2;", r"does not know: brev.b32 %r10, %r2"),
@@ -378,6 +557,41 @@ def test_only_the_lanes_that_are_there_read(memory, loads):
 def test_more_threads_than_the_launch_bounds_allow_are_refused(memory):
     with pytest.raises(EmulationError, match="16 threads a block; its launch bounds allow 8"):
         run(memory, "", threads=16)
+
+
+@pytest.mark.parametrize("shape", [(0, 1, 1), (1, 65_536, 1), (1, 1, 65_536)])
+def test_grids_that_no_card_takes_are_refused(memory, shape):
+    program = Program(TEXT.replace("BODY", "").replace(".maxntid 8, 1, 1", ""))
+    with pytest.raises(EmulationError, match="a card takes"):
+        program.run(memory, shape, (8, 1, 1), bytes(24))
+    with pytest.raises(EmulationError, match="a card takes"):
+        program.run(memory, (1, 1, 1), (1, 1, 128), bytes(24))
+
+
+def test_arrays_beside_each_other_are_apart(memory):
+    """And what nobody wrote is no number."""
+    first, second = memory.take(256), memory.take(256)
+    assert second - first > 256
+    with pytest.raises(EmulationError, match="nobody asked for"):
+        memory.places(np.uint64(first + 256), 4)
+    with pytest.raises(EmulationError, match="8 bytes"):
+        memory.places(np.uint64(memory.take(4)), 8)
+    assert np.isnan(np.frombuffer(ctypes.string_at(first, 256), np.float32)).all()
+
+
+def test_shared_arrays_lie_side_by_side(memory):
+    text = TEXT.replace(
+        ".visible .entry", ".visible .shared .align 8 .b8 other[16];\n.visible .entry"
+    )
+    assert Program(text.replace("BODY", "")).shared_size == 48
+    there = "[other+8]"
+    body = (
+        f"st.shared.u64 {there}, %rd3; ld.shared.u64 %rd10, {there}; st.global.u64 [%rd1], %rd10;"
+    )
+    out = memory.take(64)
+    words = struct.pack("<QQI4x", out, memory.take(64), 0)
+    Program(text.replace("BODY", body)).run(memory, (1, 1, 1), (8, 1, 1), words)
+    assert np.frombuffer(ctypes.string_at(out, 64), np.uint64)[0] in range(0, 64, 8)
 
 
 def test_memory_comes_back(memory):

@@ -153,7 +153,7 @@ _THREADS = 8 if SIMULATED else 256  # of a block that adds a part; a power of tw
 _EACH = 4  # numbers that a thread asks for at a time
 _PART = _EACH * _THREADS  # numbers of a part
 _MOST = 16 if SIMULATED else 1024  # parts of a sum
-_BUSY = 16  # blocks for each multiprocessor that keep a card busy; of longer sums a part has more
+_BUSY = 16  # blocks for each multiprocessor keep a card busy: longer sums get longer parts
 
 
 @sum_to_shape.cuda
@@ -242,8 +242,9 @@ def _sum_around(
     ahead = np.uint32(np.uint32(rows_ahead * to_next) + columns_ahead)
     while n < end:
         for _ in range(_EACH):
-            number = x[at if n < end else np.uint32(0)]  # read in any case: so all are asked for
-            mine += number if n < end else nothing  # at once
+            # Read in any case, so that all are asked for at once.
+            number = x[at if n < end else np.uint32(0)]
+            mine += number if n < end else nothing
             n = np.uint32(n + np.uint32(_THREADS))
             at, column = np.uint32(at + ahead), np.uint32(column + columns_ahead)
             if column >= after:  # in the next row

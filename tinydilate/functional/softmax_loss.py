@@ -313,7 +313,9 @@ def _peak_and_total(x: Array, first: Any, classes: Any, pixels: Any) -> Any:
         for k in range(_AT_ONCE):
             total += math.exp(scores[k] - lowered)
         c = np.uint32(c + np.uint32(_AT_ONCE))
-    return peak, total if total > 0 else x.dtype.type(np.nan)  # scores all -inf have no softmax
+    if not total > 0:  # scores that are all -inf have no softmax
+        total = x.dtype.type(np.nan)
+    return peak, total
 
 
 @cuda.jit
@@ -979,14 +981,15 @@ def _mean_loss_cuda(
     loss_of = cuda.shared.array(_THREADS, np.float64)
     weight_of = cuda.shared.array(_THREADS, np.float64)
     loss = weight = nothing = losses.dtype.type(0)
-    for k in range(_EACH):
-        n = np.uint32(block * _PART + k * _THREADS + thread)
-        at = n if n < count else np.uint32(0)  # read in any case: so all are asked for at once
-        label = labels[at]
-        known = (n < count) & (label != ignore_index) & _is_class(label, weights.size)
-        of_class = weights[np.uint32(label if known else 0)]
-        loss += losses[at] if n < count else nothing
-        weight += of_class if known else nothing
+    if count > 0:
+        for k in range(_EACH):
+            n = np.uint32(block * _PART + k * _THREADS + thread)
+            at = n if n < count else np.uint32(0)  # read in any case: so all are asked for at once
+            label = labels[at]
+            known = (n < count) & (label != ignore_index) & _is_class(label, weights.size)
+            of_class = weights[np.uint32(label if known else 0)]
+            loss += losses[at] if n < count else nothing
+            weight += of_class if known else nothing
     loss_of[thread], weight_of[thread] = loss, weight
     add_in_pairs(loss_of, thread, _THREADS)
     add_in_pairs(weight_of, thread, _THREADS)
