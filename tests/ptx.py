@@ -8,11 +8,11 @@ in which a register is an array with a number for each thread of a grid, its *la
 
 Threads that have jumped elsewhere are masked. Of all blocks at which lanes stand the first in the
 text is run next: lanes that took different ways meet again where these come together. Lanes at a
-barrier wait until all of their block do. Each load and store is checked: whether its address is
-aligned, and whether it lies in memory that was asked for.
+barrier wait until all of their block do. Up to there some warps, drawn anew each time, go before
+the others: what these should have written is missing then if a barrier is. Each load and store is
+checked: whether its address is aligned, and whether it lies in memory that was asked for.
 
 What our kernels need is here, and nothing else: an instruction that it does not know is an error.
-Threads run in step, so it shows no missing barrier (the simulator does, and `compute-sanitizer`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 LANES = 8192  # threads that are run together, about: those of whole blocks
+WARP = 32  # lanes that a card runs together
 REGISTER, DIGITS = r"(?:rs|rd|fd|[rfp])\d+", "0123456789"
 DTYPES = {  # of registers, by the letters that their names begin with
     "p": "bool",
@@ -128,6 +129,8 @@ class Program:
         Bytes of shared memory a block.
     most : int
         Threads that a block may have.
+    has_barriers : bool
+        Whether lanes wait for each other anywhere.
     """
 
     def __init__(self, text: str) -> None:
@@ -148,6 +151,7 @@ class Program:
         self.blocks = [
             Writer(places, labels).block(number, part) for number, part in enumerate(parts)
         ]
+        self.has_barriers = any(block.barrier for block in self.blocks)
 
     def run(self, memory: Memory, blocks: Three, threads: Three, words: bytes) -> None:
         """Run a grid; ``words`` are its arguments, of eight bytes each."""
@@ -349,6 +353,7 @@ class Grid:
         words: bytes,
     ) -> None:
         self.program, self.memory, self.words = program, memory, words
+        self.chance = np.random.default_rng(int(numbers[0]))
         self.size = int(np.prod(threads))  # of a block
         self.lanes = self.size * len(numbers)
         thread = np.tile(np.arange(self.size), len(numbers))
@@ -373,35 +378,41 @@ class Grid:
         """Run blocks until all lanes have ended."""
         at = np.zeros(self.lanes, np.int64)  # where each lane stands
         waits = np.full(self.lanes, RUNS)  # at which barrier
+        ahead = self._draw()
         while True:
             running = (waits == RUNS) & (at != EXIT)
             if not running.any():
                 if (waits == RUNS).all():
                     return
-                self._check_who_waits(waits)
-                waits[:] = RUNS
+                self._check_who_waits(waits.reshape(-1, self.size))
+                waits[:], ahead = RUNS, self._draw()
                 continue
+            first = running & ahead
+            running = first if first.any() else running
             number = int(at[running].min())
             mask = running & (at == number)
             block = self.program.blocks[number]
-            mask = None if mask.all() else mask
-            goes_on = block.body(self, mask)
+            goes_on = block.body(self, None if mask.all() else mask)
             if isinstance(goes_on, tuple):
                 goes_on = np.where(*goes_on)
-            at = np.where(True if mask is None else mask, goes_on, at)
+            at = np.where(mask, goes_on, at)
             if block.barrier:
-                waits = np.where(True if mask is None else mask, number, waits)
+                waits = np.where(mask, number, waits)
+
+    def _draw(self) -> Any:
+        """The lanes that go before the others up to the next barrier: some warps of each block."""
+        if not self.program.has_barriers:
+            return np.ones(self.lanes, np.bool_)
+        warps = -(-self.size // WARP)
+        drawn = self.chance.random((self.lanes // self.size, warps)) < 0.5
+        return np.repeat(drawn, WARP, axis=1)[:, : self.size].reshape(-1)
 
     def _check_who_waits(self, waits: Any) -> None:
-        of_blocks = waits.reshape(-1, self.size)
-        if np.any(
-            np.ptp(
-                np.where(of_blocks == RUNS, of_blocks.max(axis=1, keepdims=True), of_blocks), axis=1
-            )
-        ):
+        """Of each block (a row) either all lanes wait, at one barrier, or none."""
+        waiting = waits != RUNS
+        if np.any(waiting & (waits != waits.max(axis=1, keepdims=True))):
             raise EmulationError("threads of one block that wait at different barriers")
-        count = (of_blocks != RUNS).sum(axis=1)
-        if np.any((count > 0) & (count < self.size)):
+        if np.any(waiting.any(axis=1) & ~waiting.all(axis=1)):
             raise EmulationError(
                 "threads that wait at a barrier for others of their block, which ended"
             )

@@ -14,6 +14,7 @@ pytestmark = [
 NAMES = [
     "scores beyond the last class asked for",
     "a part of a sum goes on into the next",
+    "numbers added in pairs before they are all there",
     "blocks counted from where the launch before had ended",
     "a step goes one number beyond the end of a piece",
 ]

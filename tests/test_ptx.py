@@ -446,6 +446,23 @@ def test_lanes_wait_for_each_other(memory):
     assert found.tolist() == [*range(7, -1, -1), *range(15, 7, -1)]
 
 
+@pytest.mark.parametrize("barrier", ["bar.sync 0;", ""])
+def test_a_missing_barrier_between_warps_shows(memory, barrier):
+    """Each of 64 lanes reads what one of the other warp wrote."""
+    text = TEXT.replace(".b8 line[32]", ".b8 line[256]").replace(".maxntid 8, 1, 1", "")
+    body = PASSED_ON.replace("STORE", "st.shared.u32 [%rd12], %r2;").replace("+28", "+252")
+    # A barrier at the end makes it a kernel whose warps are not in step.
+    body = body.replace("bar.sync 0;", barrier) + "bar.sync 0;"
+    found = []
+    for _ in range(8):
+        out, there = memory.take(8 * 64 * 4), memory.take(8 * 64 * 4)
+        words = struct.pack("<QQI4x", out, there, 0)
+        Program(text.replace("BODY", body)).run(memory, (4, 1, 1), (64, 1, 1), words)
+        found += np.frombuffer(ctypes.string_at(out, 8 * 64 * 4), np.uint64).tolist()
+    right = found == list(range(63, -1, -1)) * 32
+    assert right == bool(barrier)
+
+
 def test_lanes_at_different_barriers_are_an_error(memory):
     body = "setp.eq.s32 %p1, %r2, 3; @%p1 bra $THERE; bar.sync 0; bra.uni $END; $THERE: bar.sync 0;"
     with pytest.raises(EmulationError, match="one block that wait at different barriers"):
