@@ -129,8 +129,6 @@ class Program:
         Bytes of shared memory a block.
     most : int
         Threads that a block may have.
-    has_barriers : bool
-        Whether lanes wait for each other anywhere.
     """
 
     def __init__(self, text: str) -> None:
@@ -151,7 +149,6 @@ class Program:
         self.blocks = [
             Writer(places, labels).block(number, part) for number, part in enumerate(parts)
         ]
-        self.has_barriers = any(block.barrier for block in self.blocks)
 
     def run(self, memory: Memory, blocks: Three, threads: Three, words: bytes) -> None:
         """Run a grid; ``words`` are its arguments, of eight bytes each."""
@@ -400,8 +397,11 @@ class Grid:
                 waits = np.where(mask, number, waits)
 
     def _draw(self) -> Any:
-        """The lanes that go before the others up to the next barrier: some warps of each block."""
-        if not self.program.has_barriers:
+        """The lanes that go before the others up to the next barrier: some warps of each block.
+
+        Without shared memory they have nothing to tell each other, and all go together.
+        """
+        if not self.program.shared_size:
             return np.ones(self.lanes, np.bool_)
         warps = -(-self.size // WARP)
         drawn = self.chance.random((self.lanes // self.size, warps)) < 0.5
