@@ -27,7 +27,6 @@ import numpy as np
 
 import tinydilate
 import tinydilate.functional
-from tinydilate import device
 from tinydilate.launching import CUDA_KERNELS, CudaKernel
 
 CARDS = (75, 80, 90)
@@ -44,17 +43,7 @@ class Report(NamedTuple):
 
 
 def compiled(kernel: CudaKernel, dtype: np.dtype, sm: int) -> Report:
-    cuda = device.numba_cuda()
-    options = {name: kernel.options[name] for name in OPTIONS if name in kernel.options}
-    code, _ = cuda.compile(
-        kernel.source(),
-        kernel.signature(dtype),
-        cc=divmod(sm, 10),
-        device=False,
-        abi="numba",
-        output="ltoir",
-        **options,
-    )
+    code = kernel.code_for(dtype, divmod(sm, 10), "ltoir")
     limit = kernel.options.get("max_registers")
     log, cubin = linked(code, sm, limit)
     return Report(
@@ -65,9 +54,6 @@ def compiled(kernel: CudaKernel, dtype: np.dtype, sm: int) -> Report:
         shared=largest(r"(\d+) bytes smem", log),
         cubin=cubin,
     )
-
-
-OPTIONS = ("fastmath", "launch_bounds", "debug", "lineinfo", "opt")
 
 
 def linked(code: bytes, sm: int, limit: int | None) -> tuple[str, bytes]:

@@ -18,6 +18,7 @@ import numpy as np
 from ptx import Memory, Program
 
 from tinydilate import compiling, device, launching
+from tinydilate.io.files import write_text
 
 WANTED = os.environ.get("TINYDILATE_EMULATED_GPU") == "1"
 CAPABILITY = (8, 0)  # that kernels are compiled for: the first with tensor cores for TF32
@@ -178,17 +179,11 @@ def text_of(kernel: launching.CudaKernel, dtype: np.dtype[Any]) -> str:
     path = folder / f"{compiling.source_digest()}-{recipe}.ptx"
     if recipe and path.exists():
         return path.read_text(encoding="utf-8")
-    known = ("fastmath", "launch_bounds")
-    options: Any = {name: value for name, value in kernel.options.items() if name in known}
-    signature = kernel.signature(dtype)
-    options |= {"device": False, "abi": "numba", "output": "ptx"}
-    made: Any = device.numba_cuda().compile(kernel.source(), signature, cc=CAPABILITY, **options)
-    text = made[0] if isinstance(made[0], str) else made[0].decode()
+    code = kernel.code_for(dtype, CAPABILITY, "ptx")
+    text = code if isinstance(code, str) else code.decode()
     if recipe:
         folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}")
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        write_text(path, text)
     return text
 
 
@@ -207,11 +202,7 @@ def install() -> None:
     def compile_(kernel: launching.CudaKernel, dtype: np.dtype[Any]) -> Any:
         if dtype not in kernel.dtypes:
             return compile_for_a_card(kernel, dtype)  # which refuses it
-        forms = [
-            launching._WORDS_OF_A_LINE if is_array else launching._WORDS[own or dtype]
-            for is_array, own in kernel.parameters
-        ]
-        return launching._Compiled(Program(text_of(kernel, dtype)), "<" + "".join(forms))
+        return launching._Compiled(Program(text_of(kernel, dtype)), kernel.forms(dtype))
 
     # The pool asks the driver for more than an array has, and keeps what is given back. What is
     # recorded goes on being read and written, whoever else has forgotten it.

@@ -167,13 +167,9 @@ class CudaKernel:
         numba_cuda = device.numba_cuda()
         if SIMULATED:
             return numba_cuda.jit(_quiet(self.source()))
-        forms = "<" + "".join(
-            _WORDS_OF_A_LINE if is_array else _WORDS[own or dtype]
-            for is_array, own in self.parameters
-        )
         recipe = self.recipe(dtype)
         if recipe and (loaded := _load(recipe)):
-            return _Compiled(*loaded[:1], forms, *loaded[1:])
+            return _Compiled(*loaded[:1], self.forms(dtype), *loaded[1:])
         with device.driver().at_home():
             built = numba_cuda.jit(self.signature(dtype), **self.options)(self.source())
             (overload,) = built.overloads.values()
@@ -181,7 +177,15 @@ class CudaKernel:
             function = library.get_cufunc()
         if recipe:
             cubins.keep(recipe, cubins.Cubin(library._entry_name, library.get_cubin().code))
-        return _Compiled(function.handle, forms, built)
+        return _Compiled(function.handle, self.forms(dtype), built)
+
+    def forms(self, dtype: np.dtype[Any]) -> str:
+        """How its arguments are packed for one dtype, in the letters of `struct`."""
+        words = [
+            _WORDS_OF_A_LINE if is_array else _WORDS[own or dtype]
+            for is_array, own in self.parameters
+        ]
+        return "<" + "".join(words)
 
     def recipe(self, dtype: np.dtype[Any]) -> str | None:
         """What the machine code for one dtype is kept under; see cubins.py."""
@@ -205,6 +209,15 @@ class CudaKernel:
             scalar = from_dtype(own or dtype)
             types.append(scalar[::1] if is_array else scalar)
         return void(*types)
+
+    def code_for(self, dtype: np.dtype[Any], capability: tuple[int, int], output: str) -> Any:
+        """What the compiler makes of it for a card that need not be here: "ptx" or "ltoir"."""
+        names = ("fastmath", "launch_bounds", "debug", "lineinfo", "opt")  # not the linker's
+        options: Any = {name: self.options[name] for name in names if name in self.options}
+        options |= {"device": False, "abi": "numba", "output": output, "cc": capability}
+        source, signature = self.source(), self.signature(dtype)
+        code, _ = device.numba_cuda().compile(source, signature, **options)
+        return code
 
     def __call__(self, *arguments: Any) -> Any:
         raise KernelError(
@@ -530,6 +543,7 @@ def is_last_block(counters: Any, number: Any, blocks: Any) -> Any:
     return before[0] == np.int32(blocks - 1)
 
 
+@cache
 def _emit_number_at() -> Any:
     """Numba intrinsic for `number_at`."""
     from numba import types
@@ -546,6 +560,7 @@ def _emit_number_at() -> Any:
     return number_at
 
 
+@cache
 def _emit_put_at() -> Any:
     """Numba intrinsic for `put_at`."""
     from numba import types
@@ -571,13 +586,13 @@ def _emit_place(builder: Any, kind: Any, address: Any, n: Any) -> Any:
     return builder.gep(first, [n])
 
 
-@native(cache(_emit_number_at))
+@native(_emit_number_at)
 def number_at(address: Any, n: Any, like: Array) -> Any:
     """Number n of those that begin at an address, of the type that another array holds."""
     return _place_at(address, n, like.dtype)[0]
 
 
-@native(cache(_emit_put_at))
+@native(_emit_put_at)
 def put_at(address: Any, n: Any, number: Any, like: Array) -> None:
     """Write number n of those that begin at an address, as `number_at` reads it."""
     _place_at(address, n, like.dtype)[0] = number
