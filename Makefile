@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+CUDA   ?= cuda13# for drivers older than R580: make test-gpu CUDA=cuda12
 
 # What `make check` runs after the tests, one name a step.
 REST := lint types slow bounds plain simulator doctest docs
@@ -48,14 +49,14 @@ plain: $(VENV)/ready-dev  ## a few tests without compiling: every line of every 
 simulator: $(VENV)/ready-dev  ## the CUDA kernels in Numba's simulator
 	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python scripts/simulate.py
 
-compile-cuda: $(VENV)-cuda/ready  ## the CUDA kernels compiled for sm_75, 80 and 90, without a GPU (a large download)
+compile-cuda: $(VENV)-cuda/ready-$(CUDA)  ## the CUDA kernels compiled for sm_75, 80 and 90, without a GPU (a large download)
 	$(VENV)-cuda/bin/python scripts/compile_kernels.py
 
-emulate-cuda: $(VENV)-cuda/ready  ## the GPU tests on what the compiler made of the kernels, run in NumPy
+emulate-cuda: $(VENV)-cuda/ready-$(CUDA)  ## the GPU tests on what the compiler made of the kernels, run in NumPy
 	TINYDILATE_EMULATED_GPU=1 $(VENV)-cuda/bin/python -m pytest -m "gpu and not slow" -n 2
 
 # GPU_PYTHON names a Python that has numba-cuda, pytest and hypothesis; nothing is installed then.
-test-gpu: $(if $(GPU_PYTHON),,$(VENV)-cuda/ready)  ## on a GPU: everything that only a GPU can show, under eight minutes
+test-gpu: $(if $(GPU_PYTHON),,$(VENV)-cuda/ready-$(CUDA))  ## on a GPU: everything that only a GPU can show, under eight minutes
 	$(or $(GPU_PYTHON),$(VENV)-cuda/bin/python) scripts/test_gpu.py --json test_gpu.json
 
 doctest: $(VENV)/ready-dev  ## the examples in the docstrings
@@ -70,7 +71,7 @@ oracle: $(VENV)/ready-oracle  ## compare with PyTorch and ONNX (a large download
 browser: $(VENV)/ready-browser  ## drive the interactive page in a headless Chromium (a large download if there is none)
 	$(BIN)/python -m pytest -m browser
 
-bench-gpu: $(if $(GPU_PYTHON),,$(VENV)-cuda/ready)  ## on a GPU with PyTorch: speed beside it, under six minutes
+bench-gpu: $(if $(GPU_PYTHON),,$(VENV)-cuda/ready-$(CUDA))  ## on a GPU with PyTorch: speed beside it, under six minutes
 	$(or $(GPU_PYTHON),$(VENV)-cuda/bin/python) benchmarks/gpu.py --json gpu.json
 
 format: $(VENV)/ready-dev  ## let ruff rewrite what it can
@@ -112,9 +113,7 @@ $(VENV)/ready-browser: pyproject.toml | $(VENV)/ready-venv
 	@touch $@ $(VENV)/ready-test $(VENV)/ready-run
 
 # Numba's CUDA target has an environment of its own: with it, the simulator would be another.
-# For drivers older than R580: make test-gpu CUDA=cuda12
-CUDA ?= cuda13
-$(VENV)-cuda/ready: pyproject.toml
-	$(PYTHON) -m venv $(VENV)-cuda
+$(VENV)-cuda/ready-$(CUDA): pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)-cuda
 	$(VENV)-cuda/bin/python -m pip install --quiet --editable ".[test,$(CUDA)]" nvidia-cuda-nvdisasm pytest-xdist
 	@touch $@

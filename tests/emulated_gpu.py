@@ -66,6 +66,12 @@ class Driver:
     def driver_get_version(self) -> tuple[int, int]:
         return 0, 13000
 
+    def ctx_get_current(self) -> tuple[int, int]:
+        return 0, 1
+
+    def ctx_synchronize(self) -> tuple[int]:
+        return (0,)
+
     def mem_alloc(self, size: int) -> tuple[int, int]:
         return 0, self.memory.take(size)
 
@@ -152,7 +158,7 @@ class Context:
 class Host:
     """``numba.cuda`` from the host's side: what asks the driver is answered here."""
 
-    event = Event
+    event, gpus = Event, [None]  # one card
 
     def __init__(self, real: Any) -> None:
         self.real, self.context = real, Context()

@@ -171,19 +171,65 @@ class Context:
         assert self.current.pop() == self.device.id
 
 
-def test_code_is_loaded_onto_the_card_of_our_queue(monkeypatch):
-    """PyTorch has made card 1 current since."""
-    current = [1]
-    fake = object.__new__(device._Driver)
-    fake.context = Context(0, current)
-    seen = []
-    monkeypatch.setattr(fake, "call", lambda name, *rest: seen.append((name, current[-1])) or name)
+class Bindings:
+    """The driver's functions: ``seen`` are those that were called, and on which card."""
+
+    def __init__(self, current):
+        self.current, self.seen = current, []
+
+    def __getattr__(self, name):
+        def call(*arguments):
+            if name == "cuCtxGetCurrent":
+                return 0, len(self.current)
+            self.seen.append((name, self.current[-1]))
+            return (0,) if name == "cuLaunchKernel" else (0, name)
+
+        return call
+
+
+def driver_at(home, current, several=True):
+    """Our driver on card ``home``, in a thread whose ``current`` cards are these."""
+    made = object.__new__(device._Driver)
+    made.context, made.bindings, made.several = Context(home, current), Bindings(current), several
+    made.queue, made.here = "queue", threading.local()
+    return made
+
+
+@pytest.mark.parametrize("current", [[1], []], ids=["PyTorch is on card 1", "a new thread"])
+def test_all_is_asked_of_the_card_of_our_queue(current):
+    fake = driver_at(0, current)
+    before = current[:] or [0]
     assert fake.load(b"code", "entry") == ("cuModuleGetFunction", "cuModuleLoadData")
-    assert seen[0] == ("cuModuleLoadData", 0)
-    assert current == [1], "and the thread is left as it was"
+    assert fake.call("cuMemAlloc", 512) == "cuMemAlloc"
+    fake.launch("function", (1, 1, 1, 32, 1, 1, 0), 0)
+    asked = ["cuModuleLoadData", "cuModuleGetFunction", "cuMemAlloc", "cuLaunchKernel"]
+    assert fake.bindings.seen == [(name, 0) for name in asked]
+    assert current == before, "and the thread is left as it was, if it was anywhere"
     with pytest.raises(KeyboardInterrupt), fake.at_home():
         raise KeyboardInterrupt
-    assert current == [1]
+    assert current == before
+
+
+def test_where_there_is_one_card_a_launch_changes_nothing():
+    current = [0]
+    fake = driver_at(0, current, several=False)
+    fake.context.push = lambda: pytest.fail("a launch has no time for that")
+    fake.launch("function", (1, 1, 1, 32, 1, 1, 0), 0)
+    assert fake.bindings.seen == [("cuLaunchKernel", 0)]
+
+
+def test_a_failure_of_an_earlier_kernel_is_not_the_next_launchs():
+    fake = driver_at(0, [0])
+    code = types.SimpleNamespace(name="CUDA_ERROR_ILLEGAL_ADDRESS")
+    fake.bindings.cuLaunchKernel = fake.bindings.cuMemAlloc = lambda *rest: (code,)
+    found = r"^expected the GPU to finish its work; a kernel failed earlier on \(cu\w+: CUDA_ERROR_"
+    with pytest.raises(DeviceError, match=found):
+        fake.launch("function", (1, 1, 1, 32, 1, 1, 0), 0)
+    with pytest.raises(DeviceError, match=found):
+        fake.call("cuMemAlloc", 512)
+    code.name = "CUDA_ERROR_INVALID_VALUE"
+    with pytest.raises(device.DriverError, match=r"^cuLaunchKernel: CUDA_ERROR_INVALID_VALUE$"):
+        fake.launch("function", (1, 1, 1, 32, 1, 1, 0), 0)
 
 
 def test_out_of_memory_says_what_is_held_and_what_to_do(card):
@@ -461,6 +507,10 @@ INSTALL = r'Install it: .* -m pip install "tinydilate\[cuda13\]" \(or cuda12, fo
     [
         ({"implementation": "Built-in"}, "^the package numba-cuda is missing. " + INSTALL),
         (
+            {"implementation": "Built-in", "driver": None},
+            r"^there is no NVIDIA GPU here, or no driver for it \(no libcuda\.so\.1\)\.$",
+        ),
+        (
             {
                 "implementation": "NVIDIA",
                 "is_available": lambda: False,
@@ -479,6 +529,8 @@ def test_why_there_is_no_gpu(monkeypatch, fake, found):
         return types.SimpleNamespace(**fake)
 
     monkeypatch.setattr(device, "numba_cuda", load)
+    monkeypatch.setattr(device, "DRIVER", "libcuda.so.1")
+    monkeypatch.setattr(device, "driver_library", lambda: (fake or {}).get("driver", "there"))
     monkeypatch.setattr(device, "SIMULATED", False)
     assert re.match(found, device.cuda_problem.__wrapped__())
 
@@ -660,14 +712,30 @@ def test_arrays_of_other_libraries_share_their_memory():
     strided = {**theirs.__cuda_array_interface__, "strides": (8, 16)}
     with pytest.raises(ShapeError, match=r"^expected an array in C order; .*x\.contiguous\(\)"):
         tensor(Foreign(**strided))
-    with pytest.raises(DtypeError, match=r"^expected real numbers; got an array of dtype complex"):
-        tensor(Foreign(**{**theirs.__cuda_array_interface__, "typestr": "<c8"}))
-    with pytest.raises(DtypeError, match=r"^expected real numbers; got an array of dtype >f8"):
-        tensor(Foreign(**{**theirs.__cuda_array_interface__, "typestr": ">f8"}))
+    for typestr, name in (("<c8", "complex64"), (">f8", ">f8"), ("<f2", "float16")):
+        found = f"^expected whole numbers, float32 or float64; got an array of dtype {name}"
+        with pytest.raises(DtypeError, match=found):
+            tensor(Foreign(**{**theirs.__cuda_array_interface__, "typestr": typestr}))
+    with pytest.raises(DtypeError, match=r"^expected an array without a mask; got one with"):
+        tensor(Foreign(**{**theirs.__cuda_array_interface__, "mask": theirs}))
+    place = theirs.__cuda_array_interface__["data"][0]
+    found = f"^expected float64 at an address that 8 divides; got {place + 4:#x}\\. .* x.clone"
+    with pytest.raises(ShapeError, match=found):
+        tensor(Foreign(**{**theirs.__cuda_array_interface__, "data": (place + 4, False)}))
     assert tensor(Foreign(**{**strided, "shape": (0, 3), "data": (0, False)})).shape == (0, 3)
     long = {**theirs.__cuda_array_interface__, "shape": (2**16, 2**15)}
     with pytest.raises(ShapeError, match=r"^expected at most 2147483647 elements"):
         tensor(Foreign(**long))
+
+
+@gpu
+def test_memory_that_may_not_be_written_to_is_copied():
+    mine = device.move(np.arange(6.0), "cuda")
+    there = mine.__cuda_array_interface__
+    x = tensor(Foreign(**{**there, "data": (there["data"][0], True)}))
+    assert not tinydilate.buffers.is_view(x.data)
+    device.write(np.zeros(6), x.data)
+    assert device.move(mine, "cpu").tolist() == [0, 1, 2, 3, 4, 5]
 
 
 @gpu

@@ -13,15 +13,16 @@ from tinydilate import device, dlpack, tensor
 class Producer:
     """Memory of NumPy's behind our capsules."""
 
-    def __init__(self, array):
-        self.array = array
+    def __init__(self, array, at_its_end=None):
+        self.array, self.at_its_end = array, at_its_end
 
     def __dlpack_device__(self):
         return dlpack.CPU, 0
 
     def __dlpack__(self, **_):
         array = self.array
-        return dlpack.capsule(array.ctypes.data, array.shape, array.dtype, dlpack.CPU, array)
+        place, on = array.ctypes.data, (dlpack.CPU, 0)
+        return dlpack.capsule(place, array.shape, array.dtype, on, array, self.at_its_end)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32, np.int64, np.uint8, np.bool_])
@@ -49,6 +50,18 @@ def test_an_array_is_kept_until_the_other_side_is_done():
     gc.collect()
     assert len(dlpack._lent) == before
     assert sys.getrefcount(array) == held
+
+
+def test_what_is_done_at_the_end_comes_before_the_memory_goes():
+    there = []
+    taken = np.from_dlpack(Producer(np.ones(3), lambda: there.append(len(dlpack._lent))))
+    gc.collect()
+    before = len(dlpack._lent)
+    assert not there
+    del taken
+    gc.collect()
+    assert there == [before], "while it was still kept"
+    assert len(dlpack._lent) == before - 1
 
 
 def test_a_capsule_that_nobody_takes_lets_go():
@@ -83,6 +96,7 @@ def test_an_array_on_the_gpu_is_shared():
         assert device._address(tensor(taken).data.flat) == taken.data_ptr()
     with pytest.raises(BufferError, match=r"on cuda; got device \(99, 0\)\. Move them with \.to"):
         x.data.__dlpack__(dl_device=(99, 0))
+    assert x.data.__dlpack_device__()[1] == 0
     copied = x.data.__dlpack__(copy=True, stream=2)
     assert copied is not None
     statistics = tinydilate.device.cuda_statistics().in_use

@@ -229,6 +229,10 @@ def test_recorded_steps_give_the_same_bits():
             lambda x: optim.SGD([tensor(x.data, requires_grad=True)], 0.1).step(),
             "an optimiser's step",
         ),
+        (
+            lambda x: tensor(np.ones(3), requires_grad=True).sum().backward(),
+            "a gradient on the cpu",
+        ),
     ],
 )
 def test_what_cannot_be_repeated_is_refused(what, found):
@@ -242,3 +246,64 @@ def test_what_cannot_be_repeated_is_refused(what, found):
     with pytest.raises(DeviceError, match=f"^expected launches alone while .* got {found}"):
         tinydilate.record(function)
     assert (x + 1).numpy().tolist() == [2, 2, 2], "and then everything goes on as before"
+
+
+def recorded_product(forget):
+    """(w, x, step): the slope of sum(w * x) by w, which is x."""
+    w = tensor(np.array([1.0, 2.0]), requires_grad=True, device="cuda")
+    x = tensor(np.ones(2), device="cuda")
+
+    def function():
+        if forget:
+            w.grad = None
+        (w * x).sum().backward()
+
+    return w, x, tinydilate.record(function)
+
+
+def test_a_recorded_gradient_is_that_of_the_repetition_alone():
+    w, x, step = recorded_product(forget=True)
+
+    def forget():
+        w.grad = None
+
+    for factor, between in enumerate((forget, (w * w).sum().backward, forget)):
+        device.write(np.full(2, float(factor)), x.data)
+        step()
+        assert w.grad.numpy().tolist() == [factor, factor]
+        between()
+
+
+def test_a_gradient_from_before_is_not_recorded():
+    with pytest.raises(DeviceError) as caught:
+        recorded_product(forget=False)
+    assert str(caught.value) == (
+        "expected launches alone while they are recorded; got a gradient added to one from before. "
+        "Forget that one at the beginning of the function: optimizer.zero_grad()."
+    )
+
+
+def test_a_sum_of_gradients_within_a_repetition_is_recorded():
+    w = tensor(np.ones(2), requires_grad=True, device="cuda")
+
+    def function():
+        w.grad = None
+        (2 * w).sum().backward()
+        (3 * w).sum().backward()
+
+    step = tinydilate.record(function)
+    for _ in range(2):
+        step()
+        assert w.grad.numpy().tolist() == [5, 5]
+
+
+def test_a_parameter_that_was_moved_is_noticed():
+    w, _, step = recorded_product(forget=True)
+    w.data = device.move(w.data, "cpu")
+    with pytest.raises(
+        DeviceError, match=r"^expected each parameter where .* of shape \(2,\) that"
+    ):
+        step()
+    w.data = device.move(w.data, "cuda")
+    with pytest.raises(DeviceError, match=r"or record anew\.$"):
+        step()

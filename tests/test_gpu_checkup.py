@@ -11,6 +11,7 @@ from tinydilate.gpu_checkup import PIP, Card, Facts, check_launch, judge, look, 
 H100 = Card("NVIDIA H100 80GB HBM3", (9, 0))
 GOOD = Facts(
     smi=True,
+    listed=(H100.name,),
     driver="580.65.06",
     cards=(H100,),
     numba_cuda="0.30.4",
@@ -42,14 +43,28 @@ PINNED = f'{PIP} "cuda-toolkit[cudart,nvvm,nvrtc,nvjitlink,cccl]==13.0.*"'
     ("changes", "mark", "what", "found", "advice"),
     [
         (
-            {"smi": False, "cards": (), "driver": ""},
+            {"smi": False, "listed": (), "cards": (), "driver": ""},
             *("ok", "GPU", "no NVIDIA GPU or no driver; everything runs on the processor", ""),
         ),
         (
-            {"cards": (), "smi_says": "No devices were found"},
+            {"cards": (), "listed": (), "smi_says": "No devices were found"},
             *("note", "GPU", "nvidia-smi finds none (No devices were found)"),
             "The driver may have to be loaded, or the machine restarted; see what it says: "
             "nvidia-smi",
+        ),
+        (
+            {"cards": (), "visible": "-1"},
+            *("ok", "GPU"),
+            "NVIDIA H100 80GB HBM3, hidden by CUDA_VISIBLE_DEVICES=-1; everything runs on the "
+            "processor",
+            "",
+        ),
+        (
+            {"cards": (), "cuda_says": "no libcuda.so.1"},
+            *("note", "GPU"),
+            "NVIDIA H100 80GB HBM3, which this process may not use (no libcuda.so.1)",
+            "The driver is installed, but its library does not answer, as in a container without "
+            "its GPU; see what it says: nvidia-smi",
         ),
         (
             {"simulated": True, "cards": ()},
@@ -73,6 +88,12 @@ PINNED = f'{PIP} "cuda-toolkit[cudart,nvvm,nvrtc,nvjitlink,cccl]==13.0.*"'
             *("note", "GPU: card", "Tesla P100, compute capability 6.0, the first of 2"),
             "Kernels need 7.5 (Turing, 2018) or later, which another card here has: "
             "export CUDA_VISIBLE_DEVICES=1",
+        ),
+        (
+            {"cards": (OLD, H100), "visible": "4,GPU-8932"},
+            *("note", "GPU: card", "Tesla P100, compute capability 6.0, the first of 2"),
+            "Kernels need 7.5 (Turing, 2018) or later, which another card here has: "
+            "export CUDA_VISIBLE_DEVICES=GPU-8932",
         ),
         (
             {"driver": "470.82.01"},
@@ -215,28 +236,76 @@ def test_what_device_py_says_is_recognised():
 
 
 def test_the_answer_of_nvidia_smi_is_read():
-    text = "580.65.06, 9.0, NVIDIA H100 80GB HBM3\n580.65.06, 7.5, Tesla T4, with a comma\n"
-    cards = (H100, Card("Tesla T4, with a comma", (7, 5)))
-    assert read_answer(text) == ("580.65.06", cards)
+    text = "580.65.06, NVIDIA H100 80GB HBM3\n580.65.06, Tesla T4, with a comma\n"
+    assert read_answer(text) == ("580.65.06", (H100.name, "Tesla T4, with a comma"))
     assert read_answer("No devices were found\n") == ("", ())
+    assert read_answer("Unable to determine the device, whatever\n") == ("", ())
     assert read_answer("") == ("", ())
+
+
+class Library:
+    """CUDA's driver as far as it is asked: it has these cards, or answers with an error."""
+
+    def __init__(self, *cards, speaks=13000, code=0):
+        self.cards, self.speaks, self.cuInit = cards, speaks, lambda flags: code
+
+    def cuGetErrorName(self, code, name):
+        name._obj.value = b"CUDA_ERROR_NO_DEVICE"
+
+    def cuDriverGetVersion(self, version):
+        version._obj.value = self.speaks
+
+    def cuDeviceGetCount(self, count):
+        count._obj.value = len(self.cards)
+
+    def cuDeviceGet(self, handle, number):
+        handle._obj.value = 7 + number  # a handle is no number
+
+    def cuDeviceGetName(self, name, size, handle):
+        assert size == 256
+        name.value = self.cards[handle.value - 7].name.encode()
+
+    def cuDeviceGetAttribute(self, value, attribute, handle):
+        value._obj.value = self.cards[handle.value - 7].capability[{75: 0, 76: 1}[attribute]]
+
+
+@pytest.mark.parametrize(
+    ("library", "seen", "driver", "says"),
+    [
+        (Library(H100, OLD), (H100, OLD), "580 or later", ""),
+        (Library(OLD, speaks=12080), (OLD,), "525 or later", ""),
+        (Library(OLD, speaks=11040), (OLD,), "", ""),
+        (Library(H100, speaks=14020), (H100,), "580 or later", ""),
+        (Library(H100, code=100), (), "", "CUDA_ERROR_NO_DEVICE"),
+        (Library(), (), "580 or later", "it sees none"),
+        (None, (), "", f"no {device.DRIVER}"),
+    ],
+)
+def test_the_cards_are_those_that_cuda_sees(monkeypatch, library, seen, driver, says):
+    monkeypatch.setattr(gpu_checkup.shutil, "which", lambda _: None)
+    monkeypatch.setattr(gpu_checkup, "driver_library", lambda: library)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0")
+    facts = look()
+    assert (facts.cards, facts.driver, facts.cuda_says) == (seen, driver, says)
+    assert (facts.visible, facts.smi, facts.listed) == ("2,0", False, ())
 
 
 @pytest.mark.parametrize(
     ("program", "code", "answer", "expected"),
     [
         (None, 0, "", ("", (), "")),
-        ("nvidia-smi", 0, "580.65.06, 9.0, NVIDIA H100 80GB HBM3\n", ("580.65.06", (H100,), "")),
+        ("nvidia-smi", 0, f"580.65.06, {H100.name}\n", ("580.65.06", (H100.name,), "")),
         ("nvidia-smi", 9, "Failed to initialize NVML\n", ("", (), "Failed to initialize NVML")),
     ],
 )
 def test_the_facts_are_looked_up(monkeypatch, program, code, answer, expected):
     done = types.SimpleNamespace(returncode=code, stdout=answer, stderr="")
     monkeypatch.setattr(gpu_checkup.shutil, "which", lambda _: program)
+    monkeypatch.setattr(gpu_checkup, "_see", lambda: ((), 0, ""))
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
     monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "1")
     facts = look()
-    assert (facts.driver, facts.cards, facts.smi_says) == expected
+    assert (facts.driver, facts.listed, facts.smi_says) == expected
     assert facts.smi == (program is not None)
     assert facts.simulated
     assert facts.numpy
@@ -248,6 +317,7 @@ def test_a_driver_that_does_not_answer(monkeypatch):
 
     monkeypatch.setattr(gpu_checkup.shutil, "which", lambda _: "nvidia-smi")
     monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(gpu_checkup, "_see", lambda: ((), 0, ""))
     monkeypatch.delenv("NUMBA_ENABLE_CUDASIM", raising=False)
     assert judge(look())[0].found == "nvidia-smi finds none (TimeoutExpired)"
     assert gpu_checkup.try_a_kernel() == "exit no answer within three minutes"

@@ -1,6 +1,7 @@
 """The programs that are run on a GPU, tried without one: what they report, and when they stop."""
 
 import json
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -90,7 +91,24 @@ def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setattr(script, "find_spec", lambda name: None)
     outcome = script.tests(SETTING)
     assert outcome.verdict == "left out"
-    assert outcome.detail == "missing: pytest hypothesis; pip install pytest hypothesis"
+    assert outcome.detail == "missing: pytest hypothesis; pip install 'pytest' 'hypothesis'"
+
+
+def test_a_pytest_that_would_not_read_our_settings_is_not_used(monkeypatch):
+    monkeypatch.setattr(script, "version", lambda name: "8.4.2")
+    outcome = script.tests(SETTING)
+    assert outcome.verdict == "left out"
+    assert outcome.detail == "missing: pytest>=9; pip install 'pytest>=9'"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_each_generation_of_libraries_has_an_environment_that_was_made_for_it():
+    for line in ("cuda13", "cuda12"):
+        command = ["make", "--dry-run", "test-gpu", f"CUDA={line}", "VENV=/nowhere/venv"]
+        said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert "-m venv --clear /nowhere/venv-cuda" in said
+        assert f"[test,{line}]" in said
+        assert f"touch /nowhere/venv-cuda/ready-{line}" in said
 
 
 def test_a_program_that_takes_too_long():

@@ -419,6 +419,21 @@ def test_without_a_gpu_the_reason_is_said():
 
 
 @pytest.mark.gpu
+def test_an_older_card_is_refused_before_anything_is_launched(monkeypatch):
+    """Not even its weights are packed: the compiler has no such rounding for it."""
+
+    def refuse():
+        raise DeviceError("older")
+
+    launched = []
+    monkeypatch.setattr(gpu_tf32, "check_card", refuse)
+    monkeypatch.setitem(gpu_gemm._PACK, True, Spy("pack", launched))
+    with pytest.raises(DeviceError, match=r"^older$"):
+        convolution("cuda:tf32_64", (1, 2, 4, 4), (3, 2, 3, 3), Window.of(3))
+    assert not launched
+
+
+@pytest.mark.gpu
 @on_tensor_cores
 @pytest.mark.usefixtures("unsettled")
 def test_wide_layers_use_it_and_no_others(monkeypatch):

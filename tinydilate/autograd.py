@@ -24,7 +24,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from tinydilate import buffers
+from tinydilate import buffers, device
 from tinydilate.device import (
     DEVICES,
     CudaArray,
@@ -604,6 +604,17 @@ def _is_twice(array: Any, arrays: tuple[Any, ...]) -> bool:
     return len([other for other in arrays if other is array]) > 1
 
 
+def _give_to_a_leaf(leaf: Tensor, gradient: Any, beside: tuple[Any, ...]) -> None:
+    """Start or continue the sum in a leaf's ``.grad``, which shares memory with no other array."""
+    if device.being_recorded:
+        device.being_recorded.gradient_of(leaf)
+    if leaf.grad is None:
+        shared = buffers.is_view(gradient) or _is_twice(gradient, beside)
+        leaf.grad = Tensor(gradient.copy() if shared else gradient)
+    else:
+        leaf.grad = Tensor(accumulate(leaf.grad.data, gradient))
+
+
 def _backward(root: Tensor, seed: Any, retain_graph: bool) -> None:
     """Visit ops from the newest to the oldest; by then each has its whole gradient."""
     gradients: dict[int, Any] = {}  # number of an op -> gradient of its output, so far
@@ -611,11 +622,8 @@ def _backward(root: Tensor, seed: Any, retain_graph: bool) -> None:
 
     def give(tensor: Tensor, gradient: Any, beside: tuple[Any, ...]) -> None:
         op = tensor.op
-        if op is None and tensor.grad is None:  # a leaf; its .grad shares memory with no other
-            shared = buffers.is_view(gradient) or _is_twice(gradient, beside)
-            tensor.grad = Tensor(gradient.copy() if shared else gradient)
-        elif op is None:
-            tensor.grad = Tensor(accumulate(cast(Tensor, tensor.grad).data, gradient))
+        if op is None:
+            _give_to_a_leaf(tensor, gradient, beside)
         elif op.used_up:
             raise GraphError(
                 "expected a graph that can still be walked; got one whose saved arrays were let "

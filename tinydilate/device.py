@@ -21,6 +21,7 @@ with every kernel in plain Python, open to a debugger.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import struct
@@ -31,7 +32,7 @@ import warnings
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache, lru_cache, wraps
 from typing import Any, NamedTuple, TypeVar
 
@@ -193,7 +194,7 @@ class CudaArray:
 
     def __dlpack_device__(self) -> tuple[int, int]:
         """The kind of device by DLPack's numbers, and which one of them."""
-        return (dlpack.CPU if SIMULATED else dlpack.GPU), 0
+        return (dlpack.CPU, 0) if SIMULATED else (dlpack.GPU, driver().card)
 
     def __dlpack__(
         self,
@@ -209,11 +210,14 @@ class CudaArray:
                 f"expected to hand the numbers over where they are, on cuda; got device "
                 f'{dl_device}. Move them with .to("cpu") first.'
             )
-        if stream not in (None, -1, 1):  # whoever works on the default stream waits for ours
+        beside = stream not in (None, -1, 1)  # CUDA's default stream and ours wait for each other
+        if beside:
             synchronize()
         source = self.copy() if copy else self
         place = _address(source.flat) if self.size else 0
-        return dlpack.capsule(place, self.shape, self.dtype, self.__dlpack_device__()[0], source)
+        at_its_end = _wait_for_all_streams if beside else None
+        there = self.__dlpack_device__()
+        return dlpack.capsule(place, self.shape, self.dtype, there, source, at_its_end)
 
     def __repr__(self) -> str:
         return f"CudaArray(shape={self.shape}, dtype={self.dtype})"
@@ -258,6 +262,17 @@ _INSTALL = f'Install it: {sys.executable} -m pip install "tinydilate[cuda13]" (o
 _INSTALL += "drivers older than R580)."
 
 
+DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+
+
+def driver_library() -> ctypes.CDLL | None:
+    """CUDA's driver, by ctypes; None where there is none, and so no GPU to use."""
+    try:
+        return ctypes.CDLL(os.environ.get("NUMBA_CUDA_DRIVER") or DRIVER)
+    except OSError:
+        return None
+
+
 @cache
 def cuda_problem() -> str | None:
     """Why there is no computing on the GPU, and the next command; None where there is."""
@@ -269,6 +284,8 @@ def cuda_problem() -> str | None:
     if SIMULATED:
         return None
     if getattr(cuda, "implementation", "") != "NVIDIA":
+        if driver_library() is None:  # then the package would not help
+            return f"there is no NVIDIA GPU here, or no driver for it (no {DRIVER})."
         return f"the package numba-cuda is missing. {_INSTALL}"
     try:
         if cuda.is_available():
@@ -313,8 +330,9 @@ def stream() -> Any:
 class _Driver:
     """CUDA's driver: its functions by their names, with errors raised.
 
-    It knows of a *context*, what a process has on the GPU, for each thread of Python's; Numba makes
-    the one that PyTorch and CuPy use as well.
+    It knows of a *context*, what a process has on a card, and of a current one for each thread of
+    Python's; Numba makes the one that PyTorch and CuPy use as well. Whichever is current, all of
+    ours is in our queue's.
     """
 
     def __init__(self) -> None:
@@ -323,21 +341,34 @@ class _Driver:
         self.bindings = driver
         self.context, queue = _home()
         self.card = int(self.context.device.id)  # that the queue is on
+        self.several = len(numba_cuda().gpus) > 1
         self.queue = driver.CUstream(int(queue.handle))
         self.here = threading.local()
 
     def enter(self) -> None:
-        """Let the calling thread speak to the GPU."""
-        numba_cuda().current_context()
+        """Let the calling thread speak to a GPU: to our card, if to none so far."""
+        code, current = self.bindings.cuCtxGetCurrent()
+        if code or not int(current):
+            self.context.push()
         self.here.entered = True
+
+    @contextmanager
+    def at_home(self) -> Iterator[None]:
+        """Make our context the current one within the block."""
+        self.context.push()
+        try:
+            yield
+        finally:
+            self.context.pop()
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Call a function; its result, if it has one."""
         if not hasattr(self.here, "entered"):
             self.enter()
-        code, *results = getattr(self.bindings, name)(*arguments)
+        with self.at_home():
+            code, *results = getattr(self.bindings, name)(*arguments)
         if code:
-            raise DriverError(name, code)
+            raise _failure(name, code)
         return results[0] if results else None
 
     @property
@@ -345,20 +376,10 @@ class _Driver:
         """The latest CUDA that it knows, as 13000 for 13.0."""
         return int(self.call("cuDriverGetVersion"))
 
-    @contextmanager
-    def at_home(self) -> Iterator[None]:
-        """Load, within the block, onto our queue's card, whichever is current in this thread."""
-        self.context.push()
-        try:
-            yield
-        finally:
-            self.context.pop()
-
     def load(self, code: bytes, entry: str) -> tuple[Any, Any]:
         """A kernel of some machine code, and the module that holds it: loaded for good."""
         place = np.frombuffer(code, np.uint8)
-        with self.at_home():
-            module = self.call("cuModuleLoadData", place.ctypes.data)
+        module = self.call("cuModuleLoadData", place.ctypes.data)
         return self.call("cuModuleGetFunction", module, entry.encode()), module
 
     def launch(self, function: Any, shape: tuple[int, ...], arguments: int) -> None:
@@ -370,9 +391,10 @@ class _Driver:
             self.here.entered  # noqa: B018 - asked for sooner than by hasattr
         except AttributeError:
             self.enter()
-        (code,) = self.bindings.cuLaunchKernel(function, *shape, self.queue, arguments, 0)
+        with self.at_home() if self.several else _HERE:  # of one card, no other can be current
+            (code,) = self.bindings.cuLaunchKernel(function, *shape, self.queue, arguments, 0)
         if code:
-            raise DriverError("cuLaunchKernel", code)
+            raise _failure("cuLaunchKernel", code)
 
 
 class DriverError(Exception):
@@ -380,6 +402,38 @@ class DriverError(Exception):
 
     def __init__(self, function: str, code: Any) -> None:
         super().__init__(f"{function}: {getattr(code, 'name', code)}")
+
+
+_HERE: Any = nullcontext()
+
+# What the driver answers to whatever it is asked, once a kernel has failed; never to the launch of
+# that kernel, for the GPU works on its own.
+_BROKEN = {
+    "CUDA_ERROR_ASSERT",
+    "CUDA_ERROR_ECC_UNCORRECTABLE",
+    "CUDA_ERROR_HARDWARE_STACK_ERROR",
+    "CUDA_ERROR_ILLEGAL_ADDRESS",
+    "CUDA_ERROR_ILLEGAL_INSTRUCTION",
+    "CUDA_ERROR_INVALID_ADDRESS_SPACE",
+    "CUDA_ERROR_INVALID_PC",
+    "CUDA_ERROR_LAUNCH_FAILED",
+    "CUDA_ERROR_LAUNCH_TIMEOUT",
+    "CUDA_ERROR_MISALIGNED_ADDRESS",
+}
+
+
+def _failure(function: str, code: Any) -> Exception:
+    """What to raise for an answer of the driver's: of this call, or of a kernel before it."""
+    error = DriverError(function, code)
+    return _failed_earlier(error) if getattr(code, "name", "") in _BROKEN else error
+
+
+def _failed_earlier(error: Exception) -> DeviceError:
+    return DeviceError(
+        f"expected the GPU to finish its work; a kernel failed earlier on ({error}). Set "
+        "TINYDILATE_CUDA_DEBUG=1 to wait after each kernel and be told which, then start "
+        "Python anew: the GPU takes no further work from this process."
+    )
 
 
 driver = _once(_Driver)
@@ -400,11 +454,12 @@ def card() -> Card:
     check_device("cuda")
     if SIMULATED:
         return Card("Numba's simulator", (0, 0), 1, 0)
-    context = numba_cuda().current_context()
+    context = _home()[0]
     device = context.device
     name = device.name.decode() if isinstance(device.name, bytes) else device.name
     major, minor = device.compute_capability
-    memory = int(context.get_memory_info().total)
+    with _at_home():
+        memory = int(context.get_memory_info().total)
     return Card(name, (major, minor), int(device.MULTIPROCESSOR_COUNT), memory)
 
 
@@ -471,7 +526,8 @@ def seconds(function: Callable[..., Any], *arguments: Any) -> float:
         function(*arguments)
         return time.perf_counter() - begin
     cuda = numba_cuda()
-    before, after = cuda.event(), cuda.event()
+    with _at_home():
+        before, after = cuda.event(), cuda.event()
     before.record(stream())
     function(*arguments)
     after.record(stream())
@@ -486,11 +542,23 @@ def _failures_explained() -> Iterator[None]:
     try:
         yield
     except (DriverError, numba_cuda().cudadrv.driver.CudaAPIError) as error:
-        raise DeviceError(
-            f"expected the GPU to finish its work; a kernel failed earlier on ({error}). Set "
-            "TINYDILATE_CUDA_DEBUG=1 to wait after each kernel and be told which, then start "
-            "Python anew: the GPU takes no further work from this process."
-        ) from error
+        raise _failed_earlier(error) from error
+
+
+def _at_home() -> Any:
+    """Our context as the current one within a block; in the simulator there are none."""
+    return _HERE if SIMULATED else driver().at_home()
+
+
+def _wait_for_all_streams() -> None:
+    """Before memory that another library's stream has worked on is used again.
+
+    Called while an array dies, where nobody could catch an error; the next call has it, too. While
+    launches are recorded nothing may be waited for.
+    """
+    if not SIMULATED and not being_recorded:
+        with suppress(DriverError, DeviceError):
+            driver().call("cuCtxSynchronize")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -886,6 +954,7 @@ class Recorded:
     def __init__(self, outside: _CudaPool) -> None:
         self.pool = _CudaPool(outside)
         self.kept: dict[int, Any] = {}  # memory from outside, by its id
+        self.leaves: dict[int, Any] = {}  # tensors that were given a gradient, by their ids
         self.graph: Any = None
         self.result: Any = None
         self.at_its_end(self.pool.dissolve)
@@ -900,6 +969,24 @@ class Recorded:
             memory = argument.memory if isinstance(argument, CudaArray) else None
             if memory is not None and getattr(memory, "pool", None) is not self.pool:
                 self.kept[id(memory)] = memory
+
+    def gradient_of(self, leaf: Any) -> None:
+        """Remember a tensor that is about to be given a gradient.
+
+        Raises
+        ------
+        DeviceError
+            If it has one from before, to which each repetition would add again, or is not on the
+            GPU, where alone anything is repeated.
+        """
+        if not isinstance(leaf.data, CudaArray):
+            refuse_while_recording("a gradient on the cpu", 'Move all to the GPU: .to("cuda").')
+        if leaf.grad is not None and id(leaf) not in self.leaves:
+            refuse_while_recording(
+                "a gradient added to one from before",
+                "Forget that one at the beginning of the function: optimizer.zero_grad().",
+            )
+        self.leaves[id(leaf)] = leaf
 
 
 being_recorded: Recorded | None = None
@@ -939,7 +1026,7 @@ def _capture(function: Callable[[], Any], recorded: Recorded) -> None:
     try:
         recorded.result = function()
     except BaseException:
-        with suppress(DriverError):  # what went wrong before is what there is to say
+        with suppress(DriverError, DeviceError):  # what went wrong before is what there is to say
             driver().call("cuGraphDestroy", driver().call("cuStreamEndCapture", driver().queue))
         raise
     graph = driver().call("cuStreamEndCapture", driver().queue)
@@ -975,8 +1062,10 @@ class _Staging:
     def __init__(self) -> None:
         cuda = numba_cuda()
         self.lock = threading.Lock()
-        self.halves = [cuda.pinned_array(self.piece, np.uint8) for _ in range(2)]
-        self.events = [cuda.event(timing=False) if not SIMULATED else cuda.event() for _ in "ab"]
+        quick = {} if SIMULATED else {"timing": False}
+        with _at_home():
+            self.halves = [cuda.pinned_array(self.piece, np.uint8) for _ in range(2)]
+            self.events = [cuda.event(**quick) for _ in range(2)]
         self.next = 0
 
     def up(self, source: Array, target: CudaArray) -> None:
@@ -1077,12 +1166,14 @@ def is_foreign(data: Any) -> bool:
 def adopt(data: Any) -> CudaArray:
     """The numbers of an array of another library, in its own memory: nothing is copied.
 
+    Unless it may not be written to, as an optimiser would: of such an array it is a copy.
+
     Raises
     ------
     DeviceError
         If there is no GPU here, or the array is on another one.
     ShapeError, DtypeError
-        If its numbers do not lie in C order, or are not real.
+        If its numbers do not lie in C order, or are none that kernels compute with.
     """
     check_device("cuda")
     interface = getattr(data, "__cuda_array_interface__", None)
@@ -1099,12 +1190,24 @@ def adopt(data: Any) -> CudaArray:
                 f"expected an array in C order; got strides {tuple(strides)} for shape {shape}. "
                 "Make it contiguous first: x.contiguous(), cupy.ascontiguousarray(x)."
             )
-    if dtype.kind not in "biuf" or not dtype.isnative:
-        raise DtypeError(f"expected real numbers; got an array of dtype {dtype}. Convert it first.")
+    if dtype.kind not in "biuf" or not dtype.isnative or dtype == np.float16:
+        raise DtypeError(
+            f"expected whole numbers, float32 or float64; got an array of dtype {dtype}. Convert "
+            "it first."
+        )
+    if interface.get("mask") is not None:
+        raise DtypeError("expected an array without a mask; got one with. Fill its gaps first.")
     if not math.prod(shape):
         return empty(shape, dtype)
+    place, read_only = interface["data"]
+    if place % dtype.itemsize:
+        raise ShapeError(
+            f"expected {dtype} at an address that {dtype.itemsize} divides; got {place:#x}. Copy "
+            "the array first: x.clone(), x.copy()."
+        )
     _needed(shape, dtype)  # refuses more than a kernel can count
-    return CudaArray(_line_of(interface, math.prod(shape), dtype), shape, dtype, owner, owner)
+    array = CudaArray(_line_of(interface, math.prod(shape), dtype), shape, dtype, owner, owner)
+    return array.copy() if read_only else array
 
 
 def _c_strides(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:
@@ -1160,7 +1263,7 @@ def _interface_of_dlpack(data: Any) -> tuple[dict[str, Any], Any]:
     interface = {
         "shape": tuple(view.shape),
         "typestr": dtype.str,
-        "data": (int(view.ptr), False),
+        "data": (int(view.ptr), bool(view.readonly)),
         "strides": strides or None,
         "version": 3,
     }

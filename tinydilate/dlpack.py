@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,9 @@ _lent: dict[int, Any] = {}  # address of each structure that somebody holds: all
 
 def _take_back(address: int) -> None:
     """Called by the other library when it is done."""
+    *_, at_its_end = _lent.get(address, (None,))
+    if at_its_end is not None:
+        at_its_end()
     _lent.pop(address, None)
 
 
@@ -81,7 +85,12 @@ _deleter, _destructor = _Deleter(_take_back), _Destructor(_forget)
 
 
 def capsule(
-    address: int, shape: tuple[int, ...], dtype: np.dtype[Any], kind: int, owner: Any
+    address: int,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    device: tuple[int, int],
+    owner: Any,
+    at_its_end: Callable[[], None] | None = None,
 ) -> Any:
     """A capsule for numbers in C order, which keeps ``owner`` alive as long as it is needed.
 
@@ -91,10 +100,12 @@ def capsule(
         Where the numbers lie.
     shape : tuple of int
     dtype : numpy.dtype
-    kind : int
-        `CPU` or `GPU`.
+    device : (int, int)
+        `CPU` or `GPU`, and which one.
     owner : object
         What must not go away.
+    at_its_end : function, optional
+        Called when whoever used the numbers is done, before ``owner`` goes.
     """
     sizes = ctypes.c_int64 * max(1, len(shape))
     lengths = sizes(*shape)
@@ -102,7 +113,7 @@ def capsule(
     managed = _Managed(
         _Tensor(
             data=address or None,
-            device=_Device(kind, 0),
+            device=_Device(*device),
             ndim=len(shape),
             type=_Type(_CODES[dtype.kind], 8 * dtype.itemsize, 1),
             shape=ctypes.cast(lengths, ctypes.POINTER(ctypes.c_int64)),
@@ -113,5 +124,5 @@ def capsule(
         _deleter,
     )
     place = ctypes.addressof(managed)
-    _lent[place] = managed, lengths, strides, owner
+    _lent[place] = managed, lengths, strides, owner, at_its_end
     return _new(place, _NAME, _destructor)

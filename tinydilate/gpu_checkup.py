@@ -1,7 +1,8 @@
 """What keeps this machine from computing on its GPU, and the one command that helps.
 
-First come the facts: what `nvidia-smi` says, which packages are installed, and, of NVIDIA's
-libraries that are not, whether Numba would find them in the system. Each step then judges them, in
+First come the facts: which cards CUDA's driver lets a process see, what `nvidia-smi` says, which
+packages are installed, and, of NVIDIA's libraries that are not, whether Numba would find them in
+the system. Each step then judges them, in
 the order in which the trouble would show: the driver, the card, numba-cuda, NVIDIA's compiler
 libraries, NumPy. Where nothing is in the way, a process of its own compiles a kernel of one element
 and launches it.
@@ -11,6 +12,7 @@ A machine without a GPU is no patient: the report has one line then, which says 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -21,6 +23,7 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
+from tinydilate.device import DRIVER, driver_library
 from tinydilate.launching import OLDEST
 
 
@@ -34,7 +37,7 @@ class Finding(NamedTuple):
 
 
 class Card(NamedTuple):
-    """One GPU, as nvidia-smi names it."""
+    """One GPU, as CUDA's driver names it."""
 
     name: str
     capability: tuple[int, int]
@@ -44,10 +47,13 @@ class Facts(NamedTuple):
     """What the steps judge; an empty string stands for what is missing."""
 
     simulated: bool = False
+    cards: tuple[Card, ...] = ()  # that a process sees, in CUDA's order
+    cuda_says: str = ""  # why it sees none
+    visible: str = ""  # CUDA_VISIBLE_DEVICES
     smi: bool = False  # whether there is an nvidia-smi
     smi_says: str = ""  # its complaint, if it has one
+    listed: tuple[str, ...] = ()  # names of the cards that it lists, seen or not
     driver: str = ""  # "580.65.06"
-    cards: tuple[Card, ...] = ()
     numba_cuda: str = ""
     numpy: str = ""
     nvvm: str = ""  # makes LLVM's code into the GPU's
@@ -86,13 +92,17 @@ def branch_of(driver: str) -> int:
 def look() -> Facts:
     """The facts of this machine."""
     smi = shutil.which("nvidia-smi")
-    driver, cards, says = _ask(smi) if smi else ("", (), "")
+    driver, listed, says = _ask(smi) if smi else ("", (), "")
+    cards, speaks, cuda_says = _see()
     return Facts(
         simulated=os.environ.get("NUMBA_ENABLE_CUDASIM") == "1",
+        cards=cards,
+        cuda_says=cuda_says,
+        visible=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         smi=smi is not None,
         smi_says=says,
-        driver=driver,
-        cards=cards,
+        listed=listed,
+        driver=driver or _branch_that_speaks(speaks),
         numba_cuda=_installed("numba-cuda"),
         numpy=_installed("numpy"),
         nvvm=_library("nvvm", "nvidia-nvvm", "nvidia-cuda-nvcc-cu12"),
@@ -100,6 +110,42 @@ def look() -> Facts:
         nvrtc=_library("nvrtc", "nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"),
         cudart=_library("cudart", "nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12"),
     )
+
+
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+
+
+def _see() -> tuple[tuple[Card, ...], int, str]:
+    """The cards that this process may use, the CUDA that their driver speaks, why there are none.
+
+    Asked of the driver's library, as Numba asks it: nvidia-smi knows nothing of
+    CUDA_VISIBLE_DEVICES, counts in another order, and is not in every container.
+    """
+    library = driver_library()
+    if library is None:
+        return (), 0, f"no {DRIVER}"
+    count, version, text = ctypes.c_int(), ctypes.c_int(), ctypes.c_char_p()
+    if code := library.cuInit(0) or library.cuDeviceGetCount(ctypes.byref(count)):
+        library.cuGetErrorName(code, ctypes.byref(text))
+        return (), 0, (text.value or str(code).encode()).decode()
+    library.cuDriverGetVersion(ctypes.byref(version))
+    cards = tuple(_card(library, number) for number in range(count.value))
+    return cards, version.value // 1000, "" if cards else "it sees none"
+
+
+def _card(library: ctypes.CDLL, number: int) -> Card:
+    handle, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    library.cuDeviceGet(ctypes.byref(handle), number)
+    library.cuDeviceGetName(name, len(name), handle)
+    library.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, handle)
+    library.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, handle)
+    return Card(name.value.decode(errors="replace"), (major.value, minor.value))
+
+
+def _branch_that_speaks(cuda: int) -> str:
+    """What is known of a driver where there is no nvidia-smi to ask for its version."""
+    return f"{NEEDS[min(cuda, max(NEEDS))]} or later" if cuda >= min(NEEDS) else ""
 
 
 def _library(name: str, *wheels: str) -> str:
@@ -115,27 +161,22 @@ def _library(name: str, *wheels: str) -> str:
     return SYSTEM
 
 
-def _ask(smi: str) -> tuple[str, tuple[Card, ...], str]:
-    query = "--query-gpu=driver_version,compute_cap,name"
-    command = [smi, query, "--format=csv,noheader"]
+def _ask(smi: str) -> tuple[str, tuple[str, ...], str]:
+    command = [smi, "--query-gpu=driver_version,name", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return "", (), f"{type(error).__name__}"
-    driver, cards = read_answer(done.stdout) if done.returncode == 0 else ("", ())
+    driver, names = read_answer(done.stdout) if done.returncode == 0 else ("", ())
     said = (done.stdout + done.stderr).strip().splitlines()
-    return driver, cards, "" if cards else (said or ["no answer"])[0]
+    return driver, names, "" if names else (said or ["no answer"])[0]
 
 
-def read_answer(text: str) -> tuple[str, tuple[Card, ...]]:
-    """Driver and cards out of nvidia-smi's lines ``580.65.06, 9.0, NVIDIA H100``."""
-    rows = [[part.strip() for part in line.split(",", 2)] for line in text.splitlines()]
-    known = [row for row in rows if len(row) == 3 and re.fullmatch(r"\d+\.\d+", row[1])]
-    cards = []
-    for _, capability, name in known:
-        major, minor = capability.split(".")
-        cards.append(Card(name, (int(major), int(minor))))
-    return known[0][0] if known else "", tuple(cards)
+def read_answer(text: str) -> tuple[str, tuple[str, ...]]:
+    """The driver, and the cards' names, out of nvidia-smi's lines ``580.65.06, NVIDIA H100``."""
+    rows = [[part.strip() for part in line.split(",", 1)] for line in text.splitlines()]
+    known = [row for row in rows if len(row) == 2 and branch_of(row[0])]
+    return known[0][0] if known else "", tuple(name for _, name in known)
 
 
 def _installed(*names: str) -> str:
@@ -186,7 +227,18 @@ def check_simulator(facts: Facts) -> Finding:
 
 
 def check_presence(facts: Facts) -> Finding:
-    """No GPU is fine; a driver that finds none is worth a note."""
+    """No GPU is fine, or one that is hidden; a driver that finds none is worth a note."""
+    if facts.listed and facts.visible:
+        return Finding(
+            "ok", "GPU", f"{facts.listed[0]}, hidden by CUDA_VISIBLE_DEVICES={facts.visible}; "
+            "everything runs on the processor",
+        )  # fmt: skip
+    if facts.listed:
+        return Finding(
+            "note", "GPU", f"{facts.listed[0]}, which this process may not use ({facts.cuda_says})",
+            "The driver is installed, but its library does not answer, as in a container without "
+            "its GPU; see what it says: nvidia-smi",
+        )  # fmt: skip
     if not facts.smi:
         return Finding("ok", "GPU", "no NVIDIA GPU or no driver; everything runs on the processor")
     return Finding(
@@ -203,7 +255,10 @@ def check_card(facts: Facts) -> Finding:
         found += f", the first of {len(facts.cards)}"
     if card.capability >= OLDEST:
         return Finding("ok", "GPU: card", found)
-    newer = [n for n, other in enumerate(facts.cards) if other.capability >= OLDEST]
+    # By the names that they were made visible by, or by CUDA's own numbers.
+    names = facts.visible.split(",") if facts.visible else map(str, range(len(facts.cards)))
+    known = zip(names, facts.cards, strict=False)
+    newer = [name for name, other in known if other.capability >= OLDEST]
     if newer:
         return Finding(
             "note", "GPU: card", found,

@@ -714,6 +714,8 @@ def gathered_product(
     if plan.in_order:
         packed = weights.reshape(plan.shape)
     else:
+        if plan.tf32:
+            gpu_tf32.check_card()
         packed = device.empty(plan.shape, weights.dtype)
         _PACK[plan.tf32][plan.grid](weights, packed, *plan.numbers)
     return product(images, packed, bias, gather, plan.filters, groups, relu, plan.cut)
@@ -735,8 +737,6 @@ def product(
     out = device.empty(plan.shape, images.dtype)
     if not plan.grid[0]:
         return out
-    if plan.tf32:
-        gpu_tf32.check_card()
     sums = out if plan.parts == 1 else device.empty((plan.parts, out.size), out.dtype)
     layer = device.constants(*plan.layer)
     other = packed if bias is None else bias  # read only if the layer says that there is one

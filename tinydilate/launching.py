@@ -285,6 +285,8 @@ class _Launcher:
             # The simulator waits by itself, and a launch that is recorded does not run.
             if DEBUG and not SIMULATED and not device.being_recorded:
                 device.stream().synchronize()
+        except DeviceError:  # of a kernel before this one
+            raise
         except Exception as error:
             raise LaunchError(self.kernel.name, self.shape, error) from error
 

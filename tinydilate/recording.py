@@ -18,7 +18,8 @@ launch them. A *CUDA graph* is a list of launches that the driver keeps and repe
 
 Python's part of the function runs while it is recorded and then no more: only launches are
 repeated, on the same memory. So all that changes from step to step has to be in arrays, and what
-cannot be is refused: copies from and to the processor, dropout, an optimiser's step.
+cannot be is refused: copies from and to the processor, dropout, an optimiser's step, a gradient
+that is added to one from before.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tinydilate import device
+from tinydilate.errors import DeviceError
 
 
 class Recording:
@@ -37,13 +39,33 @@ class Recording:
         for _ in range(2):  # compiles, and makes the tables that a kernel keeps
             function()
         self.recorded = device.capture(function)
+        # Each tensor that got a gradient, where its numbers lie, and the gradient.
+        leaves = self.recorded.leaves.values()
+        self.leaves = [(leaf, leaf.data.memory, leaf.grad) for leaf in leaves]
 
     def __call__(self) -> Any:
         """Put all launches into the queue, and return what the function returned.
 
-        The same tensors each time, which have new numbers once the GPU is there.
+        The same tensors each time, which have new numbers once the GPU is there. So has the
+        ``.grad`` of each parameter, whatever became of it since the last time.
+
+        Raises
+        ------
+        DeviceError
+            If a parameter's numbers lie elsewhere by now, so that the launches would miss them.
         """
-        return device.repeat(self.recorded)
+        for leaf, memory, _ in self.leaves:
+            if getattr(leaf.data, "memory", None) is not memory:
+                raise DeviceError(
+                    f"expected each parameter where it was recorded; got one of shape {leaf.shape} "
+                    "that has been moved. Copy new numbers to where it is (load_state_dict, "
+                    "device.write), or record anew."
+                )
+        result = device.repeat(self.recorded)
+        if not device.SIMULATED:  # there the function itself has run, and left its gradients
+            for leaf, _, gradient in self.leaves:
+                leaf.grad = gradient
+        return result
 
 
 def record(function: Callable[[], Any]) -> Recording:
