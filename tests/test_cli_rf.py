@@ -82,6 +82,10 @@ def test_each_model_is_known(command, name):
     assert code == 0
     assert value["layers"][-1]["extent"][0] >= 15
     assert len(value["input_size"]) == 4
+    code, out, _ = command(name)
+    rows = out.splitlines()[2:]
+    assert code == 0
+    assert [row.split()[0] for row in rows] == [layer["name"] or "-" for layer in value["layers"]]
 
 
 def test_a_stack_with_holes(command):

@@ -95,7 +95,7 @@ def _add_rf_show(parser: argparse.ArgumentParser) -> None:
 
 def _rf_show(arguments: argparse.Namespace) -> int:
     from tinydilate.receptive_field import analyse, format_table
-    from tinydilate.receptive_field.analysis import layer_as_dict
+    from tinydilate.receptive_field.analysis import and_output, layer_as_dict
 
     network, size = network_of(arguments)
     image = None
@@ -107,13 +107,14 @@ def _rf_show(arguments: argparse.Namespace) -> int:
         image = read_image(arguments.image)  # (3, H, W)
         size = (*size[:2], *image.shape[1:])
     analysis = analyse(network, size)
-    layers = [*analysis] if arguments.layer is None else [analysis[arguments.layer]]
+    rows = and_output([*analysis], analysis)
+    layers = rows if arguments.layer is None else [analysis[arguments.layer]]
     written = _rf_files(arguments, network, size, analysis, image)
 
     def table() -> str:
         lines = format_table(analysis).splitlines()
-        rows = zip(analysis, lines[2:], strict=True)
-        kept = [line for layer, line in rows if any(layer is one for one in layers)]
+        known = zip(rows, lines[2:], strict=True)
+        kept = [line for layer, line in known if any(layer is one for one in layers)]
         more = [] if arguments.layer is None else ["", *_about(layers[0])]
         files = ["", *written] if written else []
         return "\n".join([*lines[:2], *kept, *more, *files])
