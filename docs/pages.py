@@ -30,6 +30,7 @@ from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
 import tinydilate
+from tinydilate import absent
 from tinydilate.autograd import FUNCTIONS
 from tinydilate.kernel import KERNELS, Kernel
 from tinydilate.see.explore import write_explorer
@@ -346,6 +347,25 @@ def table(rows: list[list[Any]], style: str) -> nodes.table:
     return nodes.table("", group, classes=[style])
 
 
+# ---- from PyTorch to here --------------------------------------------------------------------
+
+
+class Absent(SphinxDirective):
+    """The tables of `tinydilate.absent`: names of PyTorch's, and what to write here."""
+
+    def run(self) -> list[nodes.Node]:
+        rows: list[list[Any]] = [["asked of", "in PyTorch", "here"]]
+        for owner, names in absent.TABLES.items():
+            alike: dict[str, list[str]] = {}
+            for name, instead in names.items():
+                alike.setdefault(instead, []).append(name)
+            for instead, same in alike.items():
+                here = nodes.Text(instead) if instead.endswith(".") else nodes.literal("", instead)
+                named = [part for name in same for part in (nodes.literal("", name), ", ")][:-1]
+                rows.append([owner, named, here])
+        return [table(rows, "absent")]
+
+
 # ---- from the paper to the code --------------------------------------------------------------
 
 
@@ -440,6 +460,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("source-listing", SourceListing)
     app.add_directive("op-table", OpTable)
     app.add_directive("paper-to-code", PaperToCode)
+    app.add_directive("absent", Absent)
     app.connect("autodoc-process-docstring", formulas)
     app.connect("autodoc-process-docstring", properties, priority=600)  # after napoleon, at 500
     app.connect("autodoc-skip-member", skip_fields)

@@ -35,7 +35,7 @@ PAGES = [
 # within itself. Modules that share a link do not know each other.
 CHAIN = [
     ["errors"],
-    ["window", "options", "buffers", "dlpack", "classes", "kept", "pictures"],
+    ["window", "options", "buffers", "dlpack", "classes", "kept", "pictures", "absent"],
     ["config"],
     ["compiling"],
     ["handover"],

@@ -481,14 +481,21 @@ MIXED = [
         "unknown device",
         lambda: tensor([1.0], device="tpu"),
         DeviceError,
-        "expected a device out of cpu, cuda, meta; got 'tpu'.",
+        'expected a device out of cpu, cuda, meta; got \'tpu\'. Write "cpu", or "cuda" for a GPU.',
+    ),
+    (
+        "one of several cards",
+        lambda: tensor([1.0]).to("cuda:0"),
+        DeviceError,
+        "expected a device out of cpu, cuda, meta; got 'cuda:0'. One card is used, by the name "
+        '"cuda"; CUDA_VISIBLE_DEVICES chooses it before Python starts.',
     ),
     (
         "two devices",
         lambda: tensor([1.0], device="meta") + tensor([1.0]),
         DeviceError,
-        "expected tensors on one device; got meta and cpu. Move one of them, for example with "
-        '.to("meta").',
+        "expected tensors on one device; got one of shape (1,) on meta and one of shape (1,) on "
+        'cpu. Move the one that is on cpu, and the module, if it is a module\'s: .to("meta").',
     ),
     (
         "numbers out of nothing",
@@ -743,3 +750,65 @@ def test_comparisons_go_element_by_element() -> None:
     assert (np.array([1, 1]) == labels).numpy().tolist() == [True, False]
     assert (tensor(a, device="meta") > b).shape == (2, 2)
     assert len({x, tensor(a), x}) == 2  # in sets and dictionaries a tensor is itself
+
+
+@pytest.mark.parametrize("operator", ["+=", "-=", "*=", "/="])
+def test_a_leaf_is_not_lost_in_place(operator):
+    names = {"p": tensor(np.ones(2), requires_grad=True), "step": tensor(np.ones(2))}
+    before = names["p"]
+    text = (
+        "expected a leaf that requires grad to stay as it is; got +=, -=, *= or /=, which would "
+        "make another tensor of it. To change its numbers write p.data -= step, or take an "
+        "optimiser."
+    )
+    with no_grad(), pytest.raises(GraphError, match="^" + re.escape(text) + "$"):
+        exec(f"p {operator} step", names)
+    assert names["p"] is before
+    exec(f"p.data {operator} 2 * step.data", names)
+    assert names["p"].data.tolist() == [eval("1.0 " + operator[0] + " 2.0")] * 2
+
+
+def test_a_sum_of_losses_grows_in_place():
+    x = tensor(np.ones(2), requires_grad=True)
+    loss = 0
+    for _ in range(3):
+        loss += (x * x).sum()
+    loss.backward()
+    assert (loss.item(), x.grad.data.tolist()) == (6, [6, 6])
+    count = tensor(np.ones(2))
+    count += 1
+    assert count.data.tolist() == [2, 2]
+
+
+def test_an_array_to_the_left_of_a_tensor_is_an_array_beside_it():
+    array = np.array([1.0, 2.0])
+    x = tensor(np.array([2.0, 1.0]), requires_grad=True)
+    for found, expected in (
+        (array + x, [3, 3]),
+        (array - x, [-1, 1]),
+        (array * x, [2, 2]),
+        (array / x, [0.5, 2]),
+        (array**x, [1, 2]),
+        (np.float64(2) * x, [4, 2]),
+        (np.exp(x), np.exp(x.data).tolist()),
+        (np.log(x), np.log(x.data).tolist()),
+        (np.negative(x), [-2, -1]),
+        (array @ x, 4),
+    ):
+        assert found.requires_grad
+        assert found.data.tolist() == expected
+    assert (array < x).data.tolist() == (x > array).data.tolist() == [True, False]
+    assert (array <= x).data.tolist() == [True, False]
+    assert (array > x).data.tolist() == [False, True]
+    assert (array >= x).data.tolist() == [False, True]
+    assert (array == x).data.tolist() == [False, False]
+    assert (array != x).data.tolist() == [True, True]
+    assert (np.float64(2) * tensor(np.ones(2, np.float32))).dtype == np.float32
+
+
+def test_a_number_is_written_as_it_is_asked_for():
+    loss = tensor([2 / 3]).sum()
+    assert f"{loss:.3f}" == "0.667"
+    assert f"{loss}" == str(loss)
+    with pytest.raises(ShapeError, match=r"^expected a tensor with one element"):
+        f"{tensor([1.0, 2.0]):.3f}"

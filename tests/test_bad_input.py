@@ -133,8 +133,8 @@ ERRORS = [
         "two devices",
         lambda: F.add(tensor([1.0]), tensor([1.0], device="meta")),
         DeviceError,
-        "expected tensors on one device; got cpu and meta. Move one of them, for example with "
-        '.to("cpu").',
+        "expected tensors on one device; got one of shape (1,) on cpu and one of shape (1,) on "
+        'meta. Move the one that is on cpu, and the module, if it is a module\'s: .to("meta").',
     ),
     (
         "shapes that do not broadcast",
@@ -354,7 +354,15 @@ ERRORS = [
         lambda: F.cross_entropy(zeros(1, 3, 2, 2), np.full((1, 2, 2), 3)),
         DataError,
         "expected labels from 0 to 2, or -100 (ignore_index) for pixels that do not count; "
-        "got 3 at (0, 0, 0). Map it to a class, or pass ignore_index=3.",
+        "got 3 at (0, 0, 0). Labels count from 0: subtract 1, or give the network an output more; "
+        "or pass ignore_index=3 if it is no class.",
+    ),
+    (
+        "a label far out of range",
+        lambda: F.cross_entropy(zeros(1, 3, 2, 2), np.full((1, 2, 2), 255)),
+        DataError,
+        "expected labels from 0 to 2, or -100 (ignore_index) for pixels that do not count; "
+        "got 255 at (0, 0, 0). Map it to a class, or pass ignore_index=255.",
     ),
     (
         "a negative label",
@@ -393,6 +401,33 @@ ERRORS = [
         "cross_entropy expected integer labels from 0 to 2; got float64. Make them with "
         "np.array([...]), or convert them with .to(np.int64) or, an array, .astype(np.int64). "
         "Probabilities take the shape of the scores, (2, 3).",
+    ),
+    (
+        "a function of NumPy's",
+        lambda: np.mean(tensor(zeros(2, 3))),
+        DtypeError,
+        "expected an array for np.mean; got a tensor, whose graph NumPy knows nothing of. Take a "
+        "function of tinydilate.functional, or x.detach().numpy().",
+    ),
+    (
+        "a universal function of NumPy's",
+        lambda: np.maximum(tensor(zeros(2, 3)), 0),
+        DtypeError,
+        "expected an array for np.maximum; got a tensor, whose graph NumPy knows nothing of. Take "
+        "a function of tinydilate.functional, or x.detach().numpy().",
+    ),
+    (
+        "an array to be changed by a tensor",
+        lambda: np.add(zeros(2), tensor(zeros(2)), out=zeros(2)),
+        DtypeError,
+        "expected an array for np.add; got a tensor, whose graph NumPy knows nothing of. Take a "
+        "function of tinydilate.functional, or x.detach().numpy().",
+    ),
+    (
+        "NumPy's word for dim",
+        lambda: tensor(zeros(2, 3)).mean(axis=1),
+        DtypeError,
+        "expected dim, as in PyTorch; got NumPy's axis. Write x.mean(dim=1).",
     ),
     (
         "class weights of another number",

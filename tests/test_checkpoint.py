@@ -10,6 +10,7 @@ import textwrap
 import numpy as np
 import pytest
 
+from tinydilate import nn
 from tinydilate.errors import DataError
 from tinydilate.io import files
 from tinydilate.io.checkpoint import load_checkpoint, save_checkpoint
@@ -189,3 +190,13 @@ def test_killed_while_writing(tmp_path, moment):
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     assert load_checkpoint(path)[1] == "old"
     assert len(names(tmp_path)) == 2
+
+
+def test_what_cannot_be_saved_is_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    with pytest.raises(DataError, match=r"got ReLU\. Pass module\.state_dict\(\)\.$"):
+        save_checkpoint(path, nn.ReLU())
+    found = "^expected a note that JSON can hold: .* ndarray is not JSON serializable"
+    with pytest.raises(DataError, match=found):
+        save_checkpoint(path, {}, note={"mean": np.zeros(3)})
+    assert not path.exists()

@@ -38,5 +38,5 @@ def test_the_parser_takes(command):
     if len(words) > 1:
         assert make_parser().parse_args(words).run
     else:  # only the command is named
-        with pytest.raises(SystemExit, match="^0$"):
+        with pytest.raises(SystemExit, match=r"^0$"):
             make_parser().parse_args([*words, "--help"])

@@ -183,3 +183,17 @@ def test_no_animation_of_nothing(tmp_path):
     assert not [*tmp_path.iterdir()]
     with pytest.raises(DataError, match=r"expected to write"):
         fields.animate_growth(tmp_path / "no/a.gif", analyse(stack((1,)), (1, 1, 8, 8)))
+
+
+def test_what_is_no_layer_and_no_network_by_its_title_is_refused(tmp_path):
+    network = nn.Sequential(nn.Conv2d(1, 1, 3))
+    analysis = analyse(network, (1, 1, 9, 9))
+    with pytest.raises(ConfigError, match=r"got Analysis\. .* or analysis\.output\.$"):
+        fields.draw_field(tmp_path / "a.png", analysis, np.zeros((9, 9)))
+    with pytest.raises(ConfigError, match=r"^expected networks by their titles; got Sequential\."):
+        fields.draw_growth(tmp_path / "a.png", network, (1, 1, 9, 9))
+    with pytest.raises(
+        ShapeError, match=r"got ndarray of shape \(1, 1, 9, 9\)\. Pass its shape\.$"
+    ):
+        analyse(network, np.zeros((1, 1, 9, 9)))
+    assert not [*tmp_path.iterdir()]

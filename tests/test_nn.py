@@ -2,13 +2,14 @@
 
 import copy
 import math
+import re
 from collections import OrderedDict
 
 import numpy as np
 import pytest
 
 import tinydilate
-from tinydilate import Tensor, nn
+from tinydilate import Tensor, nn, tensor
 from tinydilate.device import MetaArray
 from tinydilate.errors import ConfigError, DataError, DeviceError, DtypeError, ShapeError
 
@@ -539,3 +540,43 @@ def test_a_layer_names_the_channels_that_it_expects(layer):
             net(wrong)
     assert net(image[None].transpose(0, 3, 1, 2)).shape[1] == 4
     assert net(tinydilate.tensor(image).permute(2, 0, 1)).shape[0] == 4
+
+
+def test_a_forward_without_return_is_named():
+    class Forgetful(nn.Module):
+        def forward(self, x):
+            x.relu()
+
+    text = r"^expected Forgetful\.forward to return a tensor; got None\. End it with return\.$"
+    with pytest.raises(ConfigError, match=text):
+        nn.Sequential(nn.ReLU(), Forgetful())(tensor([1.0]))
+
+
+def test_a_tensor_that_would_never_be_learnt_is_refused():
+    class Scale(nn.Module):
+        def __init__(self, scale):
+            self.scale = scale
+
+        def forward(self, x):
+            return self.scale * x
+
+    text = (
+        r"^expected a Parameter for 'scale', which the module would learn; got a tensor that "
+        r"requires grad, .* Write self\.scale = nn\.Parameter\(array\)\.$"
+    )
+    with pytest.raises(ConfigError, match=text):
+        Scale(tensor([2.0], requires_grad=True))
+    assert [*Scale(tensor([2.0])).parameters()] == []
+    assert len([*Scale(nn.Parameter(np.ones(1))).parameters()]) == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "text"),
+    [
+        ("cuda:1", DeviceError, "got 'cuda:1'. One card is used, by the name \"cuda\";"),
+        ("tpu", DtypeError, "got 'tpu'. Write .to(\"cuda\") or .to(np.float64)."),
+    ],
+)
+def test_a_module_says_where_it_can_go(target, error, text):
+    with pytest.raises(error, match=re.escape(text)):
+        nn.Linear(2, 2).to(target)

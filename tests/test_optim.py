@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import tinydilate as td
-from tinydilate import optim
+from tinydilate import nn, optim
 from tinydilate.autograd import Tensor
 from tinydilate.errors import ConfigError, DataError
 
@@ -310,3 +310,18 @@ def test_what_cannot_be_trained():
         optim.SGD([td.tensor([1.0], requires_grad=True, device="meta")])
     with pytest.raises(ConfigError, match=r"expected the options lr, .* got nesterov"):
         optim.SGD([{"params": [w], "nesterov": True}])
+
+
+@pytest.mark.parametrize(
+    ("params", "got"),
+    [
+        (nn.Conv2d(1, 1, 3), "Conv2d"),
+        (nn.Conv2d(1, 1, 3).parameters, "a method"),
+        (nn.Conv2d(1, 1, 3).weight, "Parameter"),
+        ({"params": []}, "dict"),
+        (None, "NoneType"),
+    ],
+)
+def test_what_has_no_parameters_is_refused(params, got):
+    with pytest.raises(ConfigError, match=f"^expected parameters to train; got {got}. Pass module"):
+        optim.SGD(params, 0.1)

@@ -4,8 +4,11 @@ Reading order: window, kernel, autograd, functional/arithmetic, functional/unfol
 functional/convolution, then the other pages, nn, models, train.
 """
 
+from typing import TYPE_CHECKING
+
 from tinydilate import functional, init, models, nn, optim
 from tinydilate import second_process as _second_process  # noqa: F401 - waits to be needed
+from tinydilate.absent import asked_of as _asked_of
 from tinydilate.autograd import Op, Tensor, is_grad_enabled, no_grad, tensor
 from tinydilate.functional.dropping import get_rng_state, manual_seed, set_rng_state
 from tinydilate.gpu_tf32 import get_tf32, set_tf32
@@ -40,3 +43,6 @@ __all__ = [
     "use",
     "watching",
 ]
+
+if not TYPE_CHECKING:  # a type checker would take every name to be there
+    __getattr__ = _asked_of(__name__)

@@ -20,11 +20,12 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import ContextDecorator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Never, cast
 
 import numpy as np
 
 from tinydilate import buffers, device
+from tinydilate.absent import missing
 from tinydilate.device import (
     DEVICES,
     CudaArray,
@@ -32,6 +33,7 @@ from tinydilate.device import (
     adopt,
     check_device,
     device_of,
+    is_device,
     is_foreign,
     kept,
     move,
@@ -78,8 +80,17 @@ def is_grad_enabled() -> bool:
     return _mode.depth == 0
 
 
+_NUMPYS = {"axis": "dim", "keepdims": "keepdim"}  # its words, and PyTorch's
+
+
 def _method(name: str) -> Callable[..., Any]:
     def method(self: Tensor, *arguments: Any, **options: Any) -> Any:
+        for word in options:
+            if word in _NUMPYS:
+                raise DtypeError(
+                    f"expected {_NUMPYS[word]}, as in PyTorch; got NumPy's {word}. Write "
+                    f"x.{name}({_NUMPYS[word]}={options[word]!r})."
+                )
         return FUNCTIONS[name](self, *arguments, **options)
 
     method.__name__ = name
@@ -110,6 +121,35 @@ def _comparison(rule: Callable[..., Any]) -> Any:
     return method
 
 
+# What NumPy calls when an array stands to the left of a tensor, and our function for it.
+_OF_UFUNCS = {
+    np.add: "add",
+    np.subtract: "sub",
+    np.multiply: "mul",
+    np.true_divide: "div",
+    np.power: "pow",
+    np.matmul: "matmul",
+    np.negative: "neg",
+    np.exp: "exp",
+    np.log: "log",
+}
+_TURNED = {
+    np.equal: "__eq__",
+    np.not_equal: "__ne__",
+    np.less: "__gt__",
+    np.less_equal: "__ge__",
+    np.greater: "__lt__",
+    np.greater_equal: "__le__",
+}
+
+
+def _not_numpys(function: str) -> DtypeError:
+    return DtypeError(
+        f"expected an array for {function}; got a tensor, whose graph NumPy knows nothing of. Take "
+        "a function of tinydilate.functional, or x.detach().numpy()."
+    )
+
+
 class Tensor:
     """An array that remembers how it was computed.
 
@@ -128,7 +168,6 @@ class Tensor:
         The operation that computed it; None for a leaf.
     """
 
-    __array_ufunc__ = None  # so that ndarray + Tensor asks the Tensor
     __slots__ = ("__weakref__", "data", "grad", "op", "requires_grad")
 
     def __init__(self, data: Any, requires_grad: bool = False, op: Op | None = None) -> None:
@@ -183,6 +222,24 @@ class Tensor:
         """What ``np.asarray(tensor)`` gives; see `numpy`."""
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        """What ``array + tensor`` and ``np.add(array, tensor)`` give; NumPy asks for it."""
+        if method == "__call__" and not options:
+            if ufunc in _OF_UFUNCS:
+                return FUNCTIONS[_OF_UFUNCS[ufunc]](*inputs)
+            if ufunc in _TURNED and not isinstance(inputs[0], Tensor):  # array < tensor
+                return getattr(inputs[1], _TURNED[ufunc])(inputs[0])
+        raise _not_numpys(f"np.{ufunc.__name__}")
+
+    def __array_function__(self, function: Any, *_: Any) -> Never:
+        """What ``np.mean(tensor)`` and its like give: NumPy's own would leave the graph unseen."""
+        raise _not_numpys(f"np.{function.__name__}")
+
+    if not TYPE_CHECKING:  # a type checker would take every name to be there
+
+        def __getattr__(self, name: str) -> Any:
+            raise missing("a tensor", name, dir(type(self)))
+
     def __dlpack_device__(self) -> tuple[int, int]:
         """Where the numbers are, in the DLPack protocol's numbers."""
         return cast(tuple[int, int], self._outside_the_graph().__dlpack_device__())
@@ -227,7 +284,7 @@ class Tensor:
         DeviceError, DtypeError
             If the target is neither, or the numbers cannot go there.
         """
-        if isinstance(target, str) and target in DEVICES:
+        if is_device(target):
             if self.device == target:
                 return self
             return Move(target)(self) if self.requires_grad else Tensor(move(self.data, target))
@@ -286,6 +343,21 @@ class Tensor:
             "expected a tensor to be computed, not assigned to: the graph would not know. Edit the "
             "array before tensor(array), or a leaf's .data."
         )
+
+    def _in_place(self, other: Any) -> Any:
+        """``p -= step``: refused for a leaf, of which it would make another tensor, unseen."""
+        if self.requires_grad and self.op is None:
+            raise GraphError(
+                "expected a leaf that requires grad to stay as it is; got +=, -=, *= or /=, which "
+                "would make another tensor of it. To change its numbers write p.data -= step, or "
+                "take an optimiser."
+            )
+        return NotImplemented  # then Python computes p - step
+
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = _in_place
+
+    def __format__(self, how: str) -> str:
+        return format(self.item(), how) if how else str(self)
 
     def __bool__(self) -> bool:
         return bool(self.item())
@@ -499,10 +571,7 @@ def as_tensors(*values: Any) -> tuple[Tensor, ...]:
             tensors.append(tensor(value))
     for other in tensors:
         if other.device != tensors[0].device:
-            raise DeviceError(
-                f"expected tensors on one device; got {tensors[0].device} and {other.device}. "
-                f'Move one of them, for example with .to("{tensors[0].device}").'
-            )
+            raise _on_two_devices(tensors[0], other)
         if other.dtype not in FLOATS:
             raise DtypeError(
                 f"expected numbers of dtype float32 or float64; got {other.dtype}. Convert them: "
@@ -514,6 +583,16 @@ def as_tensors(*values: Any) -> tuple[Tensor, ...]:
                 f"{other.dtype}. Convert one of them, for example with .to(np.float32)."
             )
     return tuple(tensors)
+
+
+def _on_two_devices(*tensors: Tensor) -> DeviceError:
+    """With the way that is always open: from the processor, and to meta."""
+    first, last = sorted((tensor.device for tensor in tensors), key=DEVICES.index)
+    got = " and ".join(f"one of shape {tensor.shape} on {tensor.device}" for tensor in tensors)
+    return DeviceError(
+        f"expected tensors on one device; got {got}. Move the one that is on {first}, and the "
+        f'module, if it is a module\'s: .to("{last}").'
+    )
 
 
 def _number(value: Any, first: Tensor) -> Any:

@@ -1285,10 +1285,23 @@ def device_of(array: Any) -> str:
     raise DeviceError(f"expected an array on one of {', '.join(DEVICES)}; got {type(array)}.")
 
 
+def is_device(target: Any) -> bool:
+    """Whether it is a device's name and no dtype's, or PyTorch's for one of several cards."""
+    return isinstance(target, str) and (target in DEVICES or target.startswith("cuda:"))
+
+
 def check_device(device: str) -> str:
     """Return ``device`` if a tensor can be put there; say why not otherwise."""
     if device not in DEVICES:
-        raise DeviceError(f"expected a device out of {', '.join(DEVICES)}; got {device!r}.")
+        raise DeviceError(
+            f"expected a device out of {', '.join(DEVICES)}; got {device!r}. "
+            + (
+                'One card is used, by the name "cuda"; CUDA_VISIBLE_DEVICES chooses it before '
+                "Python starts."
+                if str(device).startswith("cuda")
+                else 'Write "cpu", or "cuda" for a GPU.'
+            )
+        )
     if device == "cuda" and cuda_problem():
         raise DeviceError(
             f'expected a GPU to compute on; {cuda_problem()} Without one, stay on device="cpu", '

@@ -55,6 +55,10 @@ class FieldError(TinydilateError, ValueError):
     """A receptive field that has no one answer, or that the analysis cannot tell."""
 
 
+class MissingNameError(TinydilateError, AttributeError):
+    """A name that is not here, such as one of PyTorch's."""
+
+
 class KernelError(TinydilateError, RuntimeError):
     """A kernel that is missing on a device, or that Numba could not compile."""
 

@@ -21,17 +21,29 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast
 
 import numpy as np
 
 from tinydilate import functional as F
 from tinydilate import init
+from tinydilate.absent import asked_of, missing
 from tinydilate.autograd import FLOATS, Tensor
-from tinydilate.device import DEVICES, CudaArray, MetaArray, check_device, move, write
+from tinydilate.device import (
+    DEVICES,
+    CudaArray,
+    MetaArray,
+    check_device,
+    is_device,
+    move,
+    write,
+)
 from tinydilate.errors import ConfigError, DataError, DeviceError, DtypeError, ShapeError
 from tinydilate.functional.padding import reflect_border
 from tinydilate.window import Window, pair
+
+if not TYPE_CHECKING:
+    __getattr__ = asked_of("tinydilate.nn")
 
 Kind = TypeVar("Kind")
 Size = tuple[int, ...]
@@ -136,6 +148,11 @@ class Module(ABC):
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """Run `forward`."""
         output = self.forward(*inputs, **options)
+        if output is None:
+            raise ConfigError(
+                f"expected {type(self).__name__}.forward to return a tensor; got None. End it with "
+                "return."
+            )
         for watcher in tuple(_watchers):
             watcher(Call(self, inputs, output))
         return output
@@ -151,7 +168,18 @@ class Module(ABC):
                 f"{type(value).__name__} of them for {name!r}, whose parameters would not be "
                 "found. Use nn.Sequential, or one attribute for each."
             )
+        if isinstance(value, Tensor) and value.requires_grad and type(value) is Tensor:
+            raise ConfigError(
+                f"expected a Parameter for {name!r}, which the module would learn; got a tensor "
+                "that requires grad, which parameters() would not find. Write "
+                f"self.{name} = nn.Parameter(array)."
+            )
         object.__setattr__(self, name, value)
+
+    if not TYPE_CHECKING:  # a type checker would take every name to be there
+
+        def __getattr__(self, name: str) -> Any:
+            raise missing("a module", name, [*dir(type(self)), *vars(self)])
 
     # What the module is made of.
 
@@ -412,15 +440,16 @@ def _listed(names: Sequence[str], most: int = 6) -> str:
 
 def _converter(target: Any) -> Callable[[Any], Any]:
     """What `Module.to` does to each array."""
-    if isinstance(target, str) and target in DEVICES:
-        return lambda array: move(array, target)
+    if is_device(target):
+        return lambda array: move(array, check_device(target))
     try:
         dtype = np.dtype(target)
     except TypeError:
         dtype = np.dtype(object)
     if dtype not in FLOATS:
         raise DtypeError(
-            f"expected a device ({', '.join(DEVICES)}), float32 or float64; got {target!r}."
+            f"expected a device ({', '.join(DEVICES)}), float32 or float64; got {target!r}. "
+            'Write .to("cuda") or .to(np.float64).'
         )
 
     def convert(array: Any) -> Any:

@@ -24,16 +24,20 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, lru_cache
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from tinydilate import buffers, device
+from tinydilate.absent import asked_of
 from tinydilate.autograd import Tensor
 from tinydilate.device import SIMULATED, Array, CudaArray, MetaArray, move, pieces, write
 from tinydilate.errors import ConfigError, DataError
 from tinydilate.kernel import Int64Array, cuda, jit, kernel, number_at, put_at
 from tinydilate.threads import share, worth_a_thread
+
+if not TYPE_CHECKING:
+    __getattr__ = asked_of("tinydilate.optim")
 
 _THREADS = 8 if SIMULATED else 256  # of a block on the GPU
 
@@ -294,7 +298,7 @@ class Optimizer(ABC):
     remembered: int
 
     def __init__(self, params: Iterable[Any], options: dict[str, Any]) -> None:
-        given = list(params)
+        given = _listed(params)
         groups = given if given and isinstance(given[0], Mapping) else [{"params": given}]
         self.param_groups = [
             {**options, **group, "params": list(group["params"])} for group in groups
@@ -568,6 +572,17 @@ def _check_options(group: Mapping[str, Any]) -> None:
                 f"expected momentum and betas to lie in [0, 1); got {value}. At 1 the first "
                 "gradient would never be forgotten; 0.9 is usual."
             )
+
+
+def _listed(params: Any) -> list[Any]:
+    """Parameters or groups in a list; what is neither is likely the module, or lacks its ()."""
+    if not isinstance(params, Iterable) or isinstance(params, Tensor | Mapping):
+        what = "a method" if callable(params) and hasattr(params, "__self__") else None
+        raise ConfigError(
+            f"expected parameters to train; got {what or type(params).__name__}. Pass "
+            "module.parameters(), a list of parameters, or a list of groups."
+        )
+    return list(params)
 
 
 def _check_parameters(parameters: list[Any]) -> None:

@@ -5,6 +5,9 @@ unfolding, convolution, transposed, pooling, softmax_loss, resizing, dropping. E
 to bottom: definition, NumPy reference, Numba kernel, derivative, public function.
 """
 
+from typing import TYPE_CHECKING
+
+from tinydilate.absent import asked_of as _asked_of
 from tinydilate.functional.arithmetic import add, div, exp, log, mul, neg, pow, sub
 from tinydilate.functional.convolution import conv2d
 from tinydilate.functional.dropping import dropout
@@ -54,3 +57,6 @@ __all__ = [
     "transpose",
     "unfold",
 ]
+
+if not TYPE_CHECKING:  # a type checker would take every name to be there
+    __getattr__ = _asked_of(__name__)

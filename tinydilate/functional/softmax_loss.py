@@ -1282,10 +1282,18 @@ def _labels(given: Any, shape: tuple[int, ...], ignore_index: int) -> Any:
         label = int(labels[where])
         raise DataError(
             f"expected labels from 0 to {classes - 1}, or {ignore_index} (ignore_index) for pixels "
-            f"that do not count; got {label} at {where}. Map it to a class, or pass "
-            f"ignore_index={label}."
+            f"that do not count; got {label} at {where}. {_advice(label, classes)}"
         )
     return labels
+
+
+def _advice(label: int, classes: int) -> str:
+    if label == classes:  # likely counted from 1, or the network has an output too few
+        return (
+            "Labels count from 0: subtract 1, or give the network an output more; or pass "
+            f"ignore_index={label} if it is no class."
+        )
+    return f"Map it to a class, or pass ignore_index={label}."
 
 
 @jit_uncounted

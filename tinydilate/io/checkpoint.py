@@ -47,9 +47,24 @@ def save_checkpoint(path: Path | str, arrays: Mapping[str, Array], note: Any = N
     Raises
     ------
     DataError
-        If the file cannot be written.
+        If the file cannot be written, or these are no arrays by their names.
     """
+    if not isinstance(arrays, Mapping):
+        raise DataError(
+            f"expected arrays by their names, as state_dict() returns them; got "
+            f"{type(arrays).__name__}. Pass module.state_dict()."
+        )
     write_stored(path, {name: InMemory(np.asarray(array)) for name, array in arrays.items()}, note)
+
+
+def _as_json(note: Any) -> str:
+    try:
+        return json.dumps(note)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"expected a note that JSON can hold: numbers, texts, lists, dicts; got {error}. "
+            "Convert it, an array with .tolist(), or save it among the arrays."
+        ) from None
 
 
 def write_stored(
@@ -70,7 +85,7 @@ def write_stored(
     """
     # Numbers have to begin at multiples of their width, so the widest come first.
     order = sorted(arrays, key=lambda name: -_written_as(arrays[name]).itemsize)
-    header: dict[str, Any] = {"__metadata__": {_NOTE: json.dumps(note)}}
+    header: dict[str, Any] = {"__metadata__": {_NOTE: _as_json(note)}}
     end = 0
     for name in order:
         stored, dtype = arrays[name], _written_as(arrays[name])

@@ -295,6 +295,11 @@ def check_size(input_size: Sequence[int], axes: int = 2) -> tuple[int, ...]:
     ShapeError
         If it is not as many whole numbers of at least 1, with any before them: an image's two.
     """
+    if shape := getattr(input_size, "shape", None):  # an image in place of its size
+        raise ShapeError(
+            "expected an input size, such as (1, 3, 500, 500) for (N, C, H, W); got "
+            f"{type(input_size).__name__} of shape {shape}. Pass its shape."
+        )
     sizes = tuple(input_size) if isinstance(input_size, Iterable) else ()
     whole = all(isinstance(s, int | np.integer) and not isinstance(s, bool) for s in sizes)
     if len(sizes) < axes or not whole or min(sizes) < 1:

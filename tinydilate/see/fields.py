@@ -125,6 +125,11 @@ def draw_growth(
     DataError
         If the file cannot be written.
     """
+    if not isinstance(networks, Mapping):
+        raise ConfigError(
+            f"expected networks by their titles; got {type(networks).__name__}. Write "
+            '{"my network": network}.'
+        )
     if not 1 <= len(networks) <= len(_LINES):
         raise ConfigError(f"expected from 1 to {len(_LINES)} networks; got {len(networks)}.")
     grown = {title: growth(network, input_size) for title, network in networks.items()}
@@ -359,6 +364,11 @@ def draw_field(
     DataError
         If the file cannot be written.
     """
+    if not isinstance(layer, Layer):
+        raise ConfigError(
+            f"expected a layer of an analysis; got {type(layer).__name__}. Take one by its name, "
+            'analysis["conv"], or analysis.output.'
+        )
     image = np.asarray(image)
     if image.ndim not in (2, 3) or image.shape[:2] != layer.image_size:
         raise ShapeError(
