@@ -13,6 +13,7 @@ order from the imports, that of the ops from the docstring of `tinydilate.functi
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 from functools import cache
 from graphlib import TopologicalSorter
@@ -147,12 +148,22 @@ def write(path: Path, text: str) -> None:
 def copy_tutorials(source: Path, target: Path) -> None:
     """Copy the tutorials, which live outside of the folder that Sphinx reads.
 
-    Only the Markdown: beside it may lie notebooks that a reader has made of it.
+    Only the Markdown: beside it may lie notebooks that a reader has made of it. Their links lead to
+    files of the repository; here they lead to the pages about those.
     """
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for path in source.glob("*.md"):
-        shutil.copy(path, target)
+        text = re.sub(r"\]\(\.\./([^)]+)\)", link_to_page, path.read_text(encoding="utf-8"))
+        (target / path.name).write_text(text, encoding="utf-8")
+
+
+def link_to_page(link: re.Match[str]) -> str:
+    """``](../tinydilate/simd.py)`` -> ``](../api/simd.md)``, ``](../docs/x.md)`` -> ``](../x.md)``."""
+    path = Path(link[1])
+    if path.parts[0] == "docs":
+        return f"](../{path.relative_to('docs').as_posix()})"
+    return f"](../{page_of('.'.join(path.with_suffix('').parts))}.md)"
 
 
 def contents(modules: list[str]) -> str:

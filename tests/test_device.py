@@ -6,10 +6,12 @@ import copy
 import ctypes
 import gc
 import re
+import runpy
 import struct
 import threading
 import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -493,6 +495,8 @@ def test_an_array_knows_its_shape(card):
         len(device.empty((), np.float32))
     with pytest.raises(DeviceError, match=r'NumPy does not reach there: move it with \.to\("cpu"'):
         np.asarray(a)
+    with pytest.raises(DeviceError, match=r"of Numba's takes its line, x\.data\.flat\.$"):
+        a[0]
     assert device.device_of(a) == "cuda"
     assert not device.is_foreign(a)
     assert tinydilate.buffers.is_view(a.reshape(6))
@@ -749,6 +753,18 @@ def test_memory_is_written_as_long_as_it_is(place):
         with pytest.raises(ShapeError, match=r"^expected numbers for an array of shape \(2, 3\);"):
             device.write(np.ones(shape), target)
     assert not device.move(target, "cpu").any()
+
+
+@gpu
+def test_the_kernel_that_the_page_shows_prints_what_stands_there(tmp_path, capsys):
+    page = Path(__file__).parent.parent / "docs" / "gpu.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    (block,) = (block for block in blocks if "def double" in block)
+    path = tmp_path / "own_kernel.py"  # its source is read
+    path.write_text(block, encoding="utf-8")
+    runpy.run_path(str(path))
+    said = re.search(r"print\(td.tensor\(out\)\)  # (.*)", block)[1]
+    assert capsys.readouterr().out == said + "\n"
 
 
 @cuda.jit

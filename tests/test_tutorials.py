@@ -345,6 +345,18 @@ def test_what_is_wrong_does_not_pass(path, played, capsys):
             assert len(str(stop.value)) > 10, f"{name} says nothing about what it expected"
 
 
+LINKS = {
+    (path.name, link)
+    for path in FOLDER.glob("*.md")
+    for link in re.findall(r"\]\((\w+\.md|\.\./[\w./-]+)\)", path.read_text(encoding="utf-8"))
+}
+
+
+@pytest.mark.parametrize(("page", "link"), sorted(LINKS))
+def test_a_link_leads_somewhere_without_building_the_documentation(page, link):
+    assert (FOLDER / page).parent.joinpath(link).exists()
+
+
 # What the last table of docs/different_from_pytorch.md tells the reader to write.
 INSTEAD = re.compile(r"^\| `[^|]*\| (`.*) \|$", re.MULTILINE)
 

@@ -171,6 +171,12 @@ class CudaArray:
             raise ShapeError("expected an array with axes; got a single number. Take .item().")
         return self.shape[0]
 
+    def __getitem__(self, index: Any) -> Any:
+        raise DeviceError(
+            "expected an array on the cpu to take elements of; got one on cuda. Index the tensor, "
+            'or move it with .to("cpu"); a kernel of Numba\'s takes its line, x.data.flat.'
+        )
+
     def __deepcopy__(self, memo: dict[int, Any]) -> CudaArray:
         return self.copy()
 
