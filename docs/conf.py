@@ -60,6 +60,7 @@ SINGLE_PAGES = (
     "index",
     "glossary",
     "paper_to_code",
+    "own_network",
     "different_from_pytorch",
     "gpu",
     "explore",

@@ -159,7 +159,7 @@ def copy_tutorials(source: Path, target: Path) -> None:
 
 
 def link_to_page(link: re.Match[str]) -> str:
-    """``](../tinydilate/simd.py)`` -> ``](../api/simd.md)``, ``](../docs/x.md)`` -> ``](../x.md)``."""
+    """``../tinydilate/simd.py`` -> ``../api/simd.md``, and ``../docs/gpu.md`` -> ``../gpu.md``."""
     path = Path(link[1])
     if path.parts[0] == "docs":
         return f"](../{path.relative_to('docs').as_posix()})"
