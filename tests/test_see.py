@@ -1,16 +1,17 @@
 """Pictures: a graph's nodes and edges, its layout, and the drawings of windows."""
 
 import itertools
+import re
 import time
 
 import numpy as np
 import pytest
+from drawn import drawn, hexes, rgb
 from PIL import Image
 
 import tinydilate as td
 from tinydilate import functional as F
 from tinydilate.errors import DataError, GraphError, ShapeError
-from tinydilate.see import canvas
 from tinydilate.see.graph import dot, draw, graph_of, layout
 from tinydilate.see.windows import draw_im2col, draw_window
 from tinydilate.window import Window
@@ -181,34 +182,93 @@ def test_a_picture_that_cannot_be_written_is_a_sentence(leaf, tmp_path):
 # ---- windows ---------------------------------------------------------------------------------
 
 
-def share_of(path, colour, spread=0.02):
-    """Part of a picture's pixels that have a colour."""
-    from matplotlib.colors import to_rgb
-
-    with Image.open(path) as picture:
-        pixels = np.asarray(picture.convert("RGB")) / 255
-    return np.mean(np.abs(pixels - to_rgb(colour)).max(axis=2) < spread)
+BLUE, WHITE = rgb("#0072B2"), (255, 255, 255)
+SIDE = 0.4  # inches: a square
 
 
-def test_taps_inside_are_filled_and_those_in_the_padding_are_hatched(tmp_path):
-    window = Window.of(3, padding=1)
-    draw_window(window, (5, 5), (2, 2), tmp_path / "middle.png")
-    draw_window(window, (5, 5), (0, 0), tmp_path / "corner.png")
-    blue = {name: share_of(tmp_path / f"{name}.png", canvas.BLUE) for name in ("middle", "corner")}
-    # Ten blue squares (nine taps, one output) against five (four taps, one output).
-    assert 1.7 < blue["middle"] / blue["corner"] < 2.2
+def placed(axes, pattern):
+    """(text, x, y) of what is written and matches."""
+    texts = [(text.get_text(), *text.get_position()) for text in axes.texts]
+    return [each for each in texts if re.fullmatch(pattern, each[0])]
 
 
-def test_dilation_spreads_the_frame_not_the_number_of_taps(tmp_path):
-    draw_window(Window.of(3, padding=2), (7, 7), (4, 4), tmp_path / "1.png")
-    draw_window(Window.of(3, padding=2, dilation=2), (9, 9), (4, 4), tmp_path / "2.png")
-    areas = [
-        share_of(tmp_path / name, canvas.BLUE) * np.prod(colours(tmp_path / name)[1])
-        for name in ("1.png", "2.png")
-    ]
-    assert areas[1] == pytest.approx(areas[0], rel=0.05)
-    frames = [share_of(tmp_path / name, canvas.VERMILION) for name in ("1.png", "2.png")]
-    assert frames[1] > 1.1 * frames[0]
+def grids(axes):
+    """Of each grid from left to right, {number: y} of its rows and {number: x} of its columns."""
+    labels = placed(axes, r"\d+")
+    top = min(y for _, _, y in labels)
+    edges = sorted({x for _, x, y in labels if y > top})
+    for left, right in itertools.pairwise([*edges, np.inf]):
+        rows = {int(row): y for row, x, y in labels if x == left}
+        yield rows, {int(column): x for column, x, y in labels if y == top and left < x < right}
+
+
+def square_at(rows, columns, x, y):
+    """Row and column of the square around a place; those of the padding lie below 0 or beyond."""
+    return round((y - rows[0]) / SIDE), round((x - columns[0]) / SIDE)
+
+
+def filled(drawing, rows, columns):
+    """The squares of a grid that are not white, {(row, column): colour}."""
+    (axes,) = drawing.figure.axes
+    x, y = np.meshgrid([*columns.values()], [*rows.values()])
+    colours = drawing.colours(axes, x - 0.15, y - 0.15)  # beside what is written
+    found = {place: tuple(colours[place].tolist()) for place in np.ndindex(x.shape)}
+    return {place: colour for place, colour in found.items() if colour != WHITE}
+
+
+WINDOW = Window.of((3, 2), stride=(1, 2), padding=(2, 1), dilation=(2, 1))
+
+
+def window_drawn(output):
+    return drawn(lambda path: draw_window(WINDOW, (5, 6), output, path))
+
+
+@pytest.mark.parametrize("output", [(0, 2), (2, 1), (4, 3)])
+def test_taps_bear_their_numbers_where_they_read(output):
+    i, j = output
+    drawing = window_drawn(output)
+    (axes,) = drawing.figure.axes
+    (rows, columns), (down, across) = grids(axes)
+    read = {(u, v): (i + 2 * u - 2, 2 * j + v - 1) for u in range(3) for v in range(2)}
+    found = {text: square_at(rows, columns, x, y) for text, x, y in placed(axes, r"\d,\d")}
+    assert found == {f"{u},{v}": place for (u, v), place in read.items()}
+    inside = {(y, z) for y, z in read.values() if 0 <= y < 5 and 0 <= z < 6}
+    assert filled(drawing, rows, columns) == dict.fromkeys(inside, BLUE)
+    assert (len(down), len(across)) == (5, 4)
+    assert filled(drawing, down, across) == {output: BLUE}
+    hatched = {
+        square_at(rows, columns, *np.add(patch.get_xy(), SIDE / 2))
+        for patch in axes.patches
+        if patch.get_hatch() and hexes(patch.get_edgecolor()) == ["#0072b2"]
+    }
+    assert hatched == {*read.values()} - inside
+
+
+def test_a_frame_shows_the_windows_extent_and_a_beam_its_output():
+    (axes,) = window_drawn((2, 1)).figure.axes
+    (rows, columns), (down, across) = grids(axes)
+    (frame,) = (p for p in axes.patches if hexes(p.get_edgecolor()) == ["#d55e00"])
+    top, left = rows[0] - SIDE / 2, columns[1] - SIDE / 2
+    slack = 0.02
+    np.testing.assert_allclose(frame.get_xy(), (left, top), atol=slack)
+    size = frame.get_width(), frame.get_height()
+    np.testing.assert_allclose(size, (2 * SIDE, 5 * SIDE), atol=2 * slack)
+    ends = {tuple(line.get_xydata()[-1].round(3)) for line in axes.get_lines()}
+    edge = across[1] - SIDE / 2
+    assert ends == {(round(edge, 3), round(down[2] + side, 3)) for side in (-SIDE / 2, SIDE / 2)}
+
+
+@pytest.mark.parametrize(
+    ("output", "sentence"),
+    [
+        ((2, 1), "output (2, 1) reads 6 pixels"),
+        ((0, 2), "output (0, 2) reads 4 pixels; 2 taps lie in the padding"),
+        ((0, 0), "output (0, 0) reads 2 pixels; 4 taps lie in the padding"),
+    ],
+)
+def test_a_note_counts_what_an_output_reads(output, sentence):
+    (axes,) = window_drawn(output).figure.axes
+    assert sentence in [text.get_text() for text in axes.texts]
 
 
 def test_a_small_window_leaves_room_for_its_note(tmp_path):
@@ -232,13 +292,52 @@ def test_windows_that_cannot_be_drawn(tmp_path, size, output, sentence):
     assert not list(tmp_path.iterdir())
 
 
-def test_im2col_shows_windows_and_columns_in_the_same_colours(tmp_path):
-    path = tmp_path / "im2col.png"
-    draw_im2col(np.zeros((7, 7)), Window.of(3, stride=2), path)
-    assert colours(path)[0] > 50
-    # Two of the three chosen windows share no pixel with another: 9 taps, twice drawn.
-    for colour in (canvas.tinted(canvas.ORANGE, 0.45), canvas.GREEN):
-        assert share_of(path, colour) > 0.01
+def matrix_of(axes):
+    """{"u,v": y} of the rows and {"i,j": x} of the columns."""
+    labels = placed(axes, r"\d,\d")
+    left, top = min(x for _, x, _ in labels), min(y for _, _, y in labels)
+    rows = {tap: y for tap, x, y in labels if x == left}
+    return rows, {output: x for output, x, y in labels if y == top}
+
+
+def test_im2col_writes_each_number_where_the_definition_has_it():
+    image = 10.5 + np.arange(30).reshape(5, 6)
+    (axes,) = drawn(lambda path: draw_im2col(image, WINDOW, path)).figure.axes
+    written = {(round(x, 3), round(y, 3)): text for text, x, y in placed(axes, r".*")}
+    rows, columns = next(grids(axes))
+    assert (len(rows), len(columns)) == image.shape
+    for y, z in np.ndindex(image.shape):
+        assert written[round(columns[z], 3), round(rows[y], 3)] == f"{image[y, z]}"
+    padded = np.pad(image, ((2, 2), (1, 1)))
+    rows, columns = matrix_of(axes)
+    assert (len(rows), len(columns)) == (3 * 2, 5 * 4)
+    for (tap, down), (output, across) in itertools.product(rows.items(), columns.items()):
+        (u, v), (i, j) = (map(int, text.split(",")) for text in (tap, output))
+        desired = f"{padded[i + 2 * u, 2 * j + v]:g}"
+        assert written[round(across, 3), round(down, 3)] == desired, (tap, output)
+
+
+def test_im2col_shows_windows_and_columns_in_the_same_colours():
+    size = 4, 5
+    drawing = drawn(lambda path: draw_im2col(np.full(size, 0.5), Window.of(3), path))
+    (axes,) = drawing.figure.axes
+    rows, columns = matrix_of(axes)
+    colour_of = {}
+    for output, x in columns.items():
+        y = np.array([*rows.values()]) - 0.15  # above what is written
+        (colour_of[output],) = {tuple(at) for at in drawing.colours(axes, x, y).tolist()}
+    chosen = [output for output, colour in colour_of.items() if colour != WHITE]
+    assert chosen == ["0,0", "0,1", "1,2"]  # the first, the middle, the last
+    assert len({colour_of[output] for output in chosen}) == 3
+    rows, columns = next(grids(axes))
+    for y, z in np.ndindex(size):
+        corners = [map(int, output.split(",")) for output in chosen]
+        reads = [0 <= y - i < 3 and 0 <= z - j < 3 for i, j in corners]
+        strips = max(1, sum(reads))  # of equal width, one for each that reads the pixel
+        x = columns[z] + SIDE * ((np.arange(strips) + 0.5) / strips - 0.5)
+        colours = drawing.colours(axes, x, rows[y] - 0.15).tolist()
+        desired = [colour_of[output] for output in itertools.compress(chosen, reads)] or [WHITE]
+        assert [*map(tuple, colours)] == desired, (y, z)
 
 
 def test_im2col_of_one_output_and_of_a_window_that_hangs_over(tmp_path):
