@@ -898,6 +898,49 @@ MUTANTS = [
         "return 1",
         "test_weight_files test_a_run_of_numbers_is_found_in_one_step",
     ),
+    # ---- pictures
+    Mutant(
+        "the row of the truth shows one class everywhere",
+        "see/training.py",
+        "column[1].imshow(coloured(truth[n])",
+        "column[1].imshow(coloured(0 * truth[n])",
+        "test_training_pictures test_each_row_shows_what_its_title_says_of_each_scene",
+    ),
+    Mutant(
+        "every scene beside the first one's prediction",
+        "see/training.py",
+        "_draw_mistakes(axes, labels[n], truth[n], ground)",
+        "_draw_mistakes(axes, labels[0], truth[n], ground)",
+        "test_training_pictures test_each_row_shows_what_its_title_says_of_each_scene",
+    ),
+    Mutant(
+        "the loss drawn as the mean IoU",
+        "see/training.py",
+        '_series(log, stage.name, "validation_mean_iou", begin[stage.name])',
+        '_series(log, stage.name, "loss", begin[stage.name])',
+        "test_training_pictures test_scores_stand_at_their_steps_and_go_on_from_the_stage_before",
+    ),
+    Mutant(
+        "what is seen of an image dimmed, and the rest lit",
+        "see/fields.py",
+        "np.where(mask[:, :, None], seen, 0.08 + 0.5 * colours)",
+        "np.where(~mask[:, :, None], seen, 0.08 + 0.5 * colours)",
+        "test_field_pictures test_what_an_output_sees_keeps_its_light_and_the_rest_is_dimmed",
+    ),
+    Mutant(
+        "holes filled and what is seen pale",
+        "see/fields.py",
+        "np.where(patch.mask[:, :, None], to_rgb(SEEN), to_rgb(HOLE))",
+        "np.where(patch.mask[:, :, None], to_rgb(HOLE), to_rgb(SEEN))",
+        "test_field_pictures test_what_a_stack_sees_is_filled_and_what_it_spans_is_pale",
+    ),
+    Mutant(
+        "other columns of the matrix coloured than windows of the image",
+        "see/windows.py",
+        "rank = chosen.index(output) if output in chosen else None",
+        "rank = chosen.index(output[::-1]) if output[::-1] in chosen else None",
+        "test_see test_im2col_shows_windows_and_columns_in_the_same_colours",
+    ),
     # ---- machine code that is kept
     Mutant(
         "the constants outside a kernel's body are not in its recipe",
