@@ -303,9 +303,9 @@ def memory_bound(repeats: int, only: str) -> list[dict[str, Any]]:
         )
     header = ["op", "shape", "ms", "GB/s", "copy GB/s", "of the copy", "PyTorch / ours"]
     print(table(header, cells))
-    ratios = [figure["torch_over_tinydilate"] for figure in figures]
-    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    print(f"\n{len(ratios)} rows, ratio at least {min(ratios):.2f}, geometric mean {mean:.2f}\n")
+    found = summed_up(figures)
+    least, mean = found["smallest_ratio"], found["geometric_mean"]
+    print(f"\n{found['rows']} rows, ratio at least {least:.2f}, geometric mean {mean:.2f}\n")
     return figures
 
 
@@ -364,6 +364,17 @@ def overhead(repeats: int) -> list[dict[str, Any]]:
     return figures
 
 
+def summed_up(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the first table's ratios come to."""
+    ratios = [row["torch_over_tinydilate"] for row in rows]
+    return {
+        "geometric_mean": math.exp(sum(map(math.log, ratios)) / len(ratios)),
+        "smallest_ratio": min(ratios),
+        "below_0_95": sum(ratio < 0.95 for ratio in ratios),
+        "rows": len(ratios),
+    }
+
+
 def main() -> None:
     """Print both tables."""
     arguments = parser(__doc__.splitlines()[0])
@@ -374,7 +385,8 @@ def main() -> None:
     print(f"{options.threads} threads, medians of {options.repeats} blocks\n")
     bound = memory_bound(options.repeats, options.only)
     small = overhead(options.repeats)
-    write_json(options.json, {"threads": options.threads, "ops": bound, "calls": small})
+    found = {"threads": options.threads, **summed_up(bound), "ops": bound, "calls": small}
+    write_json(options.json, found)
 
 
 if __name__ == "__main__":

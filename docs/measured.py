@@ -302,7 +302,8 @@ class Figure(SphinxRole):
     """One figure: ``file path.in.it format``."""
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
-        name, path, how = self.text.split(" ")
+        name, _, rest = self.text.partition(" ")
+        path, _, how = rest.rpartition(" ")
         value = results(name)
         for key in path.split("."):
             value = value[key]

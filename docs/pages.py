@@ -43,7 +43,7 @@ DEVICES = ("numpy", "cpu", "cuda", "meta")
 
 
 def source_path(module: str) -> Path:
-    """``tinydilate.models.context`` -> ``.../tinydilate/models/context.py``."""
+    """``tinydilate.models.contexts`` -> ``.../tinydilate/models/contexts.py``."""
     path = PACKAGE.parent.joinpath(*module.split("."))
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
@@ -92,7 +92,7 @@ def in_reading_order(ops: list[str]) -> list[str]:
 
 
 def part_of(module: str) -> str:
-    """``tinydilate.models.context`` -> ``models``."""
+    """``tinydilate.models.contexts`` -> ``models``."""
     return module.split(".")[1]
 
 
@@ -116,7 +116,7 @@ def in_order(wants: dict[str, set[str]]) -> list[str]:
 
 
 def page_of(module: str) -> str:
-    """Return the document that describes a module: ``ops/convolution``, ``api/models.context``."""
+    """Return the document that describes a module: ``ops/convolution``, ``api/models.contexts``."""
     name = module.removeprefix("tinydilate.")
     if name == "functional":
         return "ops/index"
@@ -381,10 +381,7 @@ class Absent(SphinxDirective):
 
 
 class PaperToCode(SphinxDirective):
-    """Rows ``place | what it says | module:name, module:name``; ``tinydilate.`` is left out.
-
-    In the place of names may stand ``not yet``, for what the paper has and we do not.
-    """
+    """Rows ``place | what it says | module:name, module:name``; ``tinydilate.`` is left out."""
 
     has_content = True
 
@@ -399,8 +396,6 @@ class PaperToCode(SphinxDirective):
         return [table(rows, "paper-to-code")]
 
     def links(self, names: str) -> list[nodes.Node]:
-        if names == "not yet":
-            return [nodes.emphasis("", names)]
         found: list[nodes.Node] = []
         for entry in names.split(","):
             page, _, name = entry.strip().partition(":")

@@ -18,7 +18,6 @@ from tinydilate.data.crops import (
     draw_steps,
     feature_labels,
     reflect,
-    whole_image,
 )
 from tinydilate.data.labelled import LabelledImages, Member
 from tinydilate.errors import ConfigError, DataError, ShapeError
@@ -271,14 +270,6 @@ def test_a_split_without_labels_cannot_be_trained_on(tmp_path):
 
 
 # ---- stored features -------------------------------------------------------------------------
-
-
-def test_a_whole_image_with_its_border(dataset):
-    image = whole_image(dataset, 0, border=10, mean=NONE)
-    padded = np.pad(dataset.image(0), ((10, 10), (10, 10), (0, 0)), mode="reflect")
-    np.testing.assert_array_equal(image, padded[..., ::-1].transpose(2, 0, 1))
-    mirrored = whole_image(dataset, 0, border=10, mirrored=True, mean=NONE)
-    np.testing.assert_array_equal(mirrored, image[:, :, ::-1])
 
 
 def test_labels_of_stored_features():

@@ -79,6 +79,18 @@ def test_a_cache_that_cannot_be_written(monkeypatch):
     assert "Set TINYDILATE_CACHE" in finding.next_step
 
 
+@pytest.mark.skipif(not hasattr(doctor.os, "fork"), reason="there is no fork")
+def test_there_are_threads_before_the_child_is_forked(monkeypatch):
+    seen = []
+    monkeypatch.setattr(doctor, "set_num_threads", lambda count: seen.append(count))
+    monkeypatch.setattr(doctor, "_tiny_convolution", lambda: seen.append("computed"))
+    monkeypatch.setattr(doctor.os, "fork", lambda: seen.append("forked") or 7)
+    monkeypatch.setattr(doctor.os, "waitpid", lambda child, _: (child, 3 << 8))
+    with pytest.raises(SystemExit, match=r"^3$"):
+        doctor._fork_a_child()
+    assert seen == [2, "computed", "forked"]
+
+
 def test_a_forked_child_that_fails(monkeypatch):
     done = types.SimpleNamespace(returncode=-14)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)

@@ -208,6 +208,9 @@ def test_overlay():
     np.testing.assert_array_equal(
         overlay(image, labels, PALETTE, 0.5)[0], [[128, 0, 0], [128, 128, 255]]
     )
+    np.testing.assert_array_equal(
+        overlay(image, labels, PALETTE)[0], overlay(image, labels, PALETTE, 0.55)[0]
+    )
     with pytest.raises(ShapeError, match=r"got \(1, 1, 2\) and \(2, 2\)"):
         overlay(image, np.zeros((2, 2), int), PALETTE)
 

@@ -27,17 +27,16 @@ def weight(*shape):
 def test_basic_identity_returns_the_truncated_input_bit_for_bit(dilation):
     x = np.random.default_rng(0).standard_normal((2, 5, 11, 7)).astype(np.float32)
     layer = nn.Conv2d(5, 5, 3, padding=dilation, dilation=dilation, relu=True)
-    assert init.identity_basic_(layer) is layer
+    assert init.identity_(layer, 5, noise=0) is layer
     assert np.array_equal(bits(layer(x).detach().numpy()), bits(np.maximum(x, 0)))
     layer.relu = False
     assert np.array_equal(layer(x).detach().numpy(), x)
 
 
 def test_basic_identity_is_equation_4():
-    w = init.identity_basic_(weight(3, 3, 5, 3)).data
+    w = init.identity_(weight(3, 3, 5, 3), 3, noise=0).data
     for b, a, u, v in np.ndindex(w.shape):
         assert w[b, a, u, v] == (1 if (u, v) == (2, 1) and a == b else 0)
-    assert np.array_equal(w, init.identity_(weight(3, 3, 5, 3), 3, noise=0).data)
 
 
 @pytest.mark.parametrize(("wide_in", "wide_out"), LARGE)
@@ -77,13 +76,11 @@ def test_noise_is_measured_against_the_signal_unless_asked_otherwise():
         assert np.all(w.data[centre] == np.float32(signal))
         assert np.std(w.data[~centre]) == pytest.approx(sigma, rel=0.02)
         assert abs(np.mean(w.data[~centre])) < 0.02 * sigma
-    basic = init.identity_basic_(weight(40, 40, 3, 3), noise=0.01, rng=0).data
+    basic = init.identity_(weight(40, 40, 3, 3), 40, noise=0.01, rng=0).data
     assert np.std(basic[:, :, 0]) == pytest.approx(0.01, rel=0.05)
 
 
 def test_identity_refuses_what_has_no_identity():
-    with pytest.raises(ShapeError, match=r"as many maps out as in; got a weight of shape \(4, 2,"):
-        init.identity_basic_(weight(4, 2, 3, 3))
     with pytest.raises(ShapeError, match="to divide the maps in and out; got 3 for a weight of"):
         init.identity_(weight(6, 4, 3, 3), 3)
     with pytest.raises(ShapeError, match="to divide the maps"):
@@ -91,7 +88,7 @@ def test_identity_refuses_what_has_no_identity():
     with pytest.raises(ShapeError, match="needs a centre tap"):
         init.identity_(weight(4, 4, 2, 3), 4)
     with pytest.raises(ShapeError, match="needs a centre tap"):
-        init.identity_basic_(nn.Linear(4, 4))
+        init.identity_(nn.Linear(4, 4), 4)
     with pytest.raises(ConfigError, match="standard deviation of at least 0; got -1"):
         init.identity_(weight(4, 4, 3, 3), 4, noise=-1)
 
@@ -148,7 +145,7 @@ def test_a_layer_is_filled_with_its_bias_at_zero_and_in_its_own_dtype():
 
 def test_meta_weights_are_left_alone():
     layer = nn.Conv2d(4, 4, 3, device="meta")
-    assert init.identity_basic_(layer) is layer
+    assert init.identity_(layer, 4) is layer
     assert layer.weight.device == "meta"
 
 

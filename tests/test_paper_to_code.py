@@ -19,8 +19,6 @@ ROWS = [
 @pytest.mark.parametrize("row", ROWS, ids=[" ".join(row[:2]) for row in ROWS])
 def test_what_a_row_names_exists(row):
     _, _, names = row
-    if names == "not yet":
-        return
     for entry in names.split(", "):
         module, _, name = entry.partition(":")
         assert attrgetter(name)(import_module(f"tinydilate.{module}")) is not None

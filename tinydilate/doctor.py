@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -122,18 +123,24 @@ def _two_threads(what: str) -> Finding:
     )  # fmt: skip
 
 
+def _fork_a_child() -> None:
+    """End with the exit code of a forked child that has computed, within a minute, or not."""
+    set_num_threads(2)
+    _tiny_convolution()  # so that there are threads, none of which the child has
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        _tiny_convolution()
+        os._exit(0)
+    raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
 def _fork(what: str) -> Finding:
     """A forked child makes threads of its own."""
     if not hasattr(os, "fork"):
         return Finding("ok", what, "not on this system")
     # In a process of its own: forking one that has other libraries' threads is their affair.
-    program = (
-        "import os, signal; from tinydilate import doctor, set_num_threads; set_num_threads(2); "
-        "doctor._tiny_convolution(); child = os.fork()\n"
-        "if child == 0:\n"
-        "    signal.alarm(60); doctor._tiny_convolution(); os._exit(0)\n"
-        "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
-    )
+    program = "from tinydilate import doctor; doctor._fork_a_child()"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program],
         capture_output=True, text=True, timeout=120, check=False,

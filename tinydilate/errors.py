@@ -23,6 +23,13 @@ def meant(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]}?" if near else ""
 
 
+def listed(names: Iterable[object], most: int = 6) -> str:
+    """The first names, and how many there are more."""
+    texts = [str(name) for name in names]
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
+
+
 class TinydilateError(Exception):
     """The common ancestor: ``except TinydilateError`` catches all that we raise on purpose."""
 

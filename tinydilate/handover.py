@@ -39,7 +39,6 @@ DRIVE = 20  # address of `drive`, which every caller's loop is handed to
 TAKEN = 24  # 1 while a caller has the board
 STOP = 32  # 1 when the threads are to end
 ASLEEP = 40  # and 8 words further for each further thread: 1 while it sleeps
-MOST_PARTS = 2**15
 
 PATIENCE = 3000  # looks at the board before a thread goes to sleep: some 200 microseconds
 YIELDING = 500  # looks after which a waiting thread lets others have the processor

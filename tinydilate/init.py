@@ -67,39 +67,6 @@ def _fill(target: Target, rng: Seed, fill: Fill) -> Target:
 # ---- identity (paper, section 3) -------------------------------------------------------------
 
 
-def identity_basic_(target: Target, noise: float = 0.0, rng: Seed = None) -> Target:
-    """Start a layer as the identity: every map out is the map in of the same number.
-
-    Equation 4 of the paper, for the Basic context module: with tap t counted from the centre,
-    map a in and map b out,
-
-        k_b(t, a) = 1 where t = 0 and a = b, else 0.
-
-    With the rectifier behind it the layer returns max(x, 0) exactly.
-
-    Parameters
-    ----------
-    target : Parameter or layer
-        Weight of shape (C, C, K, K), K odd.
-    noise : float
-        Standard deviation of Gaussian noise on the zeros. The equation has none; the paper's code
-        has 0.01.
-    rng : Generator, int or None
-
-    Raises
-    ------
-    ShapeError
-        If the numbers of maps differ, or the kernel has no centre.
-    """
-    weight = getattr(target, "weight", target)
-    if isinstance(weight, Tensor) and weight.shape[:1] != weight.shape[1:2]:
-        raise ShapeError(
-            "identity_basic_ expected as many maps out as in; got a weight of shape "
-            f"{weight.shape}. Use identity_(..., num_groups=number of classes)."
-        )
-    return _identity(target, None, noise, False, rng)
-
-
 def identity_(
     target: Target,
     num_groups: int,
@@ -118,6 +85,9 @@ def identity_(
     Each map out is the sum of its group's maps in, times C / c_out. A group has c_out / C maps out,
     so the sum over a group stays what it was: **group sums are preserved, not single maps**.
     Without noise all maps of a group would remain copies of each other for ever.
+
+    Equation 4, for the Basic context module, is the case c_in = c_out = C without noise: each map
+    out is the map in of its number, and with the rectifier behind it the layer returns max(x, 0).
 
     Parameters
     ----------
@@ -148,12 +118,7 @@ def identity_(
             "identity_ expected num_groups, the number of classes, to divide the maps in and out; "
             f"got {num_groups!r} for a weight of shape {weight.shape}."
         )
-    return _identity(target, num_groups, noise, absolute, rng)
 
-
-def _identity(
-    target: Target, num_groups: int | None, noise: float, absolute: bool, rng: Seed
-) -> Target:
     def fill(shape: tuple[int, ...], random: np.random.Generator) -> Array:
         if len(shape) != 4 or shape[2] % 2 == 0 or shape[3] % 2 == 0:
             raise ShapeError(
@@ -161,11 +126,10 @@ def _identity(
                 f"K) with K odd; got {shape}."
             )
         c_out, c_in = shape[:2]
-        classes = num_groups or c_out  # equation 4 is equation 5 with groups of one map
-        signal = classes / c_out
+        signal = num_groups / c_out
         values = _normal(shape, noise if absolute else noise * signal, random)
-        group_out = np.arange(c_out) * classes // c_out  # floor(b*C / c_out)
-        group_in = np.arange(c_in) * classes // c_in  # floor(a*C / c_in)
+        group_out = np.arange(c_out) * num_groups // c_out  # floor(b*C / c_out)
+        group_in = np.arange(c_in) * num_groups // c_in  # floor(a*C / c_in)
         same = group_out[:, None] == group_in[None, :]  # (c_out, c_in)
         values[same, shape[2] // 2, shape[3] // 2] = signal
         return values

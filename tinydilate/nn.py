@@ -38,7 +38,14 @@ from tinydilate.device import (
     move,
     write,
 )
-from tinydilate.errors import ConfigError, DataError, DeviceError, DtypeError, ShapeError
+from tinydilate.errors import (
+    ConfigError,
+    DataError,
+    DeviceError,
+    DtypeError,
+    ShapeError,
+    listed,
+)
 from tinydilate.functional.padding import reflect_border
 from tinydilate.window import Window, pair
 
@@ -423,7 +430,7 @@ def _array(name: str, value: Any) -> Any:
 
 def _refuse_mismatch(missing: list[str], unexpected: list[str], reshaped: list[str]) -> None:
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
-    parts = [f"{kind} {_listed(names)}" for kind, names in kinds.items() if names]
+    parts = [f"{kind} {listed(names)}" for kind, names in kinds.items() if names]
     if parts:
         raise DataError(
             "expected a state of the same names and shapes as the module's; got one with these "
@@ -431,11 +438,6 @@ def _refuse_mismatch(missing: list[str], unexpected: list[str], reshaped: list[s
             "arguments that it was saved with"
             + (", or load what fits with strict=False." if missing or unexpected else ".")
         )
-
-
-def _listed(names: Sequence[str], most: int = 6) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(str, names[:most])) + more
 
 
 def _converter(target: Any) -> Callable[[Any], Any]:

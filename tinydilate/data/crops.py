@@ -297,31 +297,13 @@ def _stack(parts: list[tuple[Floats, Indices]]) -> Batch:
 # ---- stored features -------------------------------------------------------------------------
 
 
-def whole_image(
-    dataset: LabelledImages,
-    i: int,
-    border: int = 0,
-    mirrored: bool = False,
-    mean: tuple[float, float, float] | None = None,
-) -> Floats:
-    """A whole image as a network takes it: float32 (3, H + 2 border, W + 2 border), BGR minus mean.
-
-    ``mirrored`` flips it left to right before the border is added.
-    """
-    image = dataset.image(i)
-    image = image[:, ::-1] if mirrored else image
-    rows = reflect(np.arange(-border, image.shape[0] + border), image.shape[0])
-    columns = reflect(np.arange(-border, image.shape[1] + border), image.shape[1])
-    return bgr_minus_mean(image.take(rows, 0).take(columns, 1), mean or dataset.classes.mean)
-
-
 def feature_labels(
     labels: Bytes, cells: tuple[int, int], stride: int = 8, mirrored: bool = False
 ) -> Indices:
     """Labels of a stored feature map (cells[0], cells[1]) of a whole image: int64, 255 beyond it.
 
     Cell j has the label of pixel 8j. With ``mirrored`` the features must be those *of the mirrored
-    image* (`whole_image` makes it), and the labels are mirrored before they are sampled; so the
+    image*, and the labels are mirrored before they are sampled; so the
     3.5 pixels between the centre of a cell's field and its label keep their direction.
 
     The original mirrors the stored features of the image as it was, together with its sampled

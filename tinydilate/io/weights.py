@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from tinydilate.autograd import Tensor
 from tinydilate.device import Array, write
-from tinydilate.errors import ConfigError, DataError, DeviceError
+from tinydilate.errors import ConfigError, DataError, DeviceError, listed
 from tinydilate.io.archives import Member, read_directory
 from tinydilate.io.caffe import may_be_caffe, read_caffe
 from tinydilate.io.checkpoint import map_checkpoint
@@ -361,27 +361,22 @@ def _check_patterns(patterns: Sequence[str], places: Mapping[str, Shape]) -> Non
         if not any(_named_by([pattern], name) for name in places):
             raise ConfigError(
                 f"expected names of layers that may be missing, such as final or ctx_*; the "
-                f"network has no layer {pattern!r}. It has {_listed(list(places))}."
+                f"network has no layer {pattern!r}. It has {listed(list(places))}."
             )
 
 
 def _differences(
     weights: Weights, missing: list[str], reshaped: list[str], names: list[str]
 ) -> str:
-    parts = [f"missing {_listed(missing)}"] if missing else []
-    parts += [f"of another shape {_listed(reshaped)}"] if reshaped else []
-    there = f"The file has {_listed(names)}. " if missing else ""
+    parts = [f"missing {listed(missing)}"] if missing else []
+    parts += [f"of another shape {listed(reshaped)}"] if reshaped else []
+    there = f"The file has {listed(names)}. " if missing else ""
     advice = "or name layers that may keep what they have: allow_missing" if missing else ""
     return (
         f"expected {weights.path} to have every layer of the network; got one with these "
         f"differences: {'; '.join(parts)}. Nothing was loaded. {there}Build the network that the "
         f"file is for{', ' if advice else ''}{advice}."
     )
-
-
-def _listed(names: Sequence[str], most: int = 6) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 # ---- loading ---------------------------------------------------------------------------------
