@@ -2,8 +2,8 @@
 
 A table is a frozen dataclass that derives from `Options`; each of its fields is one `option`, with
 a default, a meaning and a range. The tables are `tinydilate.config.Config`, of the demo's training
-run, and `tinydilate.recipes.table.Recipe`, of a stage of the paper. Both can be written as TOML, and
-what is wrong with a value is said in the same words wherever it came from.
+run, and `tinydilate.recipes.table.Recipe`, of a stage of the paper. Both can be written as TOML,
+and what is wrong with a value is said in the same words wherever it came from.
 """
 
 from __future__ import annotations
