@@ -14,6 +14,7 @@ import platform
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,8 @@ from tinydilate.device import Array
 from tinydilate.errors import ConfigError, DataError
 from tinydilate.functional.dropping import get_rng_state, set_rng_state
 from tinydilate.io.checkpoint import load_checkpoint, save_checkpoint
+from tinydilate.io.files import write_text
+from tinydilate.io.logbook import Log
 from tinydilate.nn import Module
 from tinydilate.optim import Optimizer
 from tinydilate.threads import get_num_threads
@@ -133,6 +136,64 @@ class SavedState:
             for name, array in self.arrays.items()
             if name.startswith(prefix)
         }
+
+
+class Sitting:
+    """One sitting of a run: from its start, or from where it stood, until it ends or is stopped.
+
+    Parameters
+    ----------
+    folder : path
+        Of the run: with its log, its checkpoints and in the end its results.
+    standing : Standing
+        Where the run stands; it is kept up to date.
+    """
+
+    def __init__(self, folder: Path, standing: Standing) -> None:
+        self.folder, self.standing = folder, standing
+        self.log = Log(folder / "log.jsonl", standing.log_bytes)
+        self._begun = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Seconds that the run has taken, over all sittings."""
+        now = time.perf_counter()
+        self.standing.seconds += now - self._begun
+        self._begun = now
+        return self.standing.seconds
+
+    def save(self, network: Module, optimizer: Optimizer) -> None:
+        """Write the latest checkpoint: from here the run can go on bit for bit."""
+        self.standing.log_bytes = self.log.settle()
+        self.seconds()
+        save_state(self.folder / "checkpoints" / LATEST, self.standing, network, optimizer)
+
+    def skip(self, **where: str) -> None:
+        """Log a step whose batch has no pixel that counts."""
+        self.standing.skipped += 1
+        self.log.write(**where, step=self.standing.step, skipped=True)
+
+    def take_in(self, loss: float, lr: float, classes: int, **where: str) -> str:
+        """Log a step's loss; what is wrong with it, as `Standing.take_in` says."""
+        wrong = self.standing.take_in(loss, classes)
+        if math.isfinite(loss):
+            seconds = round(self.seconds(), 3)
+            self.log.write(**where, step=self.standing.step, loss=loss, lr=lr, seconds=seconds)
+        return wrong
+
+    def finish(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Write results.json, with what decided the numbers; returns all of it."""
+        results |= {"threads": get_num_threads(), "versions": versions()}
+        results |= {"seconds": round(self.seconds(), 3)}
+        write_text(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
+        return results
+
+
+def astray(wrong: str, place: str, classes: int) -> str:
+    """The first sentence of an error about losses that do not fall."""
+    return (
+        f"expected a loss that falls from ln {classes} = {math.log(classes):.2f}; got {wrong} at "
+        f"{place}."
+    )
 
 
 # ---- folders, interrupts, versions -----------------------------------------------------------

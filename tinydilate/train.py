@@ -19,11 +19,8 @@ predictions.png and example.png, a scene to try ``tinydilate predict`` on.
 
 from __future__ import annotations
 
-import json
-import math
 import shlex
 import threading
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +38,7 @@ from tinydilate.errors import ConfigError, DataError, program
 from tinydilate.functional.dropping import manual_seed
 from tinydilate.io.files import write_text
 from tinydilate.io.images import write_rgb
-from tinydilate.io.logbook import Log, read_log
+from tinydilate.io.logbook import read_log
 from tinydilate.models import FrontEndWithContext
 from tinydilate.predict import DemoRecipe, beside, label_maps, load_network, save_network, score
 from tinydilate.predict.checkpoints import train_again
@@ -50,14 +47,13 @@ from tinydilate.running import (
     LATEST,
     Interrupted,
     SavedState,
+    Sitting,
     Standing,
+    astray,
     deferred_interrupt,
     make_run_folder,
     read_results,
-    save_state,
-    versions,
 )
-from tinydilate.threads import get_num_threads
 from tinydilate.warmup import warm_up
 
 # ---- data ------------------------------------------------------------------------------------
@@ -264,7 +260,7 @@ def train(
             run.all_stages(interrupted)
             return run.finish()
     finally:
-        run.log.close()
+        run.sitting.log.close()
 
 
 def _new_run(folder: Path, config: Config) -> Config:
@@ -299,15 +295,14 @@ class Run:
         self.stages = stages_of(config)
         self.checkpoints = folder / "checkpoints"
         self.checkpoints.mkdir(exist_ok=True)  # of a run that goes on it may have been deleted
-        self.progress = Standing()
+        self.standing = Standing()
         self.network: FrontEndWithContext
         self.optimizer: optim.Optimizer
-        self._begun = time.perf_counter()
         if (self.checkpoints / LATEST).exists():
             self._load()
         else:
             self._begin_stage()
-        self.log = Log(folder / "log.jsonl", self.progress.log_bytes)
+        self.sitting = Sitting(folder, self.standing)
 
     # Beginning, saving and loading.
 
@@ -321,7 +316,7 @@ class Run:
 
     def _begin_stage(self) -> None:
         """Build the stage's network and optimiser, and load what it starts from."""
-        stage = self.stages[self.progress.stage]
+        stage = self.stages[self.standing.stage]
         manual_seed(self.config.seed)
         self.network = self.recipe(stage).build().to(self.config.device)
         if stage.start:
@@ -332,27 +327,21 @@ class Run:
         if self.config.device == "cuda":  # a recording takes none of what the stage before left
             cuda_empty_cache()
         self.schedule = schedule_of(self.config, stage)
-        self.progress.step, self.progress.recent = 0, []
-
-    def save(self) -> None:
-        """Write the latest checkpoint: from here the run can go on bit for bit."""
-        self.progress.log_bytes = self.log.settle()
-        self.seconds()
-        save_state(self.checkpoints / LATEST, self.progress, self.network, self.optimizer)
+        self.standing.step, self.standing.recent = 0, []
 
     def _load(self) -> None:
-        saved = SavedState(self.checkpoints / LATEST, self.progress)
+        saved = SavedState(self.checkpoints / LATEST, self.standing)
         self._check_finished()
-        if self.progress.stage == len(self.stages):
+        if self.standing.stage == len(self.stages):
             return
-        step, recent = self.progress.step, self.progress.recent
+        step, recent = self.standing.step, self.standing.recent
         self._begin_stage()
-        self.progress.step, self.progress.recent = step, recent
+        self.standing.step, self.standing.recent = step, recent
         saved.put_back(self.network, self.optimizer)
 
     def _check_finished(self) -> None:
         """Refuse to go on without the networks of finished stages: all are scored in the end."""
-        done = [self.path(stage.name) for stage in self.stages[: self.progress.stage]]
+        done = [self.path(stage.name) for stage in self.stages[: self.standing.stage]]
         missing = [str(path) for path in done if not path.exists()]
         if missing:
             raise DataError(
@@ -360,18 +349,11 @@ class Run:
                 f"{', no '.join(missing)}. {train_again(self.folder)}"
             )
 
-    def seconds(self) -> float:
-        """Seconds that the run has taken, over all sittings."""
-        now = time.perf_counter()
-        self.progress.seconds += now - self._begun
-        self._begun = now
-        return self.progress.seconds
-
     # Stepping.
 
     def all_stages(self, interrupted: threading.Event) -> None:
         """Run from where the run stands to the end of the last stage."""
-        state = self.progress
+        state = self.standing
         while state.stage < len(self.stages):
             stage = self.stages[state.stage]
             title = f"{state.stage + 1}/{len(self.stages)} {stage.title}"
@@ -385,26 +367,25 @@ class Run:
                 while state.step < stage.steps:
                     self._step(stage, bar)
                     if interrupted.is_set():
-                        self.save()
+                        self.sitting.save(self.network, self.optimizer)
                         raise Interrupted(self._how_to_go_on(stage))
                     if state.step % self.config.save_every == 0:
-                        self.save()
+                        self.sitting.save(self.network, self.optimizer)
             save_network(self.path(stage.name), self.network, self.recipe(stage))
             state.stage += 1
             if state.stage < len(self.stages):
                 self._begin_stage()
-            self.save()
+            self.sitting.save(self.network, self.optimizer)
 
     def _step(self, stage: Stage, bar: Any) -> None:
         """One step: batch, loss, gradients, new weights, log."""
-        state, config = self.progress, self.config
+        state, config = self.standing, self.config
         images, labels = self.data.train
         seed, number = config.seed, state.stage
         members = batch_members(seed, number, state.step, config.batch, len(images))
         state.step += 1
         if (labels[members] == digits.IGNORE).all():
-            state.skipped += 1
-            self.log.write(stage=stage.name, step=state.step, skipped=True)
+            self.sitting.skip(stage=stage.name)
         else:
             loss = self.gradients(images[members], labels[members])
             self.optimizer.lr_factor = self.schedule(state.step - 1)
@@ -414,16 +395,14 @@ class Run:
         bar.update()
         if state.step % config.validate_every == 0 or state.step == stage.steps:
             found = score(self.network, *self.data.validation, self.data.classes)
-            self.log.write(stage=stage.name, step=state.step, validation_mean_iou=found.mean_iou)
+            self.sitting.log.write(
+                stage=stage.name, step=state.step, validation_mean_iou=found.mean_iou
+            )
 
     def _record(self, stage: Stage, loss: float) -> None:
         """Log a step's loss, and stop where it makes no sense to go on."""
-        state = self.progress
-        wrong = state.take_in(loss, len(self.data.classes))
-        if math.isfinite(loss):
-            lr = stage.lr * self.optimizer.lr_factor
-            seconds = round(self.seconds(), 3)
-            self.log.write(stage=stage.name, step=state.step, loss=loss, lr=lr, seconds=seconds)
+        lr = stage.lr * self.optimizer.lr_factor
+        wrong = self.sitting.take_in(loss, lr, len(self.data.classes), stage=stage.name)
         if wrong:
             raise ConfigError(self._gone_astray(stage, wrong))
 
@@ -433,11 +412,10 @@ class Run:
         size = f"Its learning rate is {stage.lr:g}"
         if self.config.optimizer == "sgd":  # what a gradient adds up to in the end
             size = f"Its learning rate over 1 - momentum is {self._final_size(stage):.3g}"
+        place = f"step {self.standing.step} of stage {stage.name}"
         return (
-            f"expected a loss that falls from ln {count} = {math.log(count):.2f}; got {loss} at "
-            f"step {self.progress.step} of stage {stage.name}. {size}: make that smaller, for "
-            f"example by a new run with --{stage.name}-lr {min(usual, stage.lr / 10):g} "
-            "--out another-folder."
+            f"{astray(loss, place, count)} {size}: make that smaller, for example by a new run with "
+            f"--{stage.name}-lr {min(usual, stage.lr / 10):g} --out another-folder."
         )
 
     def _final_size(self, stage: Stage) -> float:
@@ -446,7 +424,7 @@ class Run:
     def _how_to_go_on(self, stage: Stage) -> str:
         again = f"{program()} train --resume --out {shlex.quote(str(self.folder))}"
         return (
-            f"stopped after step {self.progress.step} of {stage.steps} of stage {stage.name}; all "
+            f"stopped after step {self.standing.step} of {stage.steps} of stage {stage.name}; all "
             f"is saved. Go on with: {again}"
         )
 
@@ -469,14 +447,10 @@ class Run:
             "gain": networks["joint"]["mean_iou"] - networks[front]["mean_iou"],
             "compared_with": front,
             "classes": list(self.data.classes),
-            "skipped_batches": self.progress.skipped,
+            "skipped_batches": self.standing.skipped,
             "config": self.config.to_dict(),
-            "threads": get_num_threads(),
-            "versions": versions(),
-            "seconds": round(self.seconds(), 3),
         }
-        write_text(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
-        return results
+        return self.sitting.finish(results)
 
     def _trained(self, stage: Stage) -> FrontEndWithContext:
         return load_network(self.path(stage.name), device=self.config.device).network
@@ -500,7 +474,7 @@ class Run:
         images, truth = self.data.test.images[:6], self.data.test.labels[:6]
         greys = digits.grey(images[:, 0])  # (6, H, W)
         labels = {title: label_maps(network, images) for title, network in networks.items()}
-        draw_curves(folder / "curves.png", read_log(self.log.path), self.stages, classes)
+        draw_curves(folder / "curves.png", read_log(self.sitting.log.path), self.stages, classes)
         draw_predictions(folder / "predictions.png", greys, truth, labels, classes)
         write_rgb(folder / "example.png", np.rint(greys[0] * 255).astype(np.uint8))
 

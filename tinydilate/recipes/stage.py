@@ -35,7 +35,6 @@ from tinydilate.functional.dropping import manual_seed
 from tinydilate.io.checkpoint import load_checkpoint, save_checkpoint
 from tinydilate.io.conversion import describe
 from tinydilate.io.files import write_text
-from tinydilate.io.logbook import Log
 from tinydilate.metrics import Score
 from tinydilate.recipes.batches import (
     CropSource,
@@ -57,14 +56,13 @@ from tinydilate.running import (
     LATEST,
     Interrupted,
     SavedState,
+    Sitting,
     Standing,
+    astray,
     deferred_interrupt,
     make_run_folder,
     read_results,
-    save_state,
-    versions,
 )
-from tinydilate.threads import get_num_threads
 from tinydilate.warmup import warm_up
 
 RECIPE = "recipe.toml"
@@ -171,7 +169,7 @@ def run_recipe(recipe: Recipe, call: Call, resume: bool = False) -> dict[str, An
             run.all_steps(interrupted)
             return run.finish()
     finally:
-        run.log.close()
+        run.sitting.log.close()
 
 
 def _compile(call: Call) -> None:
@@ -247,27 +245,13 @@ class StageRun:
         self.optimizer = make_optimizer(self.recipe, self.network)
         self.schedule = schedule_of(self.recipe)
         self.standing = Standing()
-        self.latest = self.call.folder / "checkpoints" / LATEST
-        self._begun = time.perf_counter()
         manual_seed(self.recipe.seed)  # dropout; whatever ran before
         if saved:
-            SavedState(self.latest, self.standing).put_back(self.network, self.optimizer)
-        self.log = Log(self.call.folder / "log.jsonl", self.standing.log_bytes)
+            latest = self.call.folder / "checkpoints" / LATEST
+            SavedState(latest, self.standing).put_back(self.network, self.optimizer)
+        self.sitting = Sitting(self.call.folder, self.standing)
         self.forecast: dict[str, Any] = {}
         self.source: Source
-
-    def save(self) -> None:
-        """Write the latest checkpoint."""
-        self.standing.log_bytes = self.log.settle()
-        self.seconds()
-        save_state(self.latest, self.standing, self.network, self.optimizer)
-
-    def seconds(self) -> float:
-        """Seconds that the run has taken, over all sittings."""
-        now = time.perf_counter()
-        self.standing.seconds += now - self._begun
-        self._begun = now
-        return self.standing.seconds
 
     def get_ready(self) -> None:
         """Say what is coming, and store the features that are missing."""
@@ -301,7 +285,7 @@ class StageRun:
                 if not last and standing.step % recipe.validate_every == 0:
                     self._validate()
                 if last or interrupted.is_set() or standing.step % recipe.save_every == 0:
-                    self.save()
+                    self.sitting.save(self.network, self.optimizer)
                 if interrupted.is_set() and not last:
                     raise Interrupted(self._how_to_go_on())
 
@@ -313,8 +297,7 @@ class StageRun:
         self.network.train()
         loss = batch_gradient(self.network, batch, self.recipe.iter_size)
         if loss is None:
-            standing.skipped += 1
-            self.log.write(step=standing.step, skipped=True)
+            self.sitting.skip()
             return
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -323,10 +306,7 @@ class StageRun:
     def _record(self, loss: float) -> None:
         """Log a step's loss; warn of a bad first one, stop where it makes no sense to go on."""
         standing, count = self.standing, len(self.stage.classes)
-        wrong = standing.take_in(loss, count)
-        if math.isfinite(loss):
-            lr = self.recipe.lr * self.optimizer.lr_factor
-            self.log.write(step=standing.step, loss=loss, lr=lr, seconds=round(self.seconds(), 3))
+        wrong = self.sitting.take_in(loss, self.recipe.lr * self.optimizer.lr_factor, count)
         if wrong:
             raise ConfigError(self._gone_astray(wrong))
         if standing.step == 1 and loss > 2 * math.log(count) + 1:
@@ -345,15 +325,14 @@ class StageRun:
                 "most for front ends and context, 0.001 or less for both together)"
             )
         return (
-            f"expected a loss that falls from ln {count} = {math.log(count):.2f}; got {loss} at "
-            f"step {self.standing.step}. {size}. Make that smaller by a new run: "
-            f"--set lr={recipe.lr / 10:g} --out another-folder."
+            f"{astray(loss, f'step {self.standing.step}', count)} {size}. Make that smaller by a new "
+            f"run: --set lr={recipe.lr / 10:g} --out another-folder."
         )
 
     def _validate(self) -> Score:
         """Score the network on the validation images, and log it."""
         score = score_network(self.network, self.source.scored(), self.stage.classes)
-        self.log.write(
+        self.sitting.log.write(
             step=self.standing.step,
             validation_mean_iou=None if math.isnan(score.mean_iou) else score.mean_iou,
         )
@@ -377,7 +356,7 @@ class StageRun:
         if stage.parts.plan.published:
             note["published"] = describe(stage.parts.plan.published)
         save_checkpoint(folder / RESULT, stage.parts.whole(), note)
-        results = {
+        found = {
             "title": recipe.title,
             "steps": recipe.steps,
             "skipped_batches": self.standing.skipped,
@@ -386,9 +365,5 @@ class StageRun:
             **score.to_dict(),
             "network": str(folder / RESULT),
             "forecast": self.forecast,
-            "threads": get_num_threads(),
-            "versions": versions(),
-            "seconds": round(self.seconds(), 3),
         }
-        write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
-        return results
+        return self.sitting.finish(found)
