@@ -412,9 +412,9 @@ class Run:
         size = f"Its learning rate is {stage.lr:g}"
         if self.config.optimizer == "sgd":  # what a gradient adds up to in the end
             size = f"Its learning rate over 1 - momentum is {self._final_size(stage):.3g}"
-        place = f"step {self.standing.step} of stage {stage.name}"
+        told = astray(loss, f"step {self.standing.step} of stage {stage.name}", count)
         return (
-            f"{astray(loss, place, count)} {size}: make that smaller, for example by a new run with "
+            f"{told} {size}: make that smaller, for example by a new run with "
             f"--{stage.name}-lr {min(usual, stage.lr / 10):g} --out another-folder."
         )
 

@@ -325,8 +325,8 @@ class StageRun:
                 "most for front ends and context, 0.001 or less for both together)"
             )
         return (
-            f"{astray(loss, f'step {self.standing.step}', count)} {size}. Make that smaller by a new "
-            f"run: --set lr={recipe.lr / 10:g} --out another-folder."
+            f"{astray(loss, f'step {self.standing.step}', count)} {size}. Make that smaller by a "
+            f"new run: --set lr={recipe.lr / 10:g} --out another-folder."
         )
 
     def _validate(self) -> Score:
