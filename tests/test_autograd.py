@@ -806,6 +806,28 @@ def test_an_array_to_the_left_of_a_tensor_is_an_array_beside_it():
     assert (np.float64(2) * tensor(np.ones(2, np.float32))).dtype == np.float32
 
 
+def test_numpys_functions_take_a_tensor_outside_the_graph_as_an_array():
+    array = np.array([[1.0, 4.0], [9.0, 16.0]])
+    x = tensor(array)
+    for found, expected in (
+        (np.mean(x), np.mean(array)),
+        (np.sum(x, axis=1), [5, 25]),
+        (np.sqrt(x), [[1, 2], [3, 4]]),
+        (np.maximum(x, 5), [[5, 5], [9, 16]]),
+        (np.stack([x, array])[0], array),
+        (np.where(array > 4, x, 0), [[0, 0], [9, 16]]),
+        (np.add.reduce(x), [10, 20]),
+        (np.add(array, x, out=np.empty((2, 2))), 2 * array),
+    ):
+        assert not isinstance(found, Tensor)
+        assert np.array_equal(found, expected)
+    assert np.allclose(x, array)
+    assert np.shape(x) == (2, 2)
+    total = np.zeros((2, 2))
+    total += x
+    assert total.tolist() == array.tolist()
+
+
 def test_a_number_is_written_as_it_is_asked_for():
     loss = tensor([2 / 3]).sum()
     assert f"{loss:.3f}" == "0.667"

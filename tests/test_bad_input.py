@@ -13,6 +13,7 @@ from tinydilate.errors import (
     DataError,
     DeviceError,
     DtypeError,
+    GraphError,
     PositionError,
     ShapeError,
 )
@@ -403,25 +404,25 @@ ERRORS = [
         "Probabilities take the shape of the scores, (2, 3).",
     ),
     (
-        "a function of NumPy's",
-        lambda: np.mean(tensor(zeros(2, 3))),
-        DtypeError,
-        "expected an array for np.mean; got a tensor, whose graph NumPy knows nothing of. Take a "
-        "function of tinydilate.functional, or x.detach().numpy().",
+        "a function of NumPy's within the graph",
+        lambda: np.mean(tensor(zeros(2, 3), requires_grad=True)),
+        GraphError,
+        "expected a tensor outside the graph for np.mean; got one that requires grad, which NumPy "
+        "would not keep up. Take a function of tinydilate.functional, or x.detach().",
     ),
     (
-        "a universal function of NumPy's",
-        lambda: np.maximum(tensor(zeros(2, 3)), 0),
-        DtypeError,
-        "expected an array for np.maximum; got a tensor, whose graph NumPy knows nothing of. Take "
-        "a function of tinydilate.functional, or x.detach().numpy().",
+        "a universal function of NumPy's within the graph",
+        lambda: np.maximum(tensor(zeros(2, 3), requires_grad=True), 0),
+        GraphError,
+        "expected a tensor outside the graph for np.maximum; got one that requires grad, which "
+        "NumPy would not keep up. Take a function of tinydilate.functional, or x.detach().",
     ),
     (
-        "an array to be changed by a tensor",
-        lambda: np.add(zeros(2), tensor(zeros(2)), out=zeros(2)),
-        DtypeError,
-        "expected an array for np.add; got a tensor, whose graph NumPy knows nothing of. Take a "
-        "function of tinydilate.functional, or x.detach().numpy().",
+        "a list of tensors for NumPy",
+        lambda: np.stack([zeros(2), tensor(zeros(2), requires_grad=True)]),
+        GraphError,
+        "expected a tensor outside the graph for np.stack; got one that requires grad, which NumPy "
+        "would not keep up. Take a function of tinydilate.functional, or x.detach().",
     ),
     (
         "NumPy's word for dim",

@@ -20,7 +20,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import ContextDecorator
-from typing import TYPE_CHECKING, Any, Never, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -143,11 +143,23 @@ _TURNED = {
 }
 
 
-def _not_numpys(function: str) -> DtypeError:
-    return DtypeError(
-        f"expected an array for {function}; got a tensor, whose graph NumPy knows nothing of. Take "
-        "a function of tinydilate.functional, or x.detach().numpy()."
-    )
+def _for_numpy(value: Any, function: str) -> Any:
+    """A function's arguments, however nested, with arrays in the place of tensors."""
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise GraphError(
+            f"expected a tensor outside the graph for np.{function}; got one that requires grad, "
+            "which NumPy would not keep up. Take a function of tinydilate.functional, or "
+            "x.detach()."
+        )
+    if isinstance(value, Tensor):
+        return value.numpy()
+    if isinstance(value, list):
+        return [_for_numpy(item, function) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_for_numpy(item, function) for item in value)
+    if isinstance(value, dict):
+        return {key: _for_numpy(item, function) for key, item in value.items()}
+    return value
 
 
 class Tensor:
@@ -223,17 +235,19 @@ class Tensor:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        """What ``array + tensor`` and ``np.add(array, tensor)`` give; NumPy asks for it."""
+        """What ``array + tensor``, and ``np.sqrt`` of a tensor outside the graph, give."""
         if method == "__call__" and not options:
             if ufunc in _OF_UFUNCS:
                 return FUNCTIONS[_OF_UFUNCS[ufunc]](*inputs)
             if ufunc in _TURNED and not isinstance(inputs[0], Tensor):  # array < tensor
                 return getattr(inputs[1], _TURNED[ufunc])(inputs[0])
-        raise _not_numpys(f"np.{ufunc.__name__}")
+        given = _for_numpy((inputs, options), ufunc.__name__)
+        return getattr(ufunc, method)(*given[0], **given[1])
 
-    def __array_function__(self, function: Any, *_: Any) -> Never:
-        """What ``np.mean(tensor)`` and its like give: NumPy's own would leave the graph unseen."""
-        raise _not_numpys(f"np.{function.__name__}")
+    def __array_function__(self, function: Any, _: Any, inputs: Any, options: Any) -> Any:
+        """What ``np.mean`` and its like give of a tensor outside the graph."""
+        given = _for_numpy((inputs, options), function.__name__)
+        return function(*given[0], **given[1])
 
     if not TYPE_CHECKING:  # a type checker would take every name to be there
 
