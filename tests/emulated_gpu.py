@@ -72,6 +72,12 @@ class Driver:
     def ctx_synchronize(self) -> tuple[int]:
         return (0,)
 
+    def ctx_push_current(self, context: int) -> tuple[int]:
+        return (0,)
+
+    def ctx_pop_current(self) -> tuple[int, int]:
+        return 0, 1
+
     def mem_alloc(self, size: int) -> tuple[int, int]:
         return 0, self.memory.take(size)
 
@@ -141,15 +147,10 @@ class Event:
 class Context:
     """What a process has on the card."""
 
+    handle = 1
     device = SimpleNamespace(
         id=0, name="an emulated GPU", compute_capability=CAPABILITY, MULTIPROCESSOR_COUNT=4
     )
-
-    def push(self) -> None:
-        pass
-
-    def pop(self) -> None:
-        pass
 
     def get_memory_info(self) -> Any:
         return SimpleNamespace(total=2**33, free=2**33)

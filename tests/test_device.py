@@ -160,29 +160,24 @@ def test_an_array_on_another_card_is_refused(card, monkeypatch):
         assert SeveralCards.synchronized == (place < 2**40), "a queue of our card, and no other"
 
 
-class Context:
-    """What Numba has of a card; ``current`` are those that a thread has entered."""
-
-    def __init__(self, number, current):
-        self.device, self.current = types.SimpleNamespace(id=number), current
-
-    def push(self):
-        self.current.append(self.device.id)
-
-    def pop(self):
-        assert self.current.pop() == self.device.id
-
-
 class Bindings:
     """The driver's functions: ``seen`` are those that were called, and on which card."""
 
     def __init__(self, current):
         self.current, self.seen = current, []
 
+    def cuCtxGetCurrent(self):
+        return 0, len(self.current)
+
+    def cuCtxPushCurrent(self, card):
+        self.current.append(card)
+        return (0,)
+
+    def cuCtxPopCurrent(self):
+        return 0, self.current.pop()
+
     def __getattr__(self, name):
         def call(*arguments):
-            if name == "cuCtxGetCurrent":
-                return 0, len(self.current)
             self.seen.append((name, self.current[-1]))
             return (0,) if name == "cuLaunchKernel" else (0, name)
 
@@ -192,7 +187,8 @@ class Bindings:
 def driver_at(home, current, several=True):
     """Our driver on card ``home``, in a thread whose ``current`` cards are these."""
     made = object.__new__(device._Driver)
-    made.context, made.bindings, made.several = Context(home, current), Bindings(current), several
+    made.context = types.SimpleNamespace(handle=home)
+    made.bindings, made.several = Bindings(current), several
     made.queue, made.here = "queue", threading.local()
     return made
 
@@ -215,7 +211,7 @@ def test_all_is_asked_of_the_card_of_our_queue(current):
 def test_where_there_is_one_card_a_launch_changes_nothing():
     current = [0]
     fake = driver_at(0, current, several=False)
-    fake.context.push = lambda: pytest.fail("a launch has no time for that")
+    fake.bindings.cuCtxPushCurrent = lambda card: pytest.fail("a launch has no time for that")
     fake.launch("function", (1, 1, 1, 32, 1, 1, 0), 0)
     assert fake.bindings.seen == [("cuLaunchKernel", 0)]
 

@@ -355,17 +355,17 @@ class _Driver:
         """Let the calling thread speak to a GPU: to our card, if to none so far."""
         code, current = self.bindings.cuCtxGetCurrent()
         if code or not int(current):
-            self.context.push()
+            self.bindings.cuCtxPushCurrent(self.context.handle)
         self.here.entered = True
 
     @contextmanager
     def at_home(self) -> Iterator[None]:
         """Make our context the current one within the block."""
-        self.context.push()
+        self.bindings.cuCtxPushCurrent(self.context.handle)
         try:
             yield
         finally:
-            self.context.pop()
+            self.bindings.cuCtxPopCurrent()
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Call a function; its result, if it has one."""
