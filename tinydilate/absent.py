@@ -15,6 +15,9 @@ from tinydilate.errors import MissingNameError, meant
 
 # Lines to write, or sentences, which end with a full stop.
 
+_OWN = "an op of your own, as in tutorial 2."
+_NORMALISATION = "normalisation layers are not here."
+
 OF_A_TENSOR = {
     "cuda": 'x.to("cuda")',
     "cpu": 'x.to("cpu")',
@@ -34,8 +37,8 @@ OF_A_TENSOR = {
     "min": "-(-x).max()",
     "abs": "x.relu() + (-x).relu()",
     "sqrt": "x**0.5",
-    "sigmoid": "1 / (1 + (-x).exp())",
-    "tanh": "2 / (1 + (-2 * x).exp()) - 1",
+    "sigmoid": _OWN,
+    "tanh": _OWN,
     "add": "F.add(x, y)",
     "mul": "F.mul(x, y)",
     "matmul": "x @ y.T",
@@ -81,15 +84,12 @@ OF_THE_PACKAGE = {
     "cuda": "td.device.cuda_statistics()",
 }
 
-_OWN = "an op of your own, as in tutorial 2."
-_NORMALISATION = "normalisation layers are not here."
-
 OF_FUNCTIONAL = {
     "mse_loss": "((x - y) ** 2).mean()",
     "l1_loss": "((x - y).relu() + (y - x).relu()).mean()",
     "nll_loss": "F.cross_entropy(x, np.array([0, 1]))",
-    "sigmoid": "1 / (1 + (-x).exp())",
-    "tanh": "2 / (1 + (-2 * x).exp()) - 1",
+    "sigmoid": _OWN,
+    "tanh": _OWN,
     "leaky_relu": "F.relu(x) - 0.01 * F.relu(-x)",
     "one_hot": "np.eye(3)[np.array([0, 1])]",
     "upsample": 'F.interpolate(maps, scale_factor=2, mode="bilinear")',
@@ -107,8 +107,8 @@ OF_NN = {
     "NLLLoss": "F.cross_entropy(x, np.array([0, 1]))",
     "MSELoss": "((x - y) ** 2).mean()",
     "L1Loss": "((x - y).relu() + (y - x).relu()).mean()",
-    "Sigmoid": "1 / (1 + (-x).exp())",
-    "Tanh": "2 / (1 + (-2 * x).exp()) - 1",
+    "Sigmoid": _OWN,
+    "Tanh": _OWN,
     "BatchNorm2d": _NORMALISATION,
     "GroupNorm": _NORMALISATION,
     "LayerNorm": _NORMALISATION,
