@@ -709,8 +709,8 @@ MUTANTS = [
     Mutant(
         "a second walk replaces the gradient of the first",
         "autograd.py",
-        "tensor.grad = Tensor(accumulate(cast(Tensor, tensor.grad).data, gradient))",
-        "tensor.grad = Tensor(gradient)",
+        "leaf.grad = Tensor(accumulate(leaf.grad.data, gradient))",
+        "leaf.grad = Tensor(gradient)",
         "test_autograd test_gradients_of_several_walks_add_up",
     ),
     Mutant(
