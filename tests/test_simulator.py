@@ -97,12 +97,12 @@ def test_without_the_barrier_numbers_are_missing_each_time_the_same(monkeypatch)
 def test_a_barrier_that_matters_to_two_threads_is_missed_in_some_block(monkeypatch, last):
     """Two threads come in the right order by chance, so the order must not be the same in each."""
     monkeypatch.setattr(Block, "chance", random.Random(0))  # whatever ran before
-    out = device.empty((24,), np.float32)
-    _sum[24, THREADS](out, 1)
-    np.testing.assert_array_equal(device.move(out, "cpu"), np.full(24, 8))
-    _sum[24, THREADS](out, last)
+    out = device.empty((96,), np.float32)
+    _sum[96, THREADS](out, 1)
+    np.testing.assert_array_equal(device.move(out, "cpu"), np.full(96, 8))
+    _sum[96, THREADS](out, last)
     right = device.move(out, "cpu") == 8
-    assert 0 < right.sum() < 24
+    assert 0 < right.sum() < 96
 
 
 def test_a_thread_that_ends_while_others_wait_is_told():
