@@ -64,3 +64,27 @@ def test_what_is_half_made_asks_itself_for_nothing():
     assert copy.deepcopy(nn.Linear(2, 3)).weight.shape == (3, 2)
     with pytest.raises(AttributeError, match="data"):
         object.__new__(type(X)).data  # noqa: B018
+
+
+def test_a_property_that_misses_something_says_what():
+    class Wide(nn.Module):
+        def __init__(self):
+            self.conv = nn.Conv2d(1, 1, 3)
+
+        @property
+        def width(self):
+            return self.conv.weigth.shape[0]
+
+        def forward(self, x):
+            return x
+
+    with pytest.raises(MissingNameError, match=r"got 'weigth'\. Did you mean weight\?$"):
+        Wide().width  # noqa: B018
+
+
+def test_an_import_is_answered_by_python():
+    """It swallows what a module says to it; the page says so."""
+    with pytest.raises(
+        ImportError, match=r"^cannot import name 'BatchNorm2d' from 'tinydilate\.nn'"
+    ):
+        from tinydilate.nn import BatchNorm2d  # noqa: F401

@@ -752,20 +752,20 @@ def test_comparisons_go_element_by_element() -> None:
     assert len({x, tensor(a), x}) == 2  # in sets and dictionaries a tensor is itself
 
 
-@pytest.mark.parametrize("operator", ["+=", "-=", "*=", "/="])
+@pytest.mark.parametrize("operator", ["+=", "-=", "*=", "/=", "**=", "@="])
 def test_a_leaf_is_not_lost_in_place(operator):
     names = {"p": tensor(np.ones(2), requires_grad=True), "step": tensor(np.ones(2))}
     before = names["p"]
     text = (
-        "expected a leaf that requires grad to stay as it is; got +=, -=, *= or /=, which would "
-        "make another tensor of it. To change its numbers write p.data -= step, or take an "
-        "optimiser."
+        "expected a leaf that requires grad to stay as it is; got an operator such as -=, which "
+        "would make another tensor of it. To change its numbers take an optimiser, or on the cpu "
+        "write p.data -= step."
     )
     with no_grad(), pytest.raises(GraphError, match="^" + re.escape(text) + "$"):
         exec(f"p {operator} step", names)
     assert names["p"] is before
-    exec(f"p.data {operator} 2 * step.data", names)
-    assert names["p"].data.tolist() == [eval("1.0 " + operator[0] + " 2.0")] * 2
+    names["p"].data -= 3 * names["step"]
+    assert names["p"].data.tolist() == [-2, -2]
 
 
 def test_a_sum_of_losses_grows_in_place():
@@ -822,7 +822,19 @@ def test_numpys_functions_take_a_tensor_outside_the_graph_as_an_array():
         assert not isinstance(found, Tensor)
         assert np.array_equal(found, expected)
     assert np.allclose(x, array)
-    assert np.shape(x) == (2, 2)
+    leaf = tensor(array, requires_grad=True)
+    for each in (x, leaf, tensor(array, device="meta")):
+        assert (np.shape(each), np.ndim(each), np.size(each)) == ((2, 2), 2, 4)
+    for write in (
+        lambda: np.copyto(x, 0),
+        lambda: np.exp(array, out=x),
+        lambda: np.add.at(x, [0], 1),
+        lambda: np.put(x, [0], 9),
+        lambda: np.fill_diagonal(x, 9),
+    ):
+        with pytest.raises(ValueError, match="read-only"):
+            write()
+    assert x.data.tolist() == [[1, 4], [9, 16]]
     total = np.zeros((2, 2))
     total += x
     assert total.tolist() == array.tolist()

@@ -431,6 +431,12 @@ ERRORS = [
         "expected dim, as in PyTorch; got NumPy's axis. Write x.mean(dim=1).",
     ),
     (
+        "NumPy's word for keepdim",
+        lambda: tensor(zeros(2, 3)).sum(0, keepdims=True),
+        DtypeError,
+        "expected keepdim, as in PyTorch; got NumPy's keepdims. Write x.sum(0, keepdim=True).",
+    ),
+    (
         "class weights of another number",
         lambda: F.cross_entropy(zeros(2, 3), np.zeros(2, int), zeros(2)),
         ShapeError,

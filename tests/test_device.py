@@ -8,6 +8,7 @@ import gc
 import re
 import runpy
 import struct
+import sys
 import threading
 import time
 import types
@@ -19,7 +20,7 @@ from guarded_cuda import guarded
 
 import tinydilate
 import tinydilate.functional as F
-from tinydilate import device, gpu_gemm, gpu_winograd, kernel, launching, nn, tensor
+from tinydilate import device, dlpack, gpu_gemm, gpu_winograd, kernel, launching, nn, tensor
 from tinydilate.device import Array, CudaArray, cover
 from tinydilate.errors import DeviceError, DtypeError, KernelError, ShapeError
 from tinydilate.kernel import cuda
@@ -206,6 +207,16 @@ def test_all_is_asked_of_the_card_of_our_queue(current):
     with pytest.raises(KeyboardInterrupt), fake.at_home():
         raise KeyboardInterrupt
     assert current == before
+
+
+def test_a_context_that_cannot_be_entered_is_not_left():
+    current = ["another library's"]
+    fake = driver_at(0, current)
+    code = types.SimpleNamespace(name="CUDA_ERROR_INVALID_CONTEXT")
+    fake.bindings.cuCtxPushCurrent = lambda card: (code,)
+    with pytest.raises(device.DriverError, match=r"^cuCtxPushCurrent: CUDA_ERROR_INVALID_CONTEXT$"):
+        fake.call("cuMemAlloc", 512)
+    assert current == ["another library's"]
 
 
 def test_where_there_is_one_card_a_launch_changes_nothing():
@@ -493,6 +504,8 @@ def test_an_array_knows_its_shape(card):
         np.asarray(a)
     with pytest.raises(DeviceError, match=r"of Numba's takes its line, x\.data\.flat\.$"):
         a[0]
+    with pytest.raises(DeviceError, match=r"got one on cuda\. Take an optimiser, or tinydilate"):
+        a -= 1
     assert device.device_of(a) == "cuda"
     assert not device.is_foreign(a)
     assert tinydilate.buffers.is_view(a.reshape(6))
@@ -749,6 +762,41 @@ def test_memory_is_written_as_long_as_it_is(place):
         with pytest.raises(ShapeError, match=r"^expected numbers for an array of shape \(2, 3\);"):
             device.write(np.ones(shape), target)
     assert not device.move(target, "cpu").any()
+
+
+@gpu
+def test_what_may_not_be_written_to_is_known_by_either_protocol(monkeypatch):
+    mine = device.move(np.arange(6.0), "cuda")
+    there = mine.__cuda_array_interface__
+    for readonly in (True, False):
+        view = types.SimpleNamespace(
+            dtype=np.float64, ptr=there["data"][0], shape=(6,), strides=None, readonly=readonly
+        )
+        seen = types.SimpleNamespace(
+            StridedMemoryView=types.SimpleNamespace(from_dlpack=lambda *_, view=view, **__: view)
+        )
+        monkeypatch.setitem(sys.modules, "cuda.core.utils", seen)
+        monkeypatch.setitem(sys.modules, "cuda.core", types.ModuleType("cuda.core"))
+        monkeypatch.setitem(sys.modules, "cuda", types.ModuleType("cuda"))
+        found = device.adopt(object())
+        assert tinydilate.buffers.is_view(found) == (not readonly)
+        assert device.move(found, "cpu").tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_memory_that_another_stream_worked_on_is_waited_for(monkeypatch, card):
+    """When it comes back: what the stream was asked for may still be going on."""
+    asked = []
+    monkeypatch.setattr(device, "synchronize", lambda: None)
+    monkeypatch.setattr(dlpack, "capsule", lambda *given: given[-1])
+    monkeypatch.setattr(card, "card", 0, raising=False)
+    array = device.empty((4,), np.float32)
+    monkeypatch.setattr(card, "call", asked.append)
+    for stream in (None, 1, -1):
+        assert array.__dlpack__(stream=stream) is None, "ours waits for it anyway"
+    at_its_end = array.__dlpack__(stream=7)
+    assert asked == []
+    at_its_end()
+    assert asked == ["cuCtxSynchronize"]
 
 
 @gpu

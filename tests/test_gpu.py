@@ -5,6 +5,7 @@ and smaller examples. That each twin alone agrees with its reference is `test_op
 """
 
 import gc
+import threading
 
 import numpy as np
 import pytest
@@ -295,6 +296,24 @@ def test_a_sum_of_gradients_within_a_repetition_is_recorded():
     for _ in range(2):
         step()
         assert w.grad.numpy().tolist() == [5, 5]
+
+
+def test_another_thread_may_learn_on_the_processor_meanwhile():
+    w, x = tensor(np.ones(2), requires_grad=True), tensor(np.ones(2), device="cuda")
+    learnt = []
+
+    def learn():
+        (w * w).sum().backward()
+        learnt.append(w.grad.data.tolist())
+
+    def function():
+        thread = threading.Thread(target=learn)
+        thread.start()
+        thread.join()
+        return x + 1
+
+    tinydilate.record(function)
+    assert learnt == [[2, 2], [4, 4], [6, 6]]
 
 
 def test_a_parameter_that_was_moved_is_noticed():

@@ -53,11 +53,25 @@ PINNED = f'{PIP} "cuda-toolkit[cudart,nvvm,nvrtc,nvjitlink,cccl]==13.0.*"'
             "nvidia-smi",
         ),
         (
-            {"cards": (), "visible": "-1"},
+            {"cards": (), "visible": "-1", "cuda_says": "CUDA_ERROR_NO_DEVICE"},
             *("ok", "GPU"),
-            "NVIDIA H100 80GB HBM3, hidden by CUDA_VISIBLE_DEVICES=-1; everything runs on the "
+            'NVIDIA H100 80GB HBM3, hidden by CUDA_VISIBLE_DEVICES="-1"; everything runs on the '
             "processor",
             "",
+        ),
+        (
+            {"cards": (), "visible": "", "cuda_says": "it sees none"},
+            *("ok", "GPU"),
+            'NVIDIA H100 80GB HBM3, hidden by CUDA_VISIBLE_DEVICES=""; everything runs on the '
+            "processor",
+            "",
+        ),
+        (
+            {"cards": (), "visible": "0", "cuda_says": "CUDA_ERROR_SYSTEM_NOT_READY"},
+            *("note", "GPU"),
+            "NVIDIA H100 80GB HBM3, which this process may not use (CUDA_ERROR_SYSTEM_NOT_READY)",
+            "The driver is installed, but its library does not answer, as in a container without "
+            "its GPU; see what it says: nvidia-smi",
         ),
         (
             {"cards": (), "cuda_says": "no libcuda.so.1"},

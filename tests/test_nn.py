@@ -567,6 +567,8 @@ def test_a_tensor_that_would_never_be_learnt_is_refused():
     with pytest.raises(ConfigError, match=text):
         Scale(tensor([2.0], requires_grad=True))
     assert [*Scale(tensor([2.0])).parameters()] == []
+    learnt = nn.Parameter(np.ones(1))
+    assert Scale(2 * learnt).scale.requires_grad, "what was computed may be kept"
     assert len([*Scale(nn.Parameter(np.ones(1))).parameters()]) == 1
 
 

@@ -10,10 +10,12 @@ import subprocess
 import sys
 import textwrap
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from tinydilate import nn, optim, running
 from tinydilate import train as module
 from tinydilate.cli.runs import results_table
 from tinydilate.config import Config
@@ -23,7 +25,7 @@ from tinydilate.errors import ConfigError, DataError
 from tinydilate.io import files
 from tinydilate.io.checkpoint import load_checkpoint
 from tinydilate.io.logbook import read_log
-from tinydilate.running import Interrupted, Standing
+from tinydilate.running import Interrupted, Sitting, Standing
 from tinydilate.train import make_scenes, stages_of, train
 
 CONFIG = Config(
@@ -570,3 +572,20 @@ def test_splits_share_no_handwriting_and_the_test_scenes_no_seed():
     made, other = make_scenes(config, progress=False), make_scenes(CONFIG, progress=False)
     np.testing.assert_array_equal(made.test.images, other.test.images)
     assert not np.array_equal(made.train.images, other.train.images)
+
+
+def test_a_checkpoint_knows_the_seconds_until_it_was_written(monkeypatch, tmp_path):
+    """Those of validations and skipped batches among them, which log none."""
+    (tmp_path / "checkpoints").mkdir()
+    clock = iter([10.0, 13.0, 20.0])
+    monkeypatch.setattr(running, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    standing, network = Standing(), nn.Linear(1, 1)
+    sitting = Sitting(tmp_path, standing)
+    assert sitting.take_in(0.5, lr=1.0, classes=2) == ""
+    sitting.skip()
+    sitting.save(network, optim.SGD(network.parameters(), 0.1))
+    sitting.log.close()
+    assert standing.seconds == 10
+    again = Standing()
+    running.SavedState(tmp_path / "checkpoints" / running.LATEST, again)
+    assert (again.seconds, again.skipped) == (10, 1)

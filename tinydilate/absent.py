@@ -7,7 +7,7 @@ table, on the page "Different from PyTorch", with lines to try: there ``x`` and 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -29,9 +29,9 @@ OF_A_TENSOR = {
     "numel": "x.size",
     "dim": "x.ndim",
     "tolist": "x.detach().numpy().tolist()",
-    "clone": "td.tensor(x.data.copy())",
+    "clone": "tensors are not changed, so x does; td.tensor(x.data.copy()) has no graph.",
     "contiguous": "all tensors lie in C order.",
-    "requires_grad_": "td.tensor(x.data, requires_grad=True)",
+    "requires_grad_": "x.requires_grad = True",
     "grad_fn": "x.op",
     "is_leaf": "x.op is None",
     "min": "-(-x).max()",
@@ -55,8 +55,8 @@ OF_A_MODULE = {
     "register_parameter": "self.name = nn.Parameter(array)",
     "register_buffer": "self.name = nn.Buffer(array)",
     "add_module": "self.name = module",
-    "register_forward_hook": "nn.watching_modules(print)",
-    "apply": "[print(module) for module in net.modules()]",
+    "register_forward_hook": "with nn.watching_modules(print): net(maps)",
+    "apply": "for module in net.modules(): print(module)",
 }
 
 OF_THE_PACKAGE = {
@@ -65,8 +65,8 @@ OF_THE_PACKAGE = {
     "randn": "td.tensor(np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32))",
     "rand": "td.tensor(np.random.default_rng(0).random((2, 3), np.float32))",
     "arange": "td.tensor(np.arange(6, dtype=np.float32))",
-    "zeros_like": "td.tensor(np.zeros_like(x.data))",
-    "ones_like": "td.tensor(np.ones_like(x.data))",
+    "zeros_like": "td.tensor(np.zeros(x.shape, np.float32))",
+    "ones_like": "td.tensor(np.ones(x.shape, np.float32))",
     "from_numpy": "td.tensor(array)",
     "as_tensor": "td.tensor(array)",
     "stack": "F.cat([x[None], y[None]])",
@@ -80,8 +80,8 @@ OF_THE_PACKAGE = {
     "int64": "np.int64",
     "save": 'save_checkpoint("net.safetensors", net.state_dict())',
     "load": 'load_checkpoint("net.safetensors")',
-    "set_grad_enabled": "td.no_grad()",
-    "cuda": "td.device.cuda_statistics()",
+    "set_grad_enabled": "with td.no_grad(): net(maps)",
+    "cuda": "td.device.cuda_problem() is None",
 }
 
 OF_FUNCTIONAL = {
@@ -121,7 +121,7 @@ OF_NN = {
 
 OF_OPTIM = {
     "lr_scheduler": "optimizer.lr_factor = optim.poly(100)(50)",
-    "AdamW": "optim.Adam(net.parameters(), 1e-3)",
+    "AdamW": "Adam is here; its weight decay is added to the gradient.",
     "RMSprop": "optim.Adam(net.parameters(), 1e-3)",
 }
 
@@ -136,10 +136,15 @@ TABLES: dict[str, Mapping[str, str]] = {
 }
 
 
-def missing(owner: str, name: str, there: Iterable[str]) -> AttributeError:
-    """The error for a name that ``owner``, of the tables, has not; ``there`` are those it has."""
+def missing(owner: str, asked: Any, name: str) -> AttributeError:
+    """The error for a name that is not found in ``asked``, which the tables call ``owner``."""
     if name.startswith("__"):  # whoever asks for protocols tries what there may be
         return AttributeError(name)
+    if hasattr(type(asked), name):  # it is there, but a property that misses something itself
+        try:
+            object.__getattribute__(asked, name)
+        except AttributeError as error:
+            return error
     text = f"expected a name that {owner} has; got {name!r}."
     instead = TABLES[owner].get(name)
     if instead is not None:
@@ -151,13 +156,13 @@ def missing(owner: str, name: str, there: Iterable[str]) -> AttributeError:
         return MissingNameError(
             f"{text} Tensors are computed and not changed in place; a leaf's numbers are in .data."
         )
-    return MissingNameError(text + meant(name, (known for known in there if known[0] != "_")))
+    return MissingNameError(text + meant(name, (known for known in dir(asked) if known[0] != "_")))
 
 
 def asked_of(module: str) -> Callable[[str], Any]:
     """``__getattr__`` for a module of the package that has a table."""
 
     def missing_name(name: str) -> Any:
-        raise missing(module, name, vars(sys.modules[module]))
+        raise missing(module, sys.modules[module], name)
 
     return missing_name

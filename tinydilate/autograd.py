@@ -20,6 +20,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import ContextDecorator
+from inspect import signature
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -85,11 +86,13 @@ _NUMPYS = {"axis": "dim", "keepdims": "keepdim"}  # its words, and PyTorch's
 
 def _method(name: str) -> Callable[..., Any]:
     def method(self: Tensor, *arguments: Any, **options: Any) -> Any:
-        for word in options:
-            if word in _NUMPYS:
+        for word in _NUMPYS.keys() & options:
+            if _NUMPYS[word] in signature(FUNCTIONS[name]).parameters:
+                named = {_NUMPYS.get(key, key): value for key, value in options.items()}
+                write = [*map(repr, arguments), *(f"{key}={named[key]!r}" for key in named)]
                 raise DtypeError(
                     f"expected {_NUMPYS[word]}, as in PyTorch; got NumPy's {word}. Write "
-                    f"x.{name}({_NUMPYS[word]}={options[word]!r})."
+                    f"x.{name}({', '.join(write)})."
                 )
         return FUNCTIONS[name](self, *arguments, **options)
 
@@ -152,7 +155,9 @@ def _for_numpy(value: Any, function: str) -> Any:
             "x.detach()."
         )
     if isinstance(value, Tensor):
-        return value.numpy()
+        array = value.numpy().view()
+        array.flags.writeable = False  # no tensor is changed; of one on a GPU it is a copy
+        return array
     if isinstance(value, list):
         return [_for_numpy(item, function) for item in value]
     if isinstance(value, tuple):
@@ -246,13 +251,15 @@ class Tensor:
 
     def __array_function__(self, function: Any, _: Any, inputs: Any, options: Any) -> Any:
         """What ``np.mean`` and its like give of a tensor outside the graph."""
+        if function in (np.shape, np.ndim, np.size) and len(inputs) == 1 and not options:
+            return getattr(self, function.__name__)
         given = _for_numpy((inputs, options), function.__name__)
         return function(*given[0], **given[1])
 
     if not TYPE_CHECKING:  # a type checker would take every name to be there
 
         def __getattr__(self, name: str) -> Any:
-            raise missing("a tensor", name, dir(type(self)))
+            raise missing("a tensor", self, name)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         """Where the numbers are, in the DLPack protocol's numbers."""
@@ -362,13 +369,13 @@ class Tensor:
         """``p -= step``: refused for a leaf, of which it would make another tensor, unseen."""
         if self.requires_grad and self.op is None:
             raise GraphError(
-                "expected a leaf that requires grad to stay as it is; got +=, -=, *= or /=, which "
-                "would make another tensor of it. To change its numbers write p.data -= step, or "
-                "take an optimiser."
+                "expected a leaf that requires grad to stay as it is; got an operator such as -=, "
+                "which would make another tensor of it. To change its numbers take an optimiser, "
+                "or on the cpu write p.data -= step."
             )
         return NotImplemented  # then Python computes p - step
 
-    __iadd__ = __isub__ = __imul__ = __itruediv__ = _in_place
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = __imatmul__ = _in_place
 
     def __format__(self, how: str) -> str:
         return format(self.item(), how) if how else str(self)

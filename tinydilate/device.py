@@ -177,6 +177,14 @@ class CudaArray:
             'or move it with .to("cpu"); a kernel of Numba\'s takes its line, x.data.flat.'
         )
 
+    def _in_place(self, other: Any) -> Any:
+        raise DeviceError(
+            "expected an array on the cpu to change in place; got one on cuda. Take an optimiser, "
+            "or tinydilate.device.write(numbers, array)."
+        )
+
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = _in_place
+
     def __deepcopy__(self, memo: dict[int, Any]) -> CudaArray:
         return self.copy()
 
@@ -361,7 +369,9 @@ class _Driver:
     @contextmanager
     def at_home(self) -> Iterator[None]:
         """Make our context the current one within the block."""
-        self.bindings.cuCtxPushCurrent(self.context.handle)
+        (code,) = self.bindings.cuCtxPushCurrent(self.context.handle)
+        if code:
+            raise _failure("cuCtxPushCurrent", code)
         try:
             yield
         finally:
@@ -961,6 +971,7 @@ class Recorded:
         self.pool = _CudaPool(outside)
         self.kept: dict[int, Any] = {}  # memory from outside, by its id
         self.leaves: dict[int, Any] = {}  # tensors that were given a gradient, by their ids
+        self.thread = threading.get_ident()  # others may go on, on the processor
         self.graph: Any = None
         self.result: Any = None
         self.at_its_end(self.pool.dissolve)
@@ -985,6 +996,8 @@ class Recorded:
             If it has one from before, to which each repetition would add again, or is not on the
             GPU, where alone anything is repeated.
         """
+        if threading.get_ident() != self.thread:
+            return
         if not isinstance(leaf.data, CudaArray):
             refuse_while_recording("a gradient on the cpu", 'Move all to the GPU: .to("cuda").')
         if leaf.grad is not None and id(leaf) not in self.leaves:

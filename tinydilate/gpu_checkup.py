@@ -49,7 +49,7 @@ class Facts(NamedTuple):
     simulated: bool = False
     cards: tuple[Card, ...] = ()  # that a process sees, in CUDA's order
     cuda_says: str = ""  # why it sees none
-    visible: str = ""  # CUDA_VISIBLE_DEVICES
+    visible: str | None = None  # CUDA_VISIBLE_DEVICES, if it is set
     smi: bool = False  # whether there is an nvidia-smi
     smi_says: str = ""  # its complaint, if it has one
     listed: tuple[str, ...] = ()  # names of the cards that it lists, seen or not
@@ -75,6 +75,7 @@ class Facts(NamedTuple):
         return "cuda13" if branch_of(self.driver) >= NEEDS[13] else "cuda12"
 
 
+NONE_SEEN = "CUDA_ERROR_NO_DEVICE", "it sees none"  # with a driver that works
 SYSTEM = "the system's"  # in place of a version: no wheel, but Numba finds the library
 NEEDS = {13: 580, 12: 525}  # the first branch of drivers that runs each CUDA
 PIP = f"{sys.executable} -m pip install"
@@ -98,7 +99,7 @@ def look() -> Facts:
         simulated=os.environ.get("NUMBA_ENABLE_CUDASIM") == "1",
         cards=cards,
         cuda_says=cuda_says,
-        visible=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+        visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
         smi=smi is not None,
         smi_says=says,
         listed=listed,
@@ -130,7 +131,7 @@ def _see() -> tuple[tuple[Card, ...], int, str]:
         return (), 0, (text.value or str(code).encode()).decode()
     library.cuDriverGetVersion(ctypes.byref(version))
     cards = tuple(_card(library, number) for number in range(count.value))
-    return cards, version.value // 1000, "" if cards else "it sees none"
+    return cards, version.value // 1000, "" if cards else NONE_SEEN[1]
 
 
 def _card(library: ctypes.CDLL, number: int) -> Card:
@@ -228,9 +229,9 @@ def check_simulator(facts: Facts) -> Finding:
 
 def check_presence(facts: Facts) -> Finding:
     """No GPU is fine, or one that is hidden; a driver that finds none is worth a note."""
-    if facts.listed and facts.visible:
+    if facts.listed and facts.visible is not None and facts.cuda_says in NONE_SEEN:
         return Finding(
-            "ok", "GPU", f"{facts.listed[0]}, hidden by CUDA_VISIBLE_DEVICES={facts.visible}; "
+            "ok", "GPU", f'{facts.listed[0]}, hidden by CUDA_VISIBLE_DEVICES="{facts.visible}"; '
             "everything runs on the processor",
         )  # fmt: skip
     if facts.listed:

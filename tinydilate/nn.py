@@ -175,7 +175,7 @@ class Module(ABC):
                 f"{type(value).__name__} of them for {name!r}, whose parameters would not be "
                 "found. Use nn.Sequential, or one attribute for each."
             )
-        if isinstance(value, Tensor) and value.requires_grad and type(value) is Tensor:
+        if type(value) is Tensor and value.requires_grad and value.op is None:
             raise ConfigError(
                 f"expected a Parameter for {name!r}, which the module would learn; got a tensor "
                 "that requires grad, which parameters() would not find. Write "
@@ -186,7 +186,7 @@ class Module(ABC):
     if not TYPE_CHECKING:  # a type checker would take every name to be there
 
         def __getattr__(self, name: str) -> Any:
-            raise missing("a module", name, [*dir(type(self)), *vars(self)])
+            raise missing("a module", self, name)
 
     # What the module is made of.
 

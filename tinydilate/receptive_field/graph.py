@@ -295,7 +295,8 @@ def check_size(input_size: Sequence[int], axes: int = 2) -> tuple[int, ...]:
     ShapeError
         If it is not as many whole numbers of at least 1, with any before them: an image's two.
     """
-    if shape := getattr(input_size, "shape", None):  # an image in place of its size
+    shape = getattr(input_size, "shape", ())
+    if len(shape) > 1:  # an image in place of its size
         raise ShapeError(
             "expected an input size, such as (1, 3, 500, 500) for (N, C, H, W); got "
             f"{type(input_size).__name__} of shape {shape}. Pass its shape."
