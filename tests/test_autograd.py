@@ -817,6 +817,10 @@ def test_numpys_functions_take_a_tensor_outside_the_graph_as_an_array():
         (np.stack([x, array])[0], array),
         (np.where(array > 4, x, 0), [[0, 0], [9, 16]]),
         (np.add.reduce(x), [10, 20]),
+        (np.sum(x, axis=(0, 1)), 30),
+        (np.transpose(x, (1, 0)), array.T),
+        (np.pad(x, ((1, 0), (0, 0)))[1:], array),
+        (np.block([[x, array], [array, x]])[2:, 2:], array),
         (np.add(array, x, out=np.empty((2, 2))), 2 * array),
     ):
         assert not isinstance(found, Tensor)

@@ -146,25 +146,35 @@ _TURNED = {
 }
 
 
-def _for_numpy(value: Any, function: str) -> Any:
+def _for_numpy(given: list[Any], function: str) -> list[Any]:
     """A function's arguments, however nested, with arrays in the place of tensors."""
-    if isinstance(value, Tensor) and value.requires_grad:
+    waiting: list[Any] = [given]
+    inside = Tensor, list, tuple, dict  # what may be, or hold, a tensor
+    while waiting:
+        holder = waiting.pop()
+        for place, item in holder.items() if isinstance(holder, dict) else enumerate(holder):
+            if isinstance(item, Tensor):
+                holder[place] = _read_only(item, function)
+            elif isinstance(item, dict):
+                holder[place] = dict(item)
+                waiting.append(holder[place])
+            elif isinstance(item, list | tuple) and any(isinstance(part, inside) for part in item):
+                holder[place] = list(item)
+                waiting.append(holder[place])
+    return given
+
+
+def _read_only(tensor: Tensor, function: str) -> Any:
+    """A tensor's numbers for NumPy, which is to change none: of one on a GPU it gets a copy."""
+    if tensor.requires_grad:
         raise GraphError(
             f"expected a tensor outside the graph for np.{function}; got one that requires grad, "
             "which NumPy would not keep up. Take a function of tinydilate.functional, or "
             "x.detach()."
         )
-    if isinstance(value, Tensor):
-        array = value.numpy().view()
-        array.flags.writeable = False  # no tensor is changed; of one on a GPU it is a copy
-        return array
-    if isinstance(value, list):
-        return [_for_numpy(item, function) for item in value]
-    if isinstance(value, tuple):
-        return tuple(_for_numpy(item, function) for item in value)
-    if isinstance(value, dict):
-        return {key: _for_numpy(item, function) for key, item in value.items()}
-    return value
+    array = tensor.numpy().view()
+    array.flags.writeable = False
+    return array
 
 
 class Tensor:
@@ -246,14 +256,14 @@ class Tensor:
                 return FUNCTIONS[_OF_UFUNCS[ufunc]](*inputs)
             if ufunc in _TURNED and not isinstance(inputs[0], Tensor):  # array < tensor
                 return getattr(inputs[1], _TURNED[ufunc])(inputs[0])
-        given = _for_numpy((inputs, options), ufunc.__name__)
+        given = _for_numpy([inputs, options], ufunc.__name__)
         return getattr(ufunc, method)(*given[0], **given[1])
 
     def __array_function__(self, function: Any, _: Any, inputs: Any, options: Any) -> Any:
         """What ``np.mean`` and its like give of a tensor outside the graph."""
         if function in (np.shape, np.ndim, np.size) and len(inputs) == 1 and not options:
             return getattr(self, function.__name__)
-        given = _for_numpy((inputs, options), function.__name__)
+        given = _for_numpy([inputs, options], function.__name__)
         return function(*given[0], **given[1])
 
     if not TYPE_CHECKING:  # a type checker would take every name to be there
