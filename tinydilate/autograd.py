@@ -256,6 +256,11 @@ class Tensor:
                 return FUNCTIONS[_OF_UFUNCS[ufunc]](*inputs)
             if ufunc in _TURNED and not isinstance(inputs[0], Tensor):  # array < tensor
                 return getattr(inputs[1], _TURNED[ufunc])(inputs[0])
+        if any(isinstance(target, Tensor) for target in options.get("out", ())):
+            raise GraphError(
+                f"expected np.{ufunc.__name__} to write to an array; got a tensor, which is "
+                "computed and not assigned to. Write to an array, or to a leaf's .data."
+            )
         given = _for_numpy([inputs, options], ufunc.__name__)
         return getattr(ufunc, method)(*given[0], **given[1])
 
