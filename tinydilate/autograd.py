@@ -84,16 +84,22 @@ def is_grad_enabled() -> bool:
 _NUMPYS = {"axis": "dim", "keepdims": "keepdim"}  # its words, and PyTorch's
 
 
+def _check_words(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+    """Refuse NumPy's words for options of a function."""
+    for word in _NUMPYS.keys() & options:
+        if _NUMPYS[word] in signature(FUNCTIONS[name]).parameters:
+            named = {_NUMPYS.get(key, key): value for key, value in options.items()}
+            write = [*map(repr, arguments), *(f"{key}={named[key]!r}" for key in named)]
+            raise DtypeError(
+                f"expected {_NUMPYS[word]}, as in PyTorch; got NumPy's {word}. Write "
+                f"x.{name}({', '.join(write)})."
+            )
+
+
 def _method(name: str) -> Callable[..., Any]:
     def method(self: Tensor, *arguments: Any, **options: Any) -> Any:
-        for word in _NUMPYS.keys() & options:
-            if _NUMPYS[word] in signature(FUNCTIONS[name]).parameters:
-                named = {_NUMPYS.get(key, key): value for key, value in options.items()}
-                write = [*map(repr, arguments), *(f"{key}={named[key]!r}" for key in named)]
-                raise DtypeError(
-                    f"expected {_NUMPYS[word]}, as in PyTorch; got NumPy's {word}. Write "
-                    f"x.{name}({', '.join(write)})."
-                )
+        if options:
+            _check_words(name, arguments, options)
         return FUNCTIONS[name](self, *arguments, **options)
 
     method.__name__ = name
