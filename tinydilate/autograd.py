@@ -86,12 +86,13 @@ _NUMPYS = {"axis": "dim", "keepdims": "keepdim"}  # its words, and PyTorch's
 
 def _check_words(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
     """Refuse NumPy's words for options of a function."""
-    for word in _NUMPYS.keys() & options:
-        if _NUMPYS[word] in signature(FUNCTIONS[name]).parameters:
+    for word in options:
+        ours = _NUMPYS.get(word)
+        if ours in signature(FUNCTIONS[name]).parameters:
             named = {_NUMPYS.get(key, key): value for key, value in options.items()}
-            write = [*map(repr, arguments), *(f"{key}={named[key]!r}" for key in named)]
+            write = [*map(repr, arguments), *(f"{key}={value!r}" for key, value in named.items())]
             raise DtypeError(
-                f"expected {_NUMPYS[word]}, as in PyTorch; got NumPy's {word}. Write "
+                f"expected {ours}, as in PyTorch; got NumPy's {word}. Write "
                 f"x.{name}({', '.join(write)})."
             )
 
