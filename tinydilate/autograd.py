@@ -88,7 +88,7 @@ def _check_words(name: str, arguments: tuple[Any, ...], options: dict[str, Any])
     """Refuse NumPy's words for options of a function."""
     for word in options:
         ours = _NUMPYS.get(word)
-        if ours in signature(FUNCTIONS[name]).parameters:
+        if ours and ours in signature(FUNCTIONS[name]).parameters:
             named = {_NUMPYS.get(key, key): value for key, value in options.items()}
             write = [*map(repr, arguments), *(f"{key}={value!r}" for key, value in named.items())]
             raise DtypeError(
