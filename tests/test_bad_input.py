@@ -344,6 +344,13 @@ ERRORS = [
         "expected an index from -2 to 1 along axis 0 of shape (2, 3); got 2.",
     ),
     (
+        "branches whose maps differ",
+        lambda: tensor(zeros(1, 4, 30, 30)) + tensor(zeros(1, 4, 28, 28)),
+        ShapeError,
+        "expected maps of one size; got (1, 4, 30, 30) and (1, 4, 28, 28). Pad the layers of the "
+        'smaller one (padding="same"), or crop the larger one: x[:, :, 1:-1, 1:-1].',
+    ),
+    (
         "indexing by an array",
         lambda: tensor(zeros(2, 3))[np.array([0])],
         ShapeError,

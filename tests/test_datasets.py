@@ -621,6 +621,13 @@ def test_lists_that_are_refused(tmp_path):
     ("classes", "text"),
     [
         ("a\nb\na\n", "each class once in .*classes.txt; got 'a' twice"),
+        ("mean 1 2 3\na\nb\n", "the mean pixel as the last line of .*; got it as line 1. Move it"),
+        (
+            "a #00ff00\nb\n",
+            "colour as three numbers in .*, such as 'road 128 64 128'; got 'a #00ff",
+        ),
+        ("a 0,1,2\nb\n", "colour as three numbers in .*; got 'a 0,1,2'"),
+        ("a 1 2 3\nb 1 2 3\n", r"a colour for each class in .*; got \(1, 2, 3\) for a and b"),
         ("a 1 2 300\n", "colours of 0 to 255 in .*; got the line 'a 1 2 300'"),
         ("a\nmean 1 2\n", "expected 'mean BLUE GREEN RED' as the last line"),
         ("a\nmean 1 2 x\n", "expected 'mean BLUE GREEN RED' as the last line"),

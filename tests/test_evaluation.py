@@ -138,7 +138,7 @@ def test_cityscapes_categories():
 def test_label_files_are_known_by_their_images(tmp_path):
     for name in (
         "a-labels.png", "a-overlay.png", "b.png", "c_gtFine_labelIds.png", "c_gtFine_color.png",
-        "sub/d_L.png", "e.txt",
+        "sub/d_L.png", "e.txt", "legend.png",
     ):  # fmt: skip
         tiny.save(tmp_path / name, np.zeros((2, 2), np.uint8), format="png")
     assert list(label_files(tmp_path)) == ["a", "b", "c", "d"]
@@ -422,6 +422,13 @@ def test_score_with_classes_of_your_own(tmp_path, capsys):
     assert "| yours | 100.0 | 100.0 | 100.0 |" in out
     code, out, _ = run(capsys, "score", tmp_path / "p", tmp_path, "--data", "folder")
     assert (code, "Mean IoU 100.0 over 2 of 2 classes" in out) == (0, True)
+    first = next(iter(truth))
+    (tmp_path / "val.txt").write_text(first + "\n")
+    for name in truth:
+        if name != first:
+            (tmp_path / "p" / f"{name}.png").unlink()
+    code, out, _ = run(capsys, "score", tmp_path / "p", tmp_path, "--data", "folder")
+    assert (code, "1 image" in out) == (0, True), f"its own val.txt is what is meant: {out}"
 
 
 @pytest.mark.parametrize(

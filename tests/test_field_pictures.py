@@ -8,7 +8,7 @@ import pytest
 from drawn import drawn, frames, hexes, rgb
 from PIL import Image
 
-from tinydilate import nn
+from tinydilate import models, nn
 from tinydilate.errors import ConfigError, DataError, FieldError, ShapeError
 from tinydilate.field import Slide, line_of
 from tinydilate.receptive_field import analyse
@@ -382,6 +382,42 @@ def test_the_animation_marks_what_is_new_in_each_layer():
         holes = (2 * max(seen) + 1) ** 2 - len(seen) ** 2
         sentence = f"sees {len(seen) ** 2} pixels, {holes} holes"
         assert title_of(left) == f"{number} (Conv2d)\n{sentence}"
+
+
+class Branches(nn.Module):
+    """A wide branch, and then a narrow one."""
+
+    def __init__(self):
+        self.first = nn.Conv2d(1, 1, 3, padding=1, rng=0)
+        self.wide = nn.Conv2d(1, 1, 3, padding=4, dilation=4, rng=0)
+        self.narrow = nn.Conv2d(1, 1, 3, padding=1, rng=0)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.wide(x) + self.narrow(x)
+
+
+def test_what_another_branch_has_seen_is_not_new():
+    analysis = analyse(Branches(), (1, 1, 30, 30))
+    drawings = frames(lambda path: fields.animate_growth(path, analysis))
+    assert [title_of(each.figure.axes[0]).partition(" ")[0] for each in drawings] == [
+        "first", "wide", "narrow",
+    ]  # fmt: skip
+    orange = []
+    for drawing in drawings:
+        y, x = np.transpose(list(product(range(-5, 6), repeat=2))) + 0.35
+        colours = drawing.colours(drawing.figure.axes[0], x, y).astype(int)
+        orange.append(int((abs(colours - rgb(ORANGE)).max(axis=1) < 7).sum()))
+    # Nine pixels; nine squares of nine, but for the one in the middle; and of 5x5 what lies between
+    # the middle's square and those around it, which reach from the third pixel on.
+    assert orange == [9, 72, 16]
+
+
+def test_a_network_with_a_skip_is_animated(tmp_path):
+    analysis = analyse(models.small_fcn(3, device="meta"), (1, 1, 64, 64))
+    fields.animate_growth(tmp_path / "a.gif", analysis)
+    with Image.open(tmp_path / "a.gif") as image:
+        assert image.n_frames > 5
 
 
 def test_the_animation_shows_each_layer_that_adds(tmp_path):

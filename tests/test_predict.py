@@ -6,9 +6,10 @@ from PIL import Image
 
 from tinydilate.config import Config
 from tinydilate.data import digits
-from tinydilate.errors import ConfigError, DataError
+from tinydilate.errors import ConfigError, DataError, ShapeError
 from tinydilate.io.checkpoint import save_checkpoint
 from tinydilate.metrics import confusion_matrix, mean_iou
+from tinydilate.models import PUBLISHED
 from tinydilate.predict import (
     DemoRecipe,
     Options,
@@ -18,6 +19,7 @@ from tinydilate.predict import (
     save_network,
     score,
 )
+from tinydilate.predict.checkpoints import PublishedRecipe
 from tinydilate.train import recipe_of
 
 CONFIG = Config(dilations=(1, 2), seed=3)
@@ -104,6 +106,29 @@ def test_no_network_of_a_recipe(tmp_path):
     with pytest.raises(DataError, match=r"Delete .*results\.json, then: ") as stop:
         load_network(tmp_path)
     assert str(stop.value).endswith(command)
+    (tmp_path / "network.safetensors").write_bytes(b"")
+    with pytest.raises(DataError, match=r"recipe, which has one; got 'joint'\. Leave it out\.$"):
+        load_network(tmp_path, "joint")
+
+
+def test_a_folder_that_is_no_runs(tmp_path):
+    with pytest.raises(DataError, match=r"which holds no run\. Name the folder that training w"):
+        load_network(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("levels", "error", "text"),
+    [
+        (np.zeros((8, 8, 3), np.float32), ShapeError, r"got \(8, 8, 3\)\. Of \(H, W, 3\) take"),
+        (np.full((3, 8, 8), 9, np.uint8), DataError, r"got uint8 up to 9\. Divide by 255"),
+        (np.full((3, 8, 8), 255, np.float32), DataError, r"got float32 up to 255\. Divide by 255"),
+    ],
+)
+def test_an_image_that_is_none_for_a_published_network(levels, error, text):
+    recipe = PublishedRecipe(next(iter(PUBLISHED.values())))
+    with pytest.raises(error, match=text):
+        recipe.prepare(levels)
+    assert recipe.prepare(np.ones((3, 2, 2), np.float32)).max() < 256
 
 
 @pytest.mark.parametrize(

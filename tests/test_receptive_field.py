@@ -288,6 +288,7 @@ def test_layers_behind_what_has_no_field():
     checks = verify(net, (1, 1, 6, 6))
     assert checks.agrees
     assert "1: not checked, 1: a reshape joins rows and columns" in str(checks)
+    assert str(checks).endswith("agree on 1 of 3 layers; the others are not checked")
     assert format_table(analysis).splitlines()[-1].split() == ["2", "Linear", "-"]
 
 
@@ -839,3 +840,10 @@ def test_nothing_is_changed_by_looking():
     assert all(p.grad is None and p.requires_grad for p in net.parameters())
     x = tensor(np.ones((1, 1, 9, 9), np.float32))
     assert isinstance(net(x), Tensor)
+
+
+def test_a_class_in_the_place_of_a_network_is_named():
+    with pytest.raises(
+        ConfigError, match=r"^expected a network; got the class ReLU\. Make one: ReL"
+    ):
+        analyse(nn.ReLU, (1, 1, 6, 6))

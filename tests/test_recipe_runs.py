@@ -315,7 +315,13 @@ def test_resuming_refuses_what_is_another_run(home, tmp_path):
     shutil.copytree(home / "front", tmp_path / "front")
     (tmp_path / "front/results.json").unlink()
     write_folder(tmp_path / "data", counts=(5, 3))
-    with pytest.raises(DataError, match=r"images that the run was started with; got others"):
+    with pytest.raises(DataError, match=r"got others \(what differs: train, validation\)\. Check"):
+        run(tmp_path, "front", recipe(), resume=True)
+    shutil.rmtree(tmp_path / "data")
+    write_folder(tmp_path / "data")
+    classes = (tmp_path / "data/classes.txt").read_text().splitlines()
+    (tmp_path / "data/classes.txt").write_text("\n".join([*classes[::-1], "mean 1 2 3"]))
+    with pytest.raises(DataError, match=r"got others \(what differs: classes, mean pixel\)\."):
         run(tmp_path, "front", recipe(), resume=True)
     (tmp_path / "front/start.json").write_text("{")
     with pytest.raises(DataError, match=r"start\.json to say what the run started from"):
@@ -349,7 +355,7 @@ def test_layers_are_missing_or_fresh(home, tmp_path):
     plan = joint_recipe().plan(load_any(home / "front").recipe.plan.classes)
     network = plan.build(rng=5)
     before = network.state_dict()
-    with pytest.raises(DataError, match=r"missing ctx_conv1_1\.weight.*--set 'fresh=\[\"ctx_fin"):
+    with pytest.raises(DataError, match=r"missing ctx_conv1_1\.weight.*fresh=\[\"ctx_conv1_1\", "):
         load_start(network, home / "front", plan.classes.mean)
     np.testing.assert_equal(network.state_dict(), before)
     start = load_start(network, home / "front", plan.classes.mean, ["ctx_*"])
@@ -451,6 +457,14 @@ def test_a_loss_that_stays_high_stops(home, monkeypatch):
     with pytest.raises(ConfigError, match=r"got 51\S* over 2 steps at step 2\. The learning"):
         run(home, "high", recipe(steps=30, lr=1e-6))
     shutil.rmtree(home / "high")
+
+
+def test_validation_images_that_are_trained_on_are_told(tmp_path, capsys):
+    write_folder(tmp_path / "data")
+    (tmp_path / "data/val.txt").write_text("picture1\npicture6\n")
+    run_recipe(recipe(steps=1), Call([tmp_path / "data"], tmp_path / "run", progress=True), False)
+    told = capsys.readouterr().err
+    assert "1 of 2 validation images are trained on as well (picture1): scores" in told
 
 
 def test_a_bad_first_loss_is_warned_of(home, capsys):

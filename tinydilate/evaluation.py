@@ -214,7 +214,7 @@ def label_files(folder: Path | str) -> dict[str, Path]:
 
 def _is_picture(stem: str) -> bool:
     """Whether a file beside label files only shows something: pictures are not scored."""
-    return stem.endswith(("-overlay", "_gtFine_color", "_gtFine_instanceIds"))
+    return stem == "legend" or stem.endswith(("-overlay", "_gtFine_color", "_gtFine_instanceIds"))
 
 
 def code_of(path: Path, classes: Classes) -> Code:

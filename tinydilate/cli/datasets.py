@@ -195,6 +195,8 @@ def _score(arguments: argparse.Namespace) -> int:
     else:
         splits = KINDS[arguments.data].splits
         split = arguments.split or next(s for s in ("val", "test", "all") if s in splits)
+        if arguments.data == "folder" and arguments.split is None:  # its lists are its owner's
+            split = "val" if (Path(arguments.true) / "val.txt").exists() else split
         dataset = open_dataset(arguments.data, arguments.true, split)
         found = evaluate_files(arguments.predicted, dataset, "scoring")
     show(_score_dict(found), arguments.json, lambda: _score_table(found, arguments.markdown))

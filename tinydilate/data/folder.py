@@ -13,6 +13,7 @@ without it VOC's is taken, which is close to ImageNet's, whose weights one usual
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -96,6 +97,16 @@ def read_classes(path: Path) -> Classes:
     names, palette = [], list(voc_palette(len(lines)))
     for number, line in enumerate(lines):
         words = line.split()
+        if words[0] == "mean" and len(words) == 4:
+            raise DataError(
+                f"expected the mean pixel as the last line of {path}; got it as line {number + 1}. "
+                "Move it to the end."
+            )
+        if re.fullmatch(r"#[0-9a-fA-F]{6}|\d+,\d+,\d+,?", words[-1]):
+            raise DataError(
+                f"expected a class's colour as three numbers in {path}, such as 'road 128 64 128'; "
+                f"got {line!r}."
+            )
         if len(words) >= 4 and all(word.isdecimal() for word in words[-3:]):
             palette[number] = _colour(words[-3:], path, line)
             words = words[:-3]
@@ -105,6 +116,13 @@ def read_classes(path: Path) -> Classes:
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"expected each class once in {path}; got {twice!r} twice.")
+    if len(set(palette)) != len(palette):
+        twice_drawn = next(colour for colour in palette if palette.count(colour) > 1)
+        alike = " and ".join(n for n, c in zip(names, palette, strict=True) if c == twice_drawn)
+        raise DataError(
+            f"expected a colour for each class in {path}; got {twice_drawn} for {alike}. (A class "
+            "without one is drawn in VOC's colour of its number: then give all of them one.)"
+        )
     return Classes(path.parent.resolve().name, tuple(names), tuple(palette), mean)
 
 

@@ -63,7 +63,7 @@ def read_list(path: Path, advice: str) -> list[str]:
         If there is no such file, or it is empty or no text.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
     except FileNotFoundError:
         raise DataError(f"expected the list {path}; there is no such file. {advice}") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -53,9 +53,15 @@ def _broadcast_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
     try:
         return np.broadcast_shapes(*shapes)
     except ValueError:
+        got = " and ".join(map(str, shapes))
+        if all(len(shape) == 4 for shape in shapes) and len({shape[:2] for shape in shapes}) == 1:
+            raise ShapeError(
+                f"expected maps of one size; got {got}. Pad the layers of the smaller one "
+                '(padding="same"), or crop the larger one: x[:, :, 1:-1, 1:-1].'
+            ) from None
         raise ShapeError(
-            f"expected shapes that broadcast; got {' and '.join(map(str, shapes))}. Counted from "
-            "the last axis, two sizes must be equal or one of them 1: reshape one of them."
+            f"expected shapes that broadcast; got {got}. Counted from the last axis, two sizes "
+            "must be equal or one of them 1: reshape one of them."
         ) from None
 
 

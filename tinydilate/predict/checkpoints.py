@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tinydilate import models, nn
 from tinydilate.config import Config
-from tinydilate.errors import ConfigError, DataError, program
+from tinydilate.errors import ConfigError, DataError, ShapeError, program
 from tinydilate.io.checkpoint import load_checkpoint, save_checkpoint
 from tinydilate.io.weights import Weights, load_weights, read_weights
 from tinydilate.models import FrontEndWithContext
@@ -141,6 +141,16 @@ class PlannedRecipe(NamedTuple):
 def _blue_green_red(
     levels: NDArray[np.float32], mean: tuple[float, float, float]
 ) -> NDArray[np.float32]:
+    if levels.ndim != 3 or levels.shape[0] != 3:
+        raise ShapeError(
+            f"expected an image (3, H, W): red, green, blue; got {levels.shape}. Of (H, W, 3) take "
+            ".transpose(2, 0, 1)."
+        )
+    if levels.dtype.kind != "f" or not levels.max(initial=0) <= 2:  # a sharpened one may pass 1
+        raise DataError(
+            f"expected levels in [0, 1]; got {levels.dtype} up to {levels.max(initial=0):g}. "
+            "Divide by 255, or read the file with tinydilate.io.images.read_image."
+        )
     return levels[::-1] * np.float32(255) - np.array(mean, np.float32)[:, None, None]
 
 
@@ -238,7 +248,13 @@ def _network_file(path: Path, name: str | None) -> Path:
 def _no_network(path: Path, name: str | None) -> str:
     """What a folder lacks, and what helps: of a complete run, --resume has nothing to finish."""
     complete, place = (path / "results.json").exists(), shlex.quote(str(path))
-    if (path / "recipe.toml").exists() and name is None:
+    recipe = (path / "recipe.toml").exists()
+    if recipe and name is not None and (path / "network.safetensors").exists():
+        return (
+            f"expected no name of a network for the run of a recipe, which has one; got {name!r}. "
+            "Leave it out."
+        )
+    if recipe:
         first = f"Delete {path / 'results.json'}, then" if complete else "Finish the run, by"
         return (
             f"expected the run's network at {path / 'network.safetensors'}; there is no such file. "
@@ -246,6 +262,8 @@ def _no_network(path: Path, name: str | None) -> str:
             "--data FOLDER"
         )
     what = f"expected a run folder with {name or 'a network'} in its checkpoints/; got {path}"
+    if not complete and not (path / "config.toml").exists():
+        return f"{what}, which holds no run. Name the folder that training wrote (its --out)."
     if complete:
         return f"{what}, whose run is complete: they were deleted. {train_again(path)}"
     return f"{what}. Train first, or finish the run with: {program()} train --resume --out {place}"

@@ -149,11 +149,6 @@ def _bands(
         )
     if options.method != "original":
         raise ConfigError(f"expected a method out of {', '.join(METHODS)}; got {options.method!r}.")
-    if recipe.tile is None:
-        raise ConfigError(
-            "expected a published network for the method original, whose file says how large a "
-            "tile is; got the network of a run. Use the method whole."
-        )
     return original_bands(trained.network, image, recipe.tile, progress=progress)
 
 

@@ -46,7 +46,7 @@ from tinydilate.window import Pair
 def as_original(
     network: nn.Module,
     image: Array,
-    tile: Pair,
+    tile: Pair | None,
     *,
     place: str | None = None,
     progress: str = "",
@@ -78,7 +78,7 @@ def as_original(
 def original_bands(
     network: nn.Module,
     image: Array,
-    tile: Pair,
+    tile: Pair | None,
     *,
     place: str | None = None,
     progress: str = "",
@@ -86,6 +86,11 @@ def original_bands(
     """`as_original` as bands of rows; see `whole_bands`."""
     parts = parts_of(network, place)
     check_image(image)
+    if tile is None:
+        raise ConfigError(
+            "expected a published network for the method original, whose file says how large a "
+            "tile is; got the network of a run. Use the method whole."
+        )
     useful = tile[0] - 2 * parts.border, tile[1] - 2 * parts.border
     if min(useful) < 1:
         raise ConfigError(

@@ -21,7 +21,7 @@ import numpy as np
 from tinydilate import nn
 from tinydilate.autograd import Op, Tensor, ops_behind
 from tinydilate.device import MetaArray
-from tinydilate.errors import DeviceError, FieldError, ShapeError, TinydilateError
+from tinydilate.errors import ConfigError, DeviceError, FieldError, ShapeError, TinydilateError
 from tinydilate.field import ITSELF, Field, Line
 from tinydilate.functional.padding import index_map
 from tinydilate.receptive_field.rules import RULES, Along, Reading
@@ -240,6 +240,10 @@ def record_shapes(model: Model, input_size: Sequence[int]) -> Run:
         See `record`; for an image that is too small, with a size that would do.
     """
     size = check_size(input_size)
+    if isinstance(model, type):
+        raise ConfigError(
+            f"expected a network; got the class {model.__name__}. Make one: {model.__name__}(...)."
+        )
     if not isinstance(model, nn.Module):
         try:
             return record(model, Tensor(MetaArray(size), requires_grad=True))

@@ -83,6 +83,9 @@ class Verification(NamedTuple):
 
     def __str__(self) -> str:
         verdict = "agree" if self.agrees else "DIFFER"
+        measured = sum(bool(check.outputs) for check in self.checks)
+        if measured < len(self.checks):
+            verdict += f" on {measured} of {len(self.checks)} layers; the others are not checked"
         return "\n".join(
             [*map(str, self.checks), f"analysis and measurement by {self.method} {verdict}"]
         )

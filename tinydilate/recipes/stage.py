@@ -30,7 +30,7 @@ from tqdm import tqdm
 from tinydilate.autograd import no_grad, tensor
 from tinydilate.data.crops import Batch, feature_labels
 from tinydilate.device import check_device
-from tinydilate.errors import ConfigError, DataError, program
+from tinydilate.errors import ConfigError, DataError, listed, program
 from tinydilate.functional.dropping import manual_seed
 from tinydilate.io.checkpoint import load_checkpoint, save_checkpoint
 from tinydilate.io.conversion import describe
@@ -194,8 +194,13 @@ def _check_resumed(recipe: Recipe, folder: Path) -> None:
 
 
 def _identity(stage: Stage) -> dict[str, Any]:
-    """What the images of a run are known by."""
-    told = {}
+    """What the images of a run are known by, and what their labels mean."""
+    classes = stage.parts.plan.classes
+    told: dict[str, Any] = {
+        "classes": list(classes.names),
+        "colours": [list(colour) for colour in classes.palette],
+        "mean pixel": list(classes.mean),
+    }
     for part, images in zip(("train", "validation"), stage.images, strict=True):
         names = hashlib.sha256("\n".join(images.names).encode()).hexdigest()
         told[part] = {"images": len(images), "names": names}
@@ -226,10 +231,12 @@ def _read_start(stage: Stage) -> None:
             f"expected {folder / 'start.json'} to say what the run started from; it cannot be "
             f"read: {error}. Start a new run with another --out."
         ) from None
-    if kept != _identity(stage):
+    now = _identity(stage)
+    other = [what for what in now if not isinstance(kept, dict) or kept.get(what) != now[what]]
+    if other:
         raise DataError(
-            "expected the images that the run was started with; got others (their names or their "
-            "number differ). Check --data, or start a new run with another --out."
+            "expected the images that the run was started with; got others (what differs: "
+            f"{', '.join(other)}). Check --data, or start a new run with another --out."
         )
     if front is not None:
         front.load_state_dict(load_checkpoint(folder / "checkpoints" / FRONT)[0])
@@ -255,6 +262,12 @@ class StageRun:
 
     def get_ready(self) -> None:
         """Say what is coming, and store the features that are missing."""
+        both = {*self.stage.images.train.names} & {*self.stage.images.validation.names}
+        if both:
+            self.call.say(
+                f"{len(both)} of {len(self.stage.images.validation)} validation images are trained "
+                f"on as well ({listed(sorted(both), 3)}): scores on them say little about others."
+            )
         if self.standing.step < self.recipe.steps:
             self.forecast = self.stage.forecast(self.stage.seconds_per_step())
             self.call.say(told_forecast(self.recipe, self.forecast))

@@ -124,9 +124,11 @@ def load_start(
             progress="first weights" if progress else "",
         )
     except DataError as error:
+        missing = [layer for layer in _layers(names) if not any(_is_of(n, [layer]) for n in kept)]
+        first = ", ".join(f'"{layer}"' for layer in missing or _layers(names)[-1:])
         raise DataError(
             f"{error} (In a recipe, layers that start anew are called fresh: --set "
-            f"'fresh=[\"{_layers(names)[-1]}\"]'.)"
+            f"'fresh=[{first}]'. If a stage comes before this one, give the folder of its run.)"
         ) from None
     loaded = tuple(each.name for each in report.loaded)
     anew = tuple(name for name in names if name not in loaded and name not in fixed)

@@ -557,7 +557,8 @@ def animate_growth(path: Path | str, analysis: Analysis, seconds: float = 1.0) -
         raise FieldError("expected a network with layers that have a field; got none.")
     # Those of output 0, which are then laid upon one another at their centres.
     fields = [layer.field_of((0, 0)) for layer in layers]
-    frames = [_frame(layers, fields, number) for number in range(len(layers))]
+    seen = _seen_before([field.mask for field in fields])
+    frames = [_frame(layers, fields, seen[number], number) for number in range(len(layers))]
     shared = Image.fromarray(np.concatenate(frames)).quantize(128, dither=Image.Dither.NONE)
     pictures = [
         Image.fromarray(frame).quantize(palette=shared, dither=Image.Dither.NONE)
@@ -583,7 +584,22 @@ def _that_grow(analysis: Iterable[Layer]) -> Iterable[Layer]:
             before = now
 
 
-def _frame(layers: Sequence[Layer], fields: Sequence[Patch], number: int) -> Array:
+def _seen_before(masks: Sequence[Array]) -> list[Array]:
+    """For each mask, which of its pixels an earlier one has: one of them, for networks branch."""
+    sides = [max(mask.shape[axis] for mask in masks) for axis in (0, 1)]
+    union = np.zeros(sides, bool)
+    found = []
+    for mask in masks:
+        rows, columns = (
+            slice((side - size) // 2, (side - size) // 2 + size)
+            for side, size in zip(sides, mask.shape, strict=True)
+        )
+        found.append(union[rows, columns].copy())
+        union[rows, columns] |= mask
+    return found
+
+
+def _frame(layers: Sequence[Layer], fields: Sequence[Patch], before: Array, number: int) -> Array:
     """One picture as uint8 (rows, columns, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -592,13 +608,13 @@ def _frame(layers: Sequence[Layer], fields: Sequence[Patch], number: int) -> Arr
     drawing: Any = FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.05))
     side = max(max(mask.shape) for _, mask in fields) + 2
-    _draw_new(left, patch, fields[number - 1] if number else None, side)
+    _draw_new(left, patch, before, side)
     holes = f", {layer.holes:,} holes" if layer.holes else ""
     _title(
         left,
         f"{layer.name} ({layer.type})\nsees {layer.reached:,} pixels{holes}",
     )
-    left.set_xlabel("orange: new in this layer" + ("; ×: hole" if holes else ""), fontsize=9)
+    left.set_xlabel("orange: seen by no layer before" + ("; ×: hole" if holes else ""), fontsize=9)
     extents = [one.extent[0] for one in layers]
     at = np.arange(1, len(layers) + 1)
     right.plot(at, extents, color=PALE, marker="o", markersize=3, linewidth=1)
@@ -622,17 +638,13 @@ def _frame(layers: Sequence[Layer], fields: Sequence[Patch], number: int) -> Arr
     return np.asarray(drawing.buffer_rgba())[:, :, :3].copy()
 
 
-def _draw_new(axes: Any, patch: Patch, before: Patch | None, side: int) -> None:
-    """A field, with what is new in it in another colour."""
+def _draw_new(axes: Any, patch: Patch, before: Array, side: int) -> None:
+    """A field, with what was not seen before in another colour."""
     from matplotlib.colors import to_rgb
 
     _bare(axes)
     _draw_map(axes, patch, side)
-    new = patch.mask.copy()
-    if before is not None:
-        corner = [(a - b) // 2 for a, b in zip(new.shape, before.mask.shape, strict=True)]
-        rows, columns = before.mask.shape
-        new[corner[0] : corner[0] + rows, corner[1] : corner[1] + columns] &= ~before.mask
+    new = patch.mask & ~before
     colours = np.zeros((*new.shape, 4))
     colours[new] = (*to_rgb(ORANGE), 1)
     height, width = new.shape
