@@ -435,7 +435,7 @@ def test_broken_images(tmp_path, content, text):
 def test_what_is_wrong_is_said_once(tmp_path):
     """A sentence about the pixels is not taken for what Pillow says of a broken file."""
     tiny.save(tmp_path / "a.png", np.full((2, 2), 77, np.uint8))
-    with pytest.raises(DataError, match=r"^expected labels .* named\.$"):
+    with pytest.raises(DataError, match=r"^expected labels .* counted from 0\.$"):
         read_labels(tmp_path / "a.png", CODE)
     with pytest.raises(DataError, match=r"^expected an image file; .* is a folder\. Name a file"):
         read_image(tmp_path)
@@ -638,6 +638,20 @@ def test_classes_that_are_refused(tmp_path, classes, text):
     tiny.write_folder(tmp_path, classes=classes)
     with pytest.raises(DataError, match=text):
         open_dataset("folder", tmp_path, "all")
+
+
+def test_lists_of_a_folder_that_are_refused(tmp_path):
+    truth = tiny.write_folder(tmp_path)
+    first = next(iter(truth))
+    (tmp_path / "val.txt").write_text(f"{first}.jpg\n")
+    with pytest.raises(
+        DataError, match=rf"without endings in .*val\.txt; got '{first}\.jpg'\. Write"
+    ):
+        open_dataset("folder", tmp_path, "val")
+    with pytest.raises(
+        DataError, match=r"There are all, .*val\. Did you mean val\? A plain folder"
+    ):
+        open_dataset("folder", tmp_path, "vla")
 
 
 # ---- SBD's files -----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ without it VOC's is taken, which is close to ImageNet's, whose weights one usual
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from tinydilate.data.layout import (
     safe_path,
 )
 from tinydilate.data.pixels import plain_code, read_labels
-from tinydilate.errors import DataError
+from tinydilate.errors import DataError, meant
 
 ADVICE = (
     "A plain folder holds images/, labels/ with a PNG of the same name for each image, classes.txt "
@@ -61,9 +62,7 @@ def open_folder(
         names = sorted({*images, *(path.stem for path in (root / "labels").glob("*.png"))})
     else:
         source = root / f"{split}.txt"
-        names = read_list(source, ADVICE)
-        for name in names:
-            safe_path(root, name, source)
+        names = _names_of(source, images)
     code = plain_code(classes.palette)
     members = []
     for name in names:
@@ -73,6 +72,25 @@ def open_folder(
     check_files((member.image for member in members), "an image", ADVICE)
     check_files((root / "labels" / f"{name}.png" for name in names), "labels", ADVICE)
     return LabelledImages(classes, members, size)
+
+
+def _names_of(source: Path, images: Mapping[str, Path]) -> list[str]:
+    """The names in a split's list, which are those of images without their endings."""
+    if not source.exists():
+        lists = sorted({ALL, *(path.stem for path in source.parent.glob("*.txt"))} - {"classes"})
+        raise DataError(
+            f"expected the list {source}; there is no such file. There are {', '.join(lists)}."
+            f"{meant(source.stem, lists)} {ADVICE}"
+        )
+    names = read_list(source, ADVICE)
+    for name in names:
+        safe_path(source.parent, name, source)
+        if name not in images and Path(name).stem in images:
+            raise DataError(
+                f"expected names without endings in {source}; got {name!r}. Write "
+                f"{Path(name).stem}."
+            )
+    return names
 
 
 def read_classes(path: Path) -> Classes:

@@ -164,7 +164,10 @@ def _unknown_numbers(unknown: list[int], numbers: NDArray[Any], path: Path, code
     greys = {round(0.299 * r + 0.587 * g + 0.114 * b) for r, g, b in code.colours}
     if greys and set(unknown) <= greys:
         return text + "These look like a colour map that was saved in grey: take the original file."
-    return text + "Check that the data set is of the kind that was named."
+    return text + (
+        "Check that the data set is of the kind that was named; in classes.txt of a plain folder "
+        "each line is a class, counted from 0."
+    )
 
 
 def _ranges(numbers: Mapping[int, int]) -> str:
@@ -218,7 +221,10 @@ def _unknown_colours(packed: NDArray[Any], known: NDArray[Any], path: Path, code
             "So many shades come from JPEG, or from resizing with smoothing: take the original "
             "PNG, and resize labels by the nearest pixel."
         )
-    return text + "Check that the data set is of the kind that was named, and its palette."
+    return text + (
+        "Check that the data set is of the kind that was named; in classes.txt of a plain folder "
+        "each colour stands behind its class, as NAME RED GREEN BLUE."
+    )
 
 
 def _from_palette(image: Any, path: Path, code: Code) -> Bytes:
