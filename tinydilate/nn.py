@@ -25,9 +25,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast
 
 import numpy as np
 
+from tinydilate import absent, init
 from tinydilate import functional as F
-from tinydilate import init
-from tinydilate.absent import asked_of, missing
 from tinydilate.autograd import FLOATS, Tensor
 from tinydilate.device import (
     DEVICES,
@@ -50,7 +49,7 @@ from tinydilate.functional.padding import reflect_border
 from tinydilate.window import Window, pair
 
 if not TYPE_CHECKING:
-    __getattr__ = asked_of("tinydilate.nn")
+    __getattr__ = absent.asked_of("tinydilate.nn")
 
 Kind = TypeVar("Kind")
 Size = tuple[int, ...]
@@ -186,7 +185,7 @@ class Module(ABC):
     if not TYPE_CHECKING:  # a type checker would take every name to be there
 
         def __getattr__(self, name: str) -> Any:
-            raise missing("a module", self, name)
+            raise absent.missing("a module", self, name)
 
     # What the module is made of.
 
@@ -443,7 +442,7 @@ def _refuse_mismatch(missing: list[str], unexpected: list[str], reshaped: list[s
 def _converter(target: Any) -> Callable[[Any], Any]:
     """What `Module.to` does to each array."""
     if is_device(target):
-        return lambda array: move(array, check_device(target))
+        return lambda array: move(array, target)
     try:
         dtype = np.dtype(target)
     except TypeError:

@@ -298,7 +298,7 @@ class Optimizer(ABC):
     remembered: int
 
     def __init__(self, params: Iterable[Any], options: dict[str, Any]) -> None:
-        given = _listed(params)
+        given = _as_list(params)
         groups = given if given and isinstance(given[0], Mapping) else [{"params": given}]
         self.param_groups = [
             {**options, **group, "params": list(group["params"])} for group in groups
@@ -574,7 +574,7 @@ def _check_options(group: Mapping[str, Any]) -> None:
             )
 
 
-def _listed(params: Any) -> list[Any]:
+def _as_list(params: Any) -> list[Any]:
     """Parameters or groups in a list; what is neither is likely the module, or lacks its ()."""
     if not isinstance(params, Iterable) or isinstance(params, Tensor | Mapping):
         what = "a method" if callable(params) and hasattr(params, "__self__") else None

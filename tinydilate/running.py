@@ -38,6 +38,11 @@ LATEST = "latest.safetensors"
 WATCHED = 20  # steps whose mean loss tells whether training has gone astray
 
 
+def latest_of(folder: Path) -> Path:
+    """The checkpoint that the run in a folder goes on from."""
+    return folder / "checkpoints" / LATEST
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, after everything was saved; the message says how to go on."""
 
@@ -165,7 +170,7 @@ class Sitting:
         """Write the latest checkpoint: from here the run can go on bit for bit."""
         self.standing.log_bytes = self.log.settle()
         self.seconds()
-        save_state(self.folder / "checkpoints" / LATEST, self.standing, network, optimizer)
+        save_state(latest_of(self.folder), self.standing, network, optimizer)
 
     def skip(self, **where: str) -> None:
         """Log a step whose batch has no pixel that counts."""
@@ -212,7 +217,7 @@ def make_run_folder(folder: Path, configuration: str) -> None:
             f"expected a new run folder; {folder} holds a run already. Go on with it by adding "
             "--resume, or choose another folder with --out."
         )
-    if (folder / "log.jsonl").exists() or (folder / "checkpoints" / LATEST).exists():
+    if (folder / "log.jsonl").exists() or latest_of(folder).exists():
         raise ConfigError(
             f"expected a new run folder; {folder} holds a log or a checkpoint, which a run would "
             "write over. Choose another folder with --out."

@@ -44,13 +44,13 @@ from tinydilate.predict import DemoRecipe, beside, label_maps, load_network, sav
 from tinydilate.predict.checkpoints import train_again
 from tinydilate.recording import Recording, record
 from tinydilate.running import (
-    LATEST,
     Interrupted,
     SavedState,
     Sitting,
     Standing,
     astray,
     deferred_interrupt,
+    latest_of,
     make_run_folder,
     read_results,
 )
@@ -298,7 +298,7 @@ class Run:
         self.standing = Standing()
         self.network: FrontEndWithContext
         self.optimizer: optim.Optimizer
-        if (self.checkpoints / LATEST).exists():
+        if latest_of(folder).exists():
             self._load()
         else:
             self._begin_stage()
@@ -330,7 +330,7 @@ class Run:
         self.standing.step, self.standing.recent = 0, []
 
     def _load(self) -> None:
-        saved = SavedState(self.checkpoints / LATEST, self.standing)
+        saved = SavedState(latest_of(self.folder), self.standing)
         self._check_finished()
         if self.standing.stage == len(self.stages):
             return

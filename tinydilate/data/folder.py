@@ -76,13 +76,11 @@ def open_folder(
 
 def _names_of(source: Path, images: Mapping[str, Path]) -> list[str]:
     """The names in a split's list, which are those of images without their endings."""
+    advice = ADVICE
     if not source.exists():
         lists = sorted({ALL, *(path.stem for path in source.parent.glob("*.txt"))} - {"classes"})
-        raise DataError(
-            f"expected the list {source}; there is no such file. There are {', '.join(lists)}."
-            f"{meant(source.stem, lists)} {ADVICE}"
-        )
-    names = read_list(source, ADVICE)
+        advice = f"There are {', '.join(lists)}.{meant(source.stem, lists)} {ADVICE}"
+    names = read_list(source, advice)
     for name in names:
         safe_path(source.parent, name, source)
         if name not in images and Path(name).stem in images:

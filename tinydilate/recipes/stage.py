@@ -53,13 +53,13 @@ from tinydilate.recipes.stepping import (
 from tinydilate.recipes.stored import canvas_input
 from tinydilate.recipes.table import Recipe
 from tinydilate.running import (
-    LATEST,
     Interrupted,
     SavedState,
     Sitting,
     Standing,
     astray,
     deferred_interrupt,
+    latest_of,
     make_run_folder,
     read_results,
 )
@@ -152,7 +152,7 @@ def run_recipe(recipe: Recipe, call: Call, resume: bool = False) -> dict[str, An
         _check_resumed(recipe, call.folder)
     if resume and results.exists():
         return read_results(results, "mean_iou")
-    saved = resume and (call.folder / "checkpoints" / LATEST).exists()
+    saved = resume and latest_of(call.folder).exists()
     if not saved:
         check_start(recipe, call.init)
     stage = Stage(recipe, call)
@@ -254,7 +254,7 @@ class StageRun:
         self.standing = Standing()
         manual_seed(self.recipe.seed)  # dropout; whatever ran before
         if saved:
-            latest = self.call.folder / "checkpoints" / LATEST
+            latest = latest_of(self.call.folder)
             SavedState(latest, self.standing).put_back(self.network, self.optimizer)
         self.sitting = Sitting(self.call.folder, self.standing)
         self.forecast: dict[str, Any] = {}
